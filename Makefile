@@ -1,0 +1,41 @@
+# The commands of the README. Each sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SOURCES := stableopt tests benchmarks examples docs
+
+.PHONY: help demo test lint format bench docs clean
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# One stamp per set of extras, so that a target installs only what it needs.
+$(VENV)/.installed-%: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[$*]'
+	@touch $@
+
+demo: $(VENV)/.installed-all ## train a small GPT, inject a fault, watch it survive (ARGS=...)
+	$(BIN)/stableopt demo $(ARGS)
+
+test: $(VENV)/.installed-test ## run the tests on two cores (ARGS=...)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q $(ARGS)
+
+lint: $(VENV)/.installed-lint $(VENV)/.installed-test ## ruff and mypy
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-lint ## let ruff put the code into shape
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+bench: $(VENV)/.installed-bench ## measure the overhead against the bare optimizer and a peer
+	$(BIN)/python -m pytest benchmarks -q -p no:xdist
+	$(BIN)/python -m benchmarks.overhead $(ARGS)
+
+docs: $(VENV)/.installed-docs ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+clean: ## remove the virtual environment and everything built
+	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

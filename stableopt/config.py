@@ -1,0 +1,195 @@
+"""Check what the user gave before training starts, and read it from plain dicts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from stableopt.errors import ConfigError, unknown_name
+from stableopt.guard import Guard
+from stableopt.telemetry import JsonLines, Writer
+from stableopt.telemetry.dispatch import Dispatcher
+from stableopt.transforms import ClipGradNorm, GradientTransform
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+_TRANSFORMS: dict[str, Callable[..., GradientTransform]] = {"ClipGradNorm": ClipGradNorm}
+
+
+def check_optimizer(optimizer: object) -> Optimizer:
+    """Return ``optimizer`` if it can be wrapped, else raise ``ConfigError``."""
+    if isinstance(optimizer, type):
+        raise ConfigError(
+            f"optimizer={optimizer.__name__} is a class: "
+            f"give an instance, e.g. {optimizer.__name__}(model.parameters(), lr=...)"
+        )
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(
+            f"optimizer={_type_name(optimizer)} object must be a torch.optim.Optimizer: "
+            "give the optimizer itself, e.g. torch.optim.AdamW(model.parameters())"
+        )
+    for group in optimizer.param_groups:
+        check_group(group)
+    if optimizer.defaults.get("differentiable"):
+        check_group(optimizer.defaults)
+    return optimizer
+
+
+def check_group(group: Mapping[str, Any]) -> None:
+    """Refuse a parameter group whose updates are part of the autograd graph."""
+    if group.get("differentiable"):
+        raise ConfigError(
+            "differentiable=True cannot be wrapped: a step that may be skipped has no "
+            "gradient; build the optimizer with differentiable=False"
+        )
+
+
+def check_model(model: object, optimizer: Optimizer) -> nn.Module | None:
+    """Return ``model`` if it is ``None`` or the module that ``optimizer`` trains."""
+    if model is None:
+        return None
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model={_type_name(model)} object must be a torch.nn.Module or None")
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in trained for p in model.parameters()):
+        raise ConfigError(
+            f"model={type(model).__name__} shares no parameter with the optimizer: "
+            "give the module whose parameters the optimizer was built from"
+        )
+    return model
+
+
+def check_single_process(optimizer: Optimizer) -> None:
+    """Refuse several ranks: they do not yet agree on one verdict."""
+    advice = "pass guard=False to train without the guard until ranks can agree on a verdict"
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        size = distributed.get_world_size()
+        if size > 1:
+            raise ConfigError(f"world_size={size} must be 1 with a guard: {advice}")
+    kinds = {type(p.data).__name__ for group in optimizer.param_groups for p in group["params"]}
+    if "DTensor" in kinds:
+        raise ConfigError(f"parameters are DTensors, which the guard cannot judge yet: {advice}")
+
+
+def make_guard(guard: object) -> Guard | None:
+    """Return the guard for the ``guard=`` argument; ``None`` stands for no guard."""
+    if guard is None:
+        return Guard()
+    if guard is False:
+        return None
+    if isinstance(guard, Guard):
+        return guard
+    raise ConfigError(
+        f"guard={guard!r} must be a stableopt.Guard, None for the default one, "
+        "or False for no guard"
+    )
+
+
+def make_transforms(transforms: object) -> tuple[GradientTransform, ...]:
+    """Return the transforms for the ``transforms=`` argument."""
+    if isinstance(transforms, str) or not isinstance(transforms, Iterable):
+        raise ConfigError(
+            f"transforms={transforms!r} must be a list of transforms, "
+            "e.g. transforms=[ClipGradNorm(1.0)]"
+        )
+    items = tuple(transforms)
+    for item in items:
+        if isinstance(item, type) or not isinstance(item, GradientTransform):
+            raise ConfigError(
+                f"transforms has {item!r}, which is no transform: it needs a method "
+                "transform_gradients, as ClipGradNorm(1.0) has"
+            )
+    return items
+
+
+def make_telemetry(telemetry: object) -> Dispatcher | None:
+    """Return what carries events for the ``telemetry=`` argument."""
+    if telemetry is None:
+        return None
+    if isinstance(telemetry, (str, os.PathLike)):
+        return Dispatcher([JsonLines(telemetry)])
+    writers = list(telemetry) if isinstance(telemetry, (list, tuple)) else [telemetry]
+    for writer in writers:
+        if isinstance(writer, type) or not isinstance(writer, Writer):
+            raise ConfigError(
+                f"telemetry={writer!r} must be None, a directory, or a writer or a list of "
+                "writers; a writer has the methods write(event) and close()"
+            )
+    return Dispatcher(writers) if writers else None
+
+
+def arguments_from(config: object) -> dict[str, Any]:
+    """Turn a plain dict (YAML, Hydra) into keyword arguments of ``StableOptimizer``."""
+    options = _mapping("config", config)
+    readers = {
+        "guard": _read_guard,
+        "transforms": _read_transforms,
+        "telemetry": _read_telemetry,
+    }
+    for key in options:
+        if key not in readers:
+            raise unknown_name("config key", key, readers)
+    return {key: readers[key](value) for key, value in options.items()}
+
+
+def _read_guard(value: Any) -> Guard | bool | None:
+    if value is None or isinstance(value, (bool, Guard)):
+        return None if value is True else value
+    return _build("guard", Guard, _mapping("guard", value), {"max_skips"})
+
+
+def _read_transforms(value: Any) -> list[GradientTransform]:
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
+        raise ConfigError(
+            f"transforms={value!r} must be a list with one entry per transform, "
+            "e.g. [{'ClipGradNorm': {'max_norm': 1.0}}]"
+        )
+    transforms = []
+    for entry in value:
+        item = _mapping("transforms entry", entry)
+        if len(item) != 1:
+            raise ConfigError(
+                f"transforms entry={dict(item)!r} must have one key, the name of the "
+                "transform, e.g. {'ClipGradNorm': {'max_norm': 1.0}}"
+            )
+        ((name, options),) = item.items()
+        if name not in _TRANSFORMS:
+            raise unknown_name("transform", name, _TRANSFORMS)
+        transforms.append(
+            _build(name, _TRANSFORMS[name], _mapping(name, options or {}), {"max_norm"})
+        )
+    return transforms
+
+
+def _read_telemetry(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _build("telemetry", JsonLines, value, {"directory", "every"})
+    return value
+
+
+def _build(
+    where: str, make: Callable[..., Any], options: Mapping[str, Any], known: set[str]
+) -> Any:
+    for key in options:
+        if key not in known:
+            raise unknown_name(f"{where} option", key, known)
+    try:
+        return make(**options)
+    except TypeError as error:
+        raise ConfigError(f"{where}={dict(options)!r}: {error}") from error
+
+
+def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name}={value!r} must be a dict, as in the configuration guide")
+    return value
+
+
+def _type_name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -1,0 +1,69 @@
+"""What goes wrong, in the words the user reads: what was given, the constraint, what to do."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from stableopt.types import Event
+
+
+class StableOptError(Exception):
+    """Root of every error that stableopt raises on purpose."""
+
+
+class ConfigError(StableOptError, ValueError):
+    """A setting that cannot work; raised before training starts.
+
+    The message has the form ``name=value``, the constraint, what to do.
+    """
+
+
+class DivergenceError(StableOptError, RuntimeError):
+    """The run cannot go on: its batches stay bad beyond the limits of the guard.
+
+    Attributes:
+        event: The :class:`~stableopt.types.Event` that stopped the run.
+        ledger: Every intervention of the run so far, the last one included.
+    """
+
+    def __init__(self, message: str, event: Event, ledger: Sequence[Event]) -> None:
+        super().__init__(message)
+        self.event = event
+        self.ledger = tuple(ledger)
+
+    def __reduce__(self) -> tuple[type[DivergenceError], tuple[object, ...]]:
+        """Keep event and ledger when the error crosses a process boundary."""
+        return type(self), (self.args[0], self.event, self.ledger)
+
+
+class MissingExtraError(StableOptError, ImportError):
+    """An optional dependency is not installed; the message has the pip command.
+
+    Args:
+        feature: What was asked for, e.g. ``"stableopt demo"``.
+        extra: The extra of ``pyproject.toml`` that brings it, e.g. ``"cli"``.
+    """
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(
+            f"{feature} needs packages that are not installed. "
+            f"Install them with: pip install 'stableopt[{extra}]'"
+        )
+        self.feature = feature
+        self.extra = extra
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        """Rebuild from the arguments, not from the finished message."""
+        return type(self), (self.feature, self.extra)
+
+
+def unknown_name(what: str, given: object, known: Iterable[str]) -> ConfigError:
+    """Build the error for a name that is not one of ``known``, with the nearest one."""
+    names = sorted(known)
+    near = get_close_matches(str(given), names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return ConfigError(f"{what}={given!r} is not known: use one of {', '.join(names)}{hint}")

@@ -1,0 +1,1 @@
+"""Detectors: what was observed, and what is held against it."""

@@ -1,0 +1,68 @@
+"""Measure every gradient once; clipping, judging and telemetry share the result."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stableopt.functional import all_finite, dense_values, safe_norm, tensor_norms, total_norm
+from stableopt.runtime.scalars import read_scalars
+from stableopt.types import GradientNorms
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+
+@torch.no_grad()
+def measure_gradients(
+    param_groups: Sequence[dict[str, Any]], beside: Sequence[float | Tensor] = ()
+) -> tuple[GradientNorms | None, list[float]]:
+    """Measure the norm of every gradient, and read other scalars in the same transfer.
+
+    A norm that is not finite is confirmed element by element, because the norm of huge
+    finite gradients overflows: only a NaN or an Inf in a gradient makes it ``nonfinite``.
+
+    Args:
+        param_groups: The groups of the inner optimizer.
+        beside: One-element tensors or numbers to bring to the host as well (the loss).
+
+    Returns:
+        The norms, ``None`` where no parameter has a gradient, and ``beside`` as floats.
+
+    Cost:
+        One read of the gradients and one host synchronisation while all is finite.
+    """
+    owners, values = [], []
+    for g, group in enumerate(param_groups):
+        for i, parameter in enumerate(group["params"]):
+            if parameter.grad is not None:
+                owners.append((g, i))
+                values.append(dense_values(parameter.grad))
+    if not values:
+        return None, read_scalars(beside)
+    norms = tensor_norms(values)
+    total = total_norm(norms)
+    total_value, *rest = read_scalars([total, *beside])
+    nonfinite: list[int] = []
+    if not math.isfinite(total_value):
+        nonfinite = [
+            i
+            for i, (norm, value) in enumerate(zip(norms, values, strict=True))
+            if not math.isfinite(float(norm)) and not all_finite(value)
+        ]
+        if not nonfinite:
+            total_value = safe_norm(values)
+            wide = torch.float32 if total.device.type == "mps" else torch.float64
+            total = torch.tensor(total_value, device=total.device, dtype=wide)
+    return GradientNorms(
+        owners=owners,
+        values=values,
+        norms=norms,
+        total=total,
+        total_value=total_value,
+        nonfinite=nonfinite,
+    ), rest

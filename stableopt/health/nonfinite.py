@@ -1,0 +1,46 @@
+"""A NaN or an Inf in the loss or in a gradient."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from stableopt.types import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stableopt.types import GradientNorms, Observation
+
+_NAMED = 3
+"""How many parameters a sentence names before it says how many more there are."""
+
+
+def find_nonfinite(
+    observation: Observation, names: Mapping[tuple[int, int], str]
+) -> tuple[Finding, ...]:
+    """Return a finding for a loss that is not finite, and one for such gradients.
+
+    Args:
+        observation: What is known about the step.
+        names: The name of every parameter by ``(group, index)``.
+    """
+    findings = []
+    loss, gradients = observation.loss, observation.gradients
+    if loss is not None and not math.isfinite(loss):
+        findings.append(Finding(kind="nonfinite_loss", message=f"the loss is {loss}", value=loss))
+    if gradients is not None and gradients.nonfinite:
+        findings.append(_in_gradients(gradients, names))
+    return tuple(findings)
+
+
+def _in_gradients(gradients: GradientNorms, names: Mapping[tuple[int, int], str]) -> Finding:
+    where = tuple(names[gradients.owners[i]] for i in gradients.nonfinite)
+    shown = ", ".join(where[:_NAMED])
+    more = f" and {len(where) - _NAMED} more" if len(where) > _NAMED else ""
+    return Finding(
+        kind="nonfinite_gradient",
+        message=f"the gradient of {shown}{more} is not finite",
+        where=where,
+        value=gradients.total_value,
+    )

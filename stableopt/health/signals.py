@@ -1,0 +1,89 @@
+"""What the user tells about a step: collected by ``observe()``, consumed by ``step()``."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stableopt.errors import ConfigError
+
+
+class Signals:
+    """The signals observed since the last step.
+
+    ``loss`` is averaged over all calls, and a value that is not finite wins, as it does
+    in any mean. Every other signal keeps its last value.
+    """
+
+    def __init__(self) -> None:
+        self._losses: list[float | Tensor] = []
+        self._others: dict[str, Any] = {}
+
+    def add(self, signals: Mapping[str, Any]) -> None:
+        """Collect ``signals``; ``None`` stands for not observed.
+
+        Raises:
+            ConfigError: A value is not a number, a tensor or a dict of these; nothing of
+                the call is then collected.
+        """
+        checked = {n: _checked(n, value) for n, value in signals.items() if value is not None}
+        loss = checked.pop("loss", None)
+        if isinstance(loss, dict):
+            raise ConfigError(
+                f"loss={signals['loss']!r}: the loss must be one number or one tensor; "
+                "pass the total, and its parts under other names"
+            )
+        if loss is not None:
+            self._losses.append(_mean(loss))
+        self._others.update(checked)
+
+    def take(self) -> tuple[list[float | Tensor], dict[str, Any]]:
+        """Return the losses and the other signals, and forget them."""
+        losses, others = self._losses, self._others
+        self._losses, self._others = [], {}
+        return losses, others
+
+
+def summarize_signals(signals: Mapping[str, Any]) -> dict[str, Any]:
+    """Return signals as plain numbers; a tensor of many values as its mean, min and max."""
+    return {name: _summary(value) for name, value in signals.items()}
+
+
+def _checked(name: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _checked(f"{name}[{k!r}]", v) for k, v in value.items()}
+    if isinstance(value, Tensor):
+        if value.numel() == 0:
+            raise ConfigError(f"{name}: an empty tensor has no value; leave the signal out")
+        # One value is copied, because running averages are updated in place.
+        return value.detach().clone() if value.numel() == 1 else value.detach()
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise ConfigError(
+        f"{name}={value!r}: a signal must be a number, a tensor or a dict of these; "
+        "convert it with float(...) or torch.as_tensor(...)"
+    )
+
+
+def _mean(value: float | Tensor) -> float | Tensor:
+    return _wide(value).mean() if isinstance(value, Tensor) else value
+
+
+def _wide(value: Tensor) -> Tensor:
+    real = value.abs() if value.is_complex() else value
+    return real.to(torch.float32 if real.device.type == "mps" else torch.float64)
+
+
+def _summary(value: Any) -> Any:
+    if isinstance(value, dict):
+        return summarize_signals(value)
+    if isinstance(value, Tensor):
+        if value.numel() == 1:
+            return float(_wide(value))
+        wide = _wide(value)
+        return {"mean": float(wide.mean()), "min": float(wide.min()), "max": float(wide.max())}
+    return value

@@ -1,0 +1,322 @@
+"""StableOptimizer: a torch optimizer that owns nothing of the one it wraps."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.optim import Optimizer
+
+from stableopt import config as checks
+from stableopt.errors import ConfigError
+from stableopt.step import StepLoop
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from torch import nn
+
+    from stableopt.guard import Guard
+    from stableopt.telemetry import Writer
+    from stableopt.transforms import GradientTransform
+    from stableopt.types import Event, Verdict
+
+_CHECKPOINT_KEY = "stableopt"
+
+
+class _Inner:
+    """An attribute that lives in the inner optimizer: read and written there, never here."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, wrapper: StableOptimizer | None, owner: type) -> Any:
+        return self if wrapper is None else getattr(wrapper.optimizer, self._name)
+
+    def __set__(self, wrapper: StableOptimizer, value: Any) -> None:
+        setattr(wrapper.optimizer, self._name, value)
+
+
+class StableOptimizer(Optimizer):
+    """Wrap a torch optimizer; training stays bit-identical to it while nothing is wrong.
+
+    Every call of :meth:`step` observes the loss and the gradients, judges them, and either
+    takes the step of the inner optimizer or leaves everything as it was. A NaN or Inf in
+    the loss or in a gradient skips the step: parameters, optimizer state and, with
+    ``model=``, buffers stay untouched, so that the batch never happened.
+
+    The wrapper is a true :class:`torch.optim.Optimizer` for schedulers, gradient scalers
+    and trainers, and shares ``param_groups``, ``state``, ``defaults`` and hooks with the
+    inner one: either may be used to build a scheduler or to register a hook.
+
+    Args:
+        optimizer: Any :class:`torch.optim.Optimizer`, kept as ``self.optimizer``.
+        model: The module it trains. Gives parameters their names in messages, and lets a
+            skipped step restore the buffers (BatchNorm statistics) that its forward pass
+            has already changed. Load its weights before you build the wrapper, or load
+            an optimizer checkpoint afterwards, so that the copy of the buffers is current.
+        transforms: Applied in order to the gradients of a step that is taken.
+        guard: ``None`` for the default :class:`~stableopt.Guard`, or ``False`` for none.
+        telemetry: ``None``, a directory for ``telemetry.jsonl`` and ``summary.json``, or a
+            writer or list of writers.
+
+    Attributes:
+        optimizer: The inner optimizer.
+
+    Raises:
+        ConfigError: ``optimizer`` is no torch optimizer, already wrapped or differentiable;
+            ``model`` does not belong to it; an option is out of range; the telemetry
+            directory cannot be written; several ranks without ``guard=False``.
+
+    Cost:
+        One read of the gradients and one host synchronisation per step; with ``model=``,
+        a copy of the model's buffers in memory and one read and write of them per step.
+
+    Example:
+        >>> import torch
+        >>> from stableopt import StableOptimizer
+        >>> model = torch.nn.Linear(3, 1)
+        >>> opt = StableOptimizer(torch.optim.AdamW(model.parameters(), lr=3e-4))
+        >>> model(torch.ones(2, 3)).mean().backward()
+        >>> opt.step()
+        >>> opt.verdict.action.value
+        'take'
+    """
+
+    param_groups = _Inner()
+    state = _Inner()
+    defaults = _Inner()
+    _optimizer_step_pre_hooks = _Inner()
+    _optimizer_step_post_hooks = _Inner()
+    _optimizer_state_dict_pre_hooks = _Inner()
+    _optimizer_state_dict_post_hooks = _Inner()
+    _optimizer_load_state_dict_pre_hooks = _Inner()
+    _optimizer_load_state_dict_post_hooks = _Inner()
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        model: nn.Module | None = None,
+        transforms: Iterable[GradientTransform] = (),
+        guard: Guard | bool | None = None,
+        telemetry: str | os.PathLike[str] | Writer | Sequence[Writer] | None = None,
+    ) -> None:
+        # Optimizer.__init__ would add the groups again and empty the inner state.
+        _refuse_wrapped(optimizer)
+        self.optimizer = checks.check_optimizer(optimizer)
+        options = checks.make_guard(guard)
+        if options is not None:
+            checks.check_single_process(optimizer)
+        self._loop = StepLoop(
+            optimizer,
+            model=checks.check_model(model, optimizer),
+            guard=options,
+            transforms=checks.make_transforms(transforms),
+            telemetry=checks.make_telemetry(telemetry),
+        )
+        self._close_at_exit()
+
+    @classmethod
+    def from_config(
+        cls, optimizer: Optimizer, config: Mapping[str, Any], *, model: nn.Module | None = None
+    ) -> StableOptimizer:
+        """Build from a plain dict, as YAML or Hydra gives it.
+
+        Args:
+            optimizer: The optimizer to wrap.
+            config: Any of ``guard`` (a dict of :class:`~stableopt.Guard` options, or
+                ``False``), ``transforms`` (a list of ``{name: options}``), ``telemetry`` (a
+                directory, or ``{"directory": …, "every": …}``).
+            model: As in the constructor.
+
+        Raises:
+            ConfigError: A key or option is unknown, or a value is out of range.
+
+        Example:
+            >>> import torch
+            >>> opt = StableOptimizer.from_config(
+            ...     torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1),
+            ...     {"guard": {"max_skips": 3}, "transforms": [{"ClipGradNorm": {"max_norm": 1.0}}]},
+            ... )
+            >>> opt.summary()["guard"]
+            {'max_skips': 3}
+        """
+        return cls(optimizer, model=model, **checks.arguments_from(config))
+
+    # What stableopt adds
+
+    def observe(self, **signals: Any) -> None:
+        """Tell the next :meth:`step` what is known about it.
+
+        May be called many times before a step. ``loss`` is averaged over the calls and a
+        value that is not finite wins; it takes the place of the closure's loss. Any other
+        signal keeps its last value and goes to the telemetry. Everything is consumed by
+        the next step.
+
+        Args:
+            **signals: Numbers, tensors of any shape, dicts of these, or ``None`` for not
+                observed.
+
+        Raises:
+            ConfigError: A value is none of these.
+
+        Cost:
+            No host synchronisation here; the loss joins that of the step.
+        """
+        self._loop.signals.add(signals)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What was decided about the last step and why; ``None`` before the first."""
+        return self._loop.verdict
+
+    @property
+    def ledger(self) -> tuple[Event, ...]:
+        """Every intervention so far, oldest first."""
+        return tuple(self._loop.ledger.interventions)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what happened so far as a dict of plain values.
+
+        Among them ``integrity``: ``"OK"`` while nothing harmful remained (skipped steps
+        included), ``"COMPROMISED"`` once the run was stopped or trains on a loss that is
+        not finite, ``"UNCHECKED"`` where ``guard=False`` left nobody to know.
+        """
+        return self._loop.summary()
+
+    def close(self) -> None:
+        """Write the last summary and close the telemetry; the optimizer remains usable.
+
+        Done at garbage collection and at interpreter exit for those who forget.
+        """
+        self._finalizer()
+
+    # The torch contract
+
+    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step of the inner optimizer, or leave everything as it was.
+
+        Args:
+            closure: Reevaluates the model and returns the loss. It is evaluated before the
+                inner step (and before its hooks), also when the step is then skipped.
+
+        Returns:
+            The closure's loss, else what the inner optimizer returns.
+
+        Raises:
+            DivergenceError: More than ``Guard.max_skips`` steps in a row were bad.
+        """
+        return self._loop(closure)
+
+    # The inner step fires the global hooks, so torch must not add them to this one; and a
+    # scheduler must not replace it on the instance, where a copy would step the original.
+    step.hooked = True
+    step._wrapped_by_lr_sched = True
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients of all parameters, as the inner optimizer does."""
+        self.optimizer.zero_grad(set_to_none=set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group to the inner optimizer."""
+        checks.check_group(param_group)
+        self.optimizer.add_param_group(param_group)
+        self._loop.rescan()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the inner optimizer's state dict, with our clocks beside it.
+
+        A bare optimizer loads it as well; it is plain data (``weights_only=True``).
+        """
+        return {**self.optimizer.state_dict(), _CHECKPOINT_KEY: self._loop.ledger.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict of a wrapped or of a bare optimizer."""
+        inner = {key: value for key, value in state_dict.items() if key != _CHECKPOINT_KEY}
+        self.optimizer.load_state_dict(inner)
+        self._loop.ledger.load_state_dict(state_dict.get(_CHECKPOINT_KEY) or {})
+        self._loop.rescan()
+
+    @property
+    def train(self) -> Any:
+        """The inner optimizer's ``train``; absent if it has none (schedule-free ones do)."""
+        return self._inner_method("train")
+
+    @property
+    def eval(self) -> Any:
+        """The inner optimizer's ``eval``; absent if it has none."""
+        return self._inner_method("eval")
+
+    def _inner_method(self, name: str) -> Any:
+        method = getattr(self.optimizer, name, None)
+        if method is None:
+            raise AttributeError(f"{type(self.optimizer).__name__} has no {name}()")
+        return method
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Tell GradScaler to unscale first, so that true gradients are judged."""
+        return False
+
+    @property
+    def _opt_called(self) -> bool:
+        """Tell schedulers whether a step was called before theirs."""
+        return self._loop.called
+
+    @_opt_called.setter
+    def _opt_called(self, value: bool) -> None:
+        self._loop.called = value
+
+    def __getattr__(self, name: str) -> Any:
+        """Point to the inner optimizer: delegating blindly would leak what is not ours."""
+        inner = self.__dict__.get("optimizer")
+        hint = ""
+        if inner is not None and not name.startswith("__") and hasattr(inner, name):
+            hint = f"; the wrapped {type(inner).__name__} has it: use .optimizer.{name}"
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
+
+    def __repr__(self) -> str:
+        loop = self._loop
+        guard = "False" if loop.guard is None else repr(loop.guard)
+        return f"{type(self).__name__}(guard={guard}, {self.optimizer!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give copies and pickles everything but the writers."""
+        loop = self._loop
+        return {
+            "optimizer": self.optimizer,
+            "model": loop.model,
+            "guard": False if loop.guard is None else loop.guard,
+            "transforms": loop.transforms,
+            "ledger": loop.ledger,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.optimizer = state["optimizer"]
+        self._loop = StepLoop(
+            self.optimizer,
+            model=state["model"],
+            guard=checks.make_guard(state["guard"]),
+            transforms=state["transforms"],
+            telemetry=None,
+        )
+        self._loop.ledger = state["ledger"]
+        self._close_at_exit()
+
+    def _close_at_exit(self) -> None:
+        self._finalizer = weakref.finalize(self, self._loop.close)
+
+
+def _refuse_wrapped(optimizer: object) -> None:
+    seen = optimizer
+    while isinstance(seen, Optimizer):
+        if isinstance(seen, StableOptimizer):
+            raise ConfigError(
+                f"optimizer={type(optimizer).__name__} object is wrapped in a StableOptimizer "
+                "already: wrap the bare optimizer once"
+            )
+        seen = seen.__dict__.get("optimizer")

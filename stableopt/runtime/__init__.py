@@ -1,0 +1,1 @@
+"""Walking tensors, names and scalars: what the rooms above need of torch's runtime."""

@@ -1,0 +1,43 @@
+"""Bring numbers from the device to the host, in as few transfers as there are devices."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def read_scalars(values: Sequence[float | Tensor]) -> list[float]:
+    """Return every value as a Python float.
+
+    Args:
+        values: Python numbers and one-element real tensors, on any devices.
+
+    Cost:
+        One host synchronisation per accelerator that holds a value; none for the CPU.
+    """
+    out = [0.0] * len(values)
+    remote: dict[torch.device, list[int]] = {}
+    for i, value in enumerate(values):
+        if not isinstance(value, Tensor):
+            out[i] = float(value)
+        elif value.device.type == "cpu":
+            out[i] = float(value.item())
+        else:
+            remote.setdefault(value.device, []).append(i)
+    for device, members in remote.items():
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        stacked = torch.stack(
+            [_as_tensor(values[i]).detach().reshape(()).to(wide) for i in members]
+        )
+        for i, number in zip(members, stacked.tolist(), strict=True):
+            out[i] = number
+    return out
+
+
+def _as_tensor(value: float | Tensor) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.tensor(value)

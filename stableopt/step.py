@@ -1,0 +1,288 @@
+"""The order of a step: observe, judge, decide, act, record."""
+
+from __future__ import annotations
+
+import logging
+import math
+import numbers
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from stableopt.errors import DivergenceError
+from stableopt.guard.policy import Policy
+from stableopt.health.gradients import measure_gradients
+from stableopt.health.nonfinite import find_nonfinite
+from stableopt.health.signals import Signals, summarize_signals
+from stableopt.inner import is_priming, learning_rates, requires_closure
+from stableopt.runtime.buffers import BufferShadow
+from stableopt.runtime.names import parameter_names
+from stableopt.runtime.scalars import read_scalars
+from stableopt.runtime.state_copy import StateCopy
+from stableopt.telemetry.ledger import Ledger
+from stableopt.telemetry.summary import summarize
+from stableopt.types import Action, Event, Finding, GradientNorms, Observation, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from stableopt.guard import Guard
+    from stableopt.telemetry.dispatch import Dispatcher
+    from stableopt.transforms import GradientTransform
+
+logger = logging.getLogger("stableopt")
+
+_HEALTHY = Verdict(action=Action.TAKE)
+
+
+class StepLoop:
+    """One call is one step of the inner optimizer, or the decision not to take it.
+
+    Args:
+        optimizer: The inner optimizer.
+        model: Gives names, and buffers to protect.
+        guard: Its options; ``None`` takes every step unjudged.
+        transforms: Applied in order to the gradients of a step that is taken.
+        telemetry: Where events go.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        model: nn.Module | None,
+        guard: Guard | None,
+        transforms: Sequence[GradientTransform],
+        telemetry: Dispatcher | None,
+    ) -> None:
+        self.optimizer = optimizer
+        self.model = model
+        self.guard = guard
+        self.transforms = tuple(transforms)
+        self.telemetry = telemetry
+        self.ledger = Ledger()
+        self.signals = Signals()
+        self.verdict: Verdict | None = None
+        self.called = False
+        self._policy = Policy(guard) if guard is not None else None
+        self._buffers = BufferShadow(model) if guard is not None and model is not None else None
+        self._before = StateCopy()
+        self._requires_closure = requires_closure(optimizer)
+
+    def __call__(self, closure: Callable[[], Any] | None) -> Any:
+        """Run one step; see the module for its order."""
+        self.called = True
+        loss = self._evaluate(closure)
+        observation = self._observe(loss)
+        if is_priming(self.optimizer, _norm(observation)) and observation.loss is None:
+            self.optimizer.step()
+            return loss
+        verdict = self._decide(self._judge(observation))
+        result = None
+        if verdict.action is Action.TAKE:
+            result, late = self._take(closure, loss, observation)
+            if late:
+                verdict = self._decide(late)
+        self._settle(verdict)
+        self._record(verdict, observation)
+        return result if closure is None else loss
+
+    def rescan(self) -> None:
+        """Look at the model anew, after a checkpoint was loaded or a group was added."""
+        if self._buffers is not None:
+            self._buffers.rescan()
+
+    # observe
+
+    def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
+        if closure is None:
+            return None
+        try:
+            with torch.enable_grad():
+                return closure()
+        except BaseException:
+            self.signals.take()  # they belong to a step that will not be
+            raise
+
+    def _observe(self, closure_loss: Any) -> Observation:
+        losses, others = self.signals.take()
+        if not losses:
+            losses = _loss_of(closure_loss)
+        if self.guard is None and self.telemetry is None:
+            losses = []  # nobody looks at it: do not wait for the device
+        if self.guard is None and not self.transforms:
+            return Observation(loss=_mean(read_scalars(losses)), signals=others)
+        gradients, numbers_ = measure_gradients(self.optimizer.param_groups, beside=losses)
+        return Observation(loss=_mean(numbers_), gradients=gradients, signals=others)
+
+    # judge and decide
+
+    def _judge(self, observation: Observation) -> tuple[Finding, ...]:
+        if self.guard is None or _is_finite(observation):
+            return ()
+        return find_nonfinite(observation, parameter_names(self.optimizer, self.model))
+
+    def _decide(self, findings: tuple[Finding, ...]) -> Verdict:
+        return _HEALTHY if self._policy is None else self._policy.decide(findings)
+
+    # act
+
+    def _take(
+        self, closure: Callable[[], Any] | None, loss: Any, observation: Observation
+    ) -> tuple[Any, tuple[Finding, ...]]:
+        """Take the step; return its result, and what was found only while it was taken."""
+        self._transform(observation.gradients)
+        if closure is None or not self._requires_closure:
+            return self.optimizer.step(), ()
+        if self.guard is None:
+            return self.optimizer.step(_Replay(self, closure, loss)), ()
+        self._before.take(self.optimizer)
+        try:
+            return self.optimizer.step(_Replay(self, closure, loss)), ()
+        except _BadEvaluation as bad:
+            self._before.restore(self.optimizer)
+            return None, bad.findings
+
+    def evaluate_again(self, closure: Callable[[], Any]) -> Any:
+        """Evaluate the closure at another point, as a line search does, and judge it."""
+        loss = self._evaluate(closure)
+        observation = self._observe(loss)
+        findings = self._judge(observation)
+        if findings:
+            raise _BadEvaluation(findings)
+        self._transform(observation.gradients)
+        return loss
+
+    def _transform(self, gradients: GradientNorms | None) -> None:
+        if not self.transforms or gradients is None:
+            return
+        groups = self.optimizer.param_groups
+        parameters = [groups[g]["params"][i] for g, i in gradients.owners]
+        for transform in self.transforms:
+            transform.transform_gradients(parameters, gradients)
+
+    def _settle(self, verdict: Verdict) -> None:
+        """Make what is beside the optimizer agree with the verdict."""
+        self.verdict = verdict
+        self.ledger.calls += 1
+        if self._policy is not None:
+            self._policy.note(verdict)
+        taken = verdict.action is Action.TAKE
+        self.ledger.steps += taken
+        if self._buffers is not None:
+            with torch.no_grad():
+                if taken:
+                    self._buffers.refresh()
+                else:
+                    self._buffers.restore()
+
+    # record
+
+    def _record(self, verdict: Verdict, observation: Observation) -> None:
+        taken = verdict.action is Action.TAKE
+        if taken:
+            self.ledger.last_loss = observation.loss
+            if self.telemetry is None or not self.telemetry.wants(self.ledger.steps):
+                return
+        event = Event(
+            call=self.ledger.calls,
+            step=self.ledger.steps,
+            action=verdict.action,
+            reason=verdict.reason,
+            findings=verdict.findings,
+            loss=observation.loss,
+            grad_norm=_norm(observation),
+            lr=learning_rates(self.optimizer),
+            signals=summarize_signals(observation.signals),
+            time=time.time(),
+        )
+        if not taken:
+            self.ledger.interventions.append(event)
+            logger.warning("step %d: %s: %s", event.step + 1, event.action.value, event.reason)
+        if self.telemetry is not None:
+            self.telemetry.send(event)
+            if not taken:
+                self.telemetry.send_summary(self.summary())
+        if verdict.action is Action.STOP:
+            self._stop(event)
+
+    def _stop(self, event: Event) -> None:
+        if self.telemetry is not None:
+            self.telemetry.flush()
+        raise DivergenceError(
+            f"stopped at call {event.call}, after {event.step} updates: {event.reason}. The "
+            "weights are those of the last healthy step; look at the data and the layers that "
+            "this error's .ledger names, then lower the learning rate or fix the input",
+            event,
+            self.ledger.interventions,
+        )
+
+    def summary(self, status: str | None = None) -> dict[str, Any]:
+        """Return what :meth:`stableopt.StableOptimizer.summary` promises."""
+        return summarize(self, status)
+
+    def close(self) -> None:
+        """Write the last summary and let the writers go; a second call does nothing."""
+        if self.telemetry is not None:
+            self.telemetry.send_summary(self.summary("closed"))
+            self.telemetry.close()
+
+
+class _BadEvaluation(Exception):
+    """Leaves an inner step in the middle of its line search."""
+
+    def __init__(self, findings: tuple[Finding, ...]) -> None:
+        super().__init__()
+        self.findings = findings
+
+
+class _Replay:
+    """The closure for an optimizer that requires one.
+
+    The evaluation that was judged before the step is handed out instead of a second one,
+    as long as neither parameters nor gradients have moved since; later ones are real.
+    """
+
+    def __init__(self, loop: StepLoop, closure: Callable[[], Any], loss: Any) -> None:
+        self._loop = loop
+        self._closure = closure
+        self._loss = loss
+        self._seen: object = self._fingerprint()
+
+    def __call__(self) -> Any:
+        seen, self._seen = self._seen, None
+        if seen is not None and seen == self._fingerprint():
+            return self._loss
+        return self._loop.evaluate_again(self._closure)
+
+    def _fingerprint(self) -> list[tuple[int, int, int]]:
+        params = (p for group in self._loop.optimizer.param_groups for p in group["params"])
+        return [(p._version, id(p.grad), -1 if p.grad is None else p.grad._version) for p in params]
+
+
+def _norm(observation: Observation) -> float | None:
+    return None if observation.gradients is None else observation.gradients.total_value
+
+
+def _is_finite(observation: Observation) -> bool:
+    loss, gradients = observation.loss, observation.gradients
+    return (loss is None or math.isfinite(loss)) and not (gradients and gradients.nonfinite)
+
+
+def _loss_of(value: Any) -> list[float | Tensor]:
+    """Return a closure's result as a loss, if it is one: closures may return anything."""
+    if isinstance(value, Tensor) and value.numel() > 0:
+        value = value.detach()
+        return [value if value.numel() == 1 else value.double().mean()]
+    if isinstance(value, numbers.Real):
+        return [float(value)]
+    return []
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

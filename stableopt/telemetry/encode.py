@@ -1,0 +1,51 @@
+"""One line of strict JSON for one record, with nothing private in it by accident."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+LONGEST_STRING = 256
+"""Longer strings are redacted: telemetry is for numbers, not for prompts or samples."""
+
+
+def encode(record: Mapping[str, Any], indent: int | None = None) -> str:
+    """Return ``record`` as strict JSON.
+
+    Numbers that JSON has no form for become the strings ``"NaN"``, ``"Infinity"`` and
+    ``"-Infinity"``; strings of more than 256 characters are replaced by their length.
+
+    Example:
+        >>> encode({"loss": float("nan"), "note": "x" * 300})
+        '{"loss": "NaN", "note": "<redacted: 300 characters>"}'
+    """
+    return json.dumps(_plain(record), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else _spelled(value)
+    if isinstance(value, Mapping):
+        return {_short(str(k)): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(v) for v in value]
+    return _short(str(value))
+
+
+def _spelled(value: float) -> str:
+    if math.isnan(value):
+        return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"
+
+
+def _short(text: str) -> str:
+    if len(text) > LONGEST_STRING:
+        return f"<redacted: {len(text)} characters>"
+    # A lone surrogate (an undecodable file name) would make the line unwritable.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

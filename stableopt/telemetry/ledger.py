@@ -1,0 +1,53 @@
+"""Every intervention of a run, and the counts that the summary is made of."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from stableopt.types import Action
+
+if TYPE_CHECKING:
+    from stableopt.types import Event
+
+
+class Ledger:
+    """The interventions and the two clocks of a run.
+
+    Attributes:
+        calls: Calls of ``step()``; never goes back.
+        steps: Updates taken.
+        interventions: The event of every call that was not simply taken.
+        last_loss: The loss of the last step that was taken, if it was observed.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.steps = 0
+        self.interventions: list[Event] = []
+        self.last_loss: float | None = None
+
+    def count(self, action: Action) -> int:
+        """Return how many interventions took ``action``."""
+        return sum(event.action is action for event in self.interventions)
+
+    def integrity(self, guarded: bool) -> str:
+        """Return whether a fault is known to remain.
+
+        ``"OK"``: nothing harmful remained; skipped steps are no harm. ``"COMPROMISED"``: the
+        run was stopped, or it trains on with a loss that is not finite. ``"UNCHECKED"``:
+        there is no guard that could know.
+        """
+        stopped = any(event.action is Action.STOP for event in self.interventions)
+        if stopped or (self.last_loss is not None and not math.isfinite(self.last_loss)):
+            return "COMPROMISED"
+        return "OK" if guarded else "UNCHECKED"
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the clocks as plain numbers, for the optimizer's checkpoint."""
+        return {"calls": self.calls, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue the clocks of a checkpoint."""
+        self.calls = int(state.get("calls", 0))
+        self.steps = int(state.get("steps", 0))

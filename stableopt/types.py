@@ -1,0 +1,148 @@
+"""The few things that travel between rooms: observation, finding, verdict, event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+
+class Action(str, Enum):
+    """What became of a call of ``step()``."""
+
+    TAKE = "take"
+    """The inner optimizer took its step."""
+    SKIP = "skip"
+    """This batch never happened: nothing moved, not even a step counter."""
+    STOP = "stop"
+    """Nothing moved, and the run ends with ``DivergenceError``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientNorms:
+    """The 2-norm of every gradient of one step, measured once and shared.
+
+    Attributes:
+        owners: ``(group, index)`` of each parameter that has a gradient.
+        values: The stored values of each gradient (coalesced, if sparse).
+        norms: The norm of each, 0-dim, in its own dtype; may overflow to Inf.
+        total: The global norm, 0-dim; never overflowed while the gradients are finite.
+        total_value: ``total`` on the host.
+        nonfinite: Positions in ``owners`` whose gradients hold a NaN or an Inf.
+    """
+
+    owners: Sequence[tuple[int, int]]
+    values: Sequence[Tensor]
+    norms: Sequence[Tensor]
+    total: Tensor
+    total_value: float
+    nonfinite: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What is known about a step before it is judged.
+
+    Attributes:
+        loss: Mean of the losses observed for this step; ``None`` if nobody told.
+        gradients: Norm of every gradient; ``None`` if nothing asked for them.
+        signals: Everything else that was passed to ``observe()``.
+    """
+
+    loss: float | None = None
+    gradients: GradientNorms | None = None
+    signals: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that a detector holds against a step.
+
+    Attributes:
+        kind: ``"nonfinite_loss"`` or ``"nonfinite_gradient"``.
+        message: The finding as a sentence.
+        where: Names of the parameters concerned, in the optimizer's order.
+        value: The offending number, where there is one.
+    """
+
+    kind: str
+    message: str
+    where: tuple[str, ...] = ()
+    value: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What was decided about a step, and why.
+
+    Attributes:
+        action: What was done.
+        reason: Why, as a sentence; empty for a healthy step.
+        findings: What the detectors found.
+    """
+
+    action: Action
+    reason: str = ""
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """The record of one call of ``step()``: plain numbers and strings only.
+
+    Attributes:
+        call: Number of this call of ``step()``, from 1; never goes back.
+        step: Updates taken so far, this one included.
+        action: What was done.
+        reason: Why, as a sentence; empty for a healthy step.
+        findings: What the detectors found.
+        loss: The observed loss.
+        grad_norm: Global 2-norm of the gradients before any clipping of ours.
+        lr: Learning rate of each parameter group.
+        signals: What else was observed; tensors as mean, min and max.
+        time: Seconds since the epoch.
+    """
+
+    call: int
+    step: int
+    action: Action
+    reason: str = ""
+    findings: tuple[Finding, ...] = ()
+    loss: float | None = None
+    grad_norm: float | None = None
+    lr: tuple[float, ...] = ()
+    signals: Mapping[str, Any] = field(default_factory=dict)
+    time: float = 0.0
+
+    @property
+    def intervened(self) -> bool:
+        """Whether the step was anything but simply taken."""
+        return self.action is not Action.TAKE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the event as a dict of plain values, empty fields left out."""
+        record: dict[str, Any] = {
+            "event": "step",
+            "time": round(self.time, 3),
+            "call": self.call,
+            "step": self.step,
+            "action": self.action.value,
+            "loss": self.loss,
+            "grad_norm": self.grad_norm,
+            "lr": self.lr[0] if len(self.lr) == 1 else list(self.lr),
+        }
+        if self.reason:
+            record["reason"] = self.reason
+        if self.findings:
+            record["findings"] = [
+                {"kind": f.kind, "message": f.message, "where": list(f.where), "value": f.value}
+                for f in self.findings
+            ]
+        if self.signals:
+            record["signals"] = dict(self.signals)
+        return record
