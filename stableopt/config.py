@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from stableopt.transforms import ClipGradNorm, GradientTransform
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+_T = TypeVar("_T")
 _TRANSFORMS: dict[str, Callable[..., GradientTransform]] = {"ClipGradNorm": ClipGradNorm}
 
 
@@ -114,14 +115,18 @@ def make_telemetry(telemetry: object) -> Dispatcher | None:
         return None
     if isinstance(telemetry, (str, os.PathLike)):
         return Dispatcher([JsonLines(telemetry)])
-    writers = list(telemetry) if isinstance(telemetry, (list, tuple)) else [telemetry]
-    for writer in writers:
-        if isinstance(writer, type) or not isinstance(writer, Writer):
-            raise ConfigError(
-                f"telemetry={writer!r} must be None, a directory, or a writer or a list of "
-                "writers; a writer has the methods write(event) and close()"
-            )
+    given = telemetry if isinstance(telemetry, (list, tuple)) else [telemetry]
+    writers = [_check_writer(writer) for writer in given]
     return Dispatcher(writers) if writers else None
+
+
+def _check_writer(writer: object) -> Writer:
+    if isinstance(writer, type) or not isinstance(writer, Writer):
+        raise ConfigError(
+            f"telemetry={writer!r} must be None, a directory, or a writer or a list of "
+            "writers; a writer has the methods write(event) and close()"
+        )
+    return writer
 
 
 def arguments_from(config: object) -> dict[str, Any]:
@@ -173,9 +178,7 @@ def _read_telemetry(value: Any) -> Any:
     return value
 
 
-def _build(
-    where: str, make: Callable[..., Any], options: Mapping[str, Any], known: set[str]
-) -> Any:
+def _build(where: str, make: Callable[..., _T], options: Mapping[str, Any], known: set[str]) -> _T:
     for key in options:
         if key not in known:
             raise unknown_name(f"{where} option", key, known)

@@ -139,7 +139,7 @@ class StableOptimizer(Optimizer):
             >>> import torch
             >>> opt = StableOptimizer.from_config(
             ...     torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1),
-            ...     {"guard": {"max_skips": 3}, "transforms": [{"ClipGradNorm": {"max_norm": 1.0}}]},
+            ...     {"guard": {"max_skips": 3}, "telemetry": None},
             ... )
             >>> opt.summary()["guard"]
             {'max_skips': 3}
@@ -196,7 +196,7 @@ class StableOptimizer(Optimizer):
 
     # The torch contract
 
-    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    @torch._disable_dynamo  # type: ignore[attr-defined, untyped-decorator]
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step of the inner optimizer, or leave everything as it was.
 
@@ -214,8 +214,8 @@ class StableOptimizer(Optimizer):
 
     # The inner step fires the global hooks, so torch must not add them to this one; and a
     # scheduler must not replace it on the instance, where a copy would step the original.
-    step.hooked = True
-    step._wrapped_by_lr_sched = True
+    step.hooked = True  # type: ignore[attr-defined]
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of all parameters, as the inner optimizer does."""

@@ -144,7 +144,7 @@ class StepLoop:
         self._before.take(self.optimizer)
         try:
             return self.optimizer.step(_Replay(self, closure, loss)), ()
-        except _BadEvaluation as bad:
+        except _BadEvaluationError as bad:
             self._before.restore(self.optimizer)
             return None, bad.findings
 
@@ -154,7 +154,7 @@ class StepLoop:
         observation = self._observe(loss)
         findings = self._judge(observation)
         if findings:
-            raise _BadEvaluation(findings)
+            raise _BadEvaluationError(findings)
         self._transform(observation.gradients)
         return loss
 
@@ -233,7 +233,7 @@ class StepLoop:
             self.telemetry.close()
 
 
-class _BadEvaluation(Exception):
+class _BadEvaluationError(Exception):
     """Leaves an inner step in the middle of its line search."""
 
     def __init__(self, findings: tuple[Finding, ...]) -> None:
