@@ -196,7 +196,7 @@ class StableOptimizer(Optimizer):
 
     # The torch contract
 
-    @torch._disable_dynamo  # type: ignore[attr-defined, untyped-decorator]
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step of the inner optimizer, or leave everything as it was.
 
@@ -286,25 +286,12 @@ class StableOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Give copies and pickles everything but the writers."""
-        loop = self._loop
-        return {
-            "optimizer": self.optimizer,
-            "model": loop.model,
-            "guard": False if loop.guard is None else loop.guard,
-            "transforms": loop.transforms,
-            "ledger": loop.ledger,
-        }
+        return {"optimizer": self.optimizer, "loop": self._loop}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # A model that holds its optimizer is not filled yet: nothing here may look at it.
         self.optimizer = state["optimizer"]
-        self._loop = StepLoop(
-            self.optimizer,
-            model=state["model"],
-            guard=checks.make_guard(state["guard"]),
-            transforms=state["transforms"],
-            telemetry=None,
-        )
-        self._loop.ledger = state["ledger"]
+        self._loop = state["loop"]
         self._close_at_exit()
 
     def _close_at_exit(self) -> None:

@@ -73,6 +73,8 @@ class StepLoop:
         self._buffers = BufferShadow(model) if guard is not None and model is not None else None
         self._before = StateCopy()
         self._requires_closure = requires_closure(optimizer)
+        if telemetry is not None:
+            telemetry.send_summary(self.summary())
 
     def __call__(self, closure: Callable[[], Any] | None) -> Any:
         """Run one step; see the module for its order."""
@@ -91,6 +93,10 @@ class StepLoop:
         self._settle(verdict)
         self._record(verdict, observation)
         return result if closure is None else loss
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give copies and pickles everything but the writers and scratch memory."""
+        return {**self.__dict__, "telemetry": None, "_before": StateCopy()}
 
     def rescan(self) -> None:
         """Look at the model anew, after a checkpoint was loaded or a group was added."""

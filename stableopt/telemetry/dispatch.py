@@ -40,11 +40,13 @@ class Dispatcher:
     def __init__(self, writers: Sequence[Writer]) -> None:
         self._writers = tuple(writers)
         self._queue: queue.Queue[tuple[str, Any]] = queue.Queue(CAPACITY)
-        self._thread: threading.Thread | None = None
         self._reported: set[int] = set()
         self._closed = False
         self.dropped = 0
         self.failed = 0
+        # Started now: at interpreter exit, when many a run is closed, no thread can start.
+        self._thread = threading.Thread(target=self._run, name="stableopt", daemon=True)
+        self._thread.start()
 
     def wants(self, step: int) -> bool:
         """Tell whether any writer wants a healthy step."""
@@ -60,8 +62,6 @@ class Dispatcher:
 
     def flush(self, timeout: float = PATIENCE) -> bool:
         """Wait until everything queued so far was handed over; ``False`` if it took too long."""
-        if self._thread is None:
-            return True
         done = threading.Event()
         self._put("flush", done)
         return done.wait(timeout)
@@ -72,21 +72,17 @@ class Dispatcher:
             return
         self._put("close", None)
         self._closed = True
-        if self._thread is not None:
-            self._thread.join(timeout)
-            if self._thread.is_alive():
-                logger.warning(
-                    "telemetry: a writer did not finish within %.0f s; up to %d events are lost",
-                    timeout,
-                    self._queue.qsize(),
-                )
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            logger.warning(
+                "telemetry: a writer did not finish within %.0f s; up to %d events are lost",
+                timeout,
+                self._queue.qsize(),
+            )
 
     def _put(self, kind: str, item: Any) -> None:
         if self._closed:
             return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="stableopt", daemon=True)
-            self._thread.start()
         try:
             self._queue.put_nowait((kind, item))
         except queue.Full:

@@ -1,0 +1,102 @@
+"""What is seen while a run trains: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from stableopt.demo.options import spell
+from stableopt.types import Action
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+
+    from stableopt.testing import Injection
+
+_PLAIN_LINES = 10
+_STYLES = {"skip": "yellow", "stop": "bold red"}
+
+
+class Live:
+    """Show one run; a context manager.
+
+    Args:
+        console: Where.
+        title: Its name.
+        steps: How many there will be.
+    """
+
+    def __init__(self, console: Console, title: str, steps: int) -> None:
+        self._console = console
+        self._title = title
+        self._steps = steps
+        self._skipped = 0
+        self._bar = Progress(
+            TextColumn("{task.description:<18}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=console,
+            disable=not console.is_terminal,
+            expand=True,
+        )
+        self._task = self._bar.add_task(title, total=steps, numbers="")
+
+    def __enter__(self) -> Live:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def stepped(self, step: int, loss: float, lr: float, action: Action) -> None:
+        """Show the numbers of a step."""
+        self._skipped += action is Action.SKIP
+        counts = f"taken {step - self._skipped}  skipped {self._skipped}"
+        numbers = f"loss {loss:<5.3f}  lr {lr:.1e}  {counts}"
+        self._bar.update(self._task, completed=step, numbers=numbers)
+        if not self._console.is_terminal and self._is_due(step):
+            self._console.print(f"{self._title:<18} {step:>4}/{self._steps}  {numbers}")
+
+    def injected(self, step: int, injection: Injection) -> None:
+        """Say that a fault was injected."""
+        where = f"{injection.target}[{injection.index}]"
+        text = f"step {step}: injected {spell(injection.after)} into {where}"
+        self._console.print(Text(text, style="magenta"), soft_wrap=True)
+
+    def _is_due(self, step: int) -> bool:
+        return step == self._steps or step % max(1, self._steps // _PLAIN_LINES) == 0
+
+
+@contextmanager
+def log_to(console: Console) -> Iterator[None]:
+    """Show the warnings of stableopt, skipped steps among them, on ``console`` alone."""
+    logger = logging.getLogger("stableopt")
+    handler = _ConsoleHandler(console)
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+
+
+class _ConsoleHandler(logging.Handler):
+    """Print records above the bar instead of through it."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        style = next((s for word, s in _STYLES.items() if f": {word}: " in message), "yellow")
+        self._console.print(Text(message, style=style), soft_wrap=True)

@@ -1,0 +1,91 @@
+"""Writers never slow or break a step."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+
+from stableopt import StableOptimizer
+from stableopt.telemetry import dispatch
+
+
+def make(telemetry):
+    w = torch.nn.Parameter(torch.ones(2))
+    w.grad = torch.ones(2)
+    return StableOptimizer(torch.optim.SGD([w], lr=0.1), telemetry=telemetry)
+
+
+def test_events_arrive_in_order_at_every_writer(events):
+    class Other(type(events)):
+        every = 3
+
+    other = Other()
+    opt = make([events, other])
+    for _ in range(7):
+        opt.step()
+    opt.close()
+    assert [e.step for e in events.seen] == [1, 2, 3, 4, 5, 6, 7]
+    assert [e.step for e in other.seen] == [3, 6]
+    assert events.closed == other.closed == 1
+    assert events.summaries[0]["status"] == "running"
+    assert events.summaries[-1]["status"] == "closed"
+
+
+def test_a_writer_that_raises_is_reported_once_and_counted(events, caplog):
+    class Broken:
+        def write(self, event):
+            raise ValueError("no such table")
+
+        def close(self):
+            raise ValueError("not open")
+
+    opt = make([Broken(), events])
+    for _ in range(5):
+        opt.step()
+    opt.close()
+    assert len(events.seen) == 5
+    reports = [r.message for r in caplog.records if "no such table" in r.message]
+    assert len(reports) == 1
+    assert "Broken failed (ValueError: no such table)" in reports[0]
+    assert opt.summary()["telemetry"]["failed"] == 6
+
+
+def test_a_writer_that_hangs_does_not_stop_the_loop(caplog, monkeypatch):
+    monkeypatch.setattr(dispatch, "CAPACITY", 4)
+    release, entered = threading.Event(), threading.Event()
+
+    class Stuck:
+        def write(self, event):
+            entered.set()
+            release.wait()
+
+        def close(self):
+            pass
+
+    opt = make(Stuck())
+    opt.step()
+    entered.wait()
+    for _ in range(20):
+        opt.step()
+    assert opt.summary()["telemetry"]["dropped"] == 16
+    assert sum("too slow" in r.message for r in caplog.records) == 1
+    opt._loop.telemetry.close(timeout=0.01)
+    assert any("did not finish" in r.message for r in caplog.records)
+    release.set()
+
+
+def test_the_event_that_stops_a_run_is_written_before_the_error(events):
+    import pytest
+
+    from stableopt import DivergenceError, Guard
+
+    w = torch.nn.Parameter(torch.ones(2))
+    w.grad = torch.full((2,), torch.nan)
+    opt = StableOptimizer(
+        torch.optim.SGD([w], lr=0.1), telemetry=events, guard=Guard(max_skips=0)
+    )
+    with pytest.raises(DivergenceError):
+        opt.step()
+    assert [e.action.value for e in events.seen] == ["stop"]
+    assert events.summaries[-1]["status"] == "stopped"
