@@ -235,8 +235,7 @@ class StepLoop:
     def close(self) -> None:
         """Write the last summary and let the writers go; a second call does nothing."""
         if self.telemetry is not None:
-            self.telemetry.send_summary(self.summary("closed"))
-            self.telemetry.close()
+            self.telemetry.close(self.summary("closed"))
 
 
 class _BadEvaluationError(Exception):

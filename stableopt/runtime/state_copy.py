@@ -41,10 +41,7 @@ class StateCopy:
         self._state = {
             key: saver.copy(value, self._state.get(key)) for key, value in optimizer.state.items()
         }
-        self._groups = [
-            {k: saver.copy(v, None) for k, v in group.items() if k != "params"}
-            for group in optimizer.param_groups
-        ]
+        self._groups = [saver.copy(group, None) for group in optimizer.param_groups]
 
     @torch.no_grad()
     def restore(self, optimizer: Optimizer) -> None:
@@ -54,15 +51,9 @@ class StateCopy:
             live.copy_(saved)
         # Parameters that the state refers to stay themselves: they are never copied.
         writer = _Restorer({id(p): p for p in params})
-        for key in [key for key in optimizer.state if key not in self._state]:
-            del optimizer.state[key]
-        for key, saved in self._state.items():
-            optimizer.state[key] = writer.put(optimizer.state.get(key), saved)
+        writer.refill(optimizer.state, self._state)
         for group, options in zip(optimizer.param_groups, self._groups, strict=True):
-            for name in [n for n in group if n != "params" and n not in options]:
-                del group[name]
-            for name, saved in options.items():
-                group[name] = writer.put(group.get(name), saved)
+            writer.refill(group, options)
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:
@@ -121,6 +112,13 @@ class _Restorer:
             self._memo[id(saved)] = self._put(live, saved)
         return self._memo[id(saved)]
 
+    def refill(self, live: dict[Any, Any], saved: dict[Any, Any]) -> dict[Any, Any]:
+        """Give ``live`` exactly the keys of ``saved``, in their order."""
+        items = {key: self.put(live.get(key), value) for key, value in saved.items()}
+        live.clear()
+        live.update(items)
+        return live
+
     def _put(self, live: Any, saved: Any) -> Any:
         if isinstance(saved, Tensor):
             if _alike(live, saved) and id(live) not in self._written:
@@ -128,12 +126,7 @@ class _Restorer:
                 return live.copy_(saved)
             return saved.clone()
         if isinstance(saved, dict):
-            target = live if isinstance(live, dict) else {}
-            for key in [k for k in target if k not in saved]:
-                del target[key]
-            for key, value in saved.items():
-                target[key] = self.put(target.get(key), value)
-            return target
+            return self.refill(live if isinstance(live, dict) else {}, saved)
         if type(saved) in (list, tuple):
             now = live if isinstance(live, (list, tuple)) else ()
             items = [self.put(now[i] if i < len(now) else None, v) for i, v in enumerate(saved)]

@@ -39,9 +39,10 @@ class Dispatcher:
 
     def __init__(self, writers: Sequence[Writer]) -> None:
         self._writers = tuple(writers)
-        self._queue: queue.Queue[tuple[str, Any]] = queue.Queue(CAPACITY)
+        self._queue: queue.Queue[Callable[[], None]] = queue.Queue(CAPACITY)
         self._reported: set[int] = set()
         self._closed = False
+        self._finished = False
         self.dropped = 0
         self.failed = 0
         # Started now: at interpreter exit, when many a run is closed, no thread can start.
@@ -54,54 +55,56 @@ class Dispatcher:
 
     def send(self, event: Event) -> None:
         """Queue an event for every writer; never blocks."""
-        self._put("event", event)
+        if not self._offer(partial(self._each, partial(_write, event=event))):
+            self.dropped += 1
+            if self.dropped == 1:
+                logger.warning("telemetry: writers are too slow; events are dropped and counted")
 
     def send_summary(self, summary: dict[str, Any]) -> None:
         """Queue a summary for the writers that take one; never blocks."""
-        self._put("summary", summary)
+        self._offer(partial(self._each, partial(write_summary, summary=summary)))
 
     def flush(self, timeout: float = PATIENCE) -> bool:
         """Wait until everything queued so far was handed over; ``False`` if it took too long."""
         done = threading.Event()
-        self._put("flush", done)
-        return done.wait(timeout)
+        return self._offer(done.set, timeout) and done.wait(timeout)
 
-    def close(self, timeout: float = PATIENCE) -> None:
-        """Hand over what is queued and close the writers, waiting at most ``timeout`` s."""
+    def close(self, summary: dict[str, Any], timeout: float = PATIENCE) -> None:
+        """Hand over what is queued and a last summary, and close the writers.
+
+        Args:
+            summary: The last summary.
+            timeout: Seconds to wait for writers that are slow.
+        """
         if self._closed:
             return
-        self._put("close", None)
+        self._offer(partial(self._finish, summary), timeout)
         self._closed = True
         self._thread.join(timeout)
         if self._thread.is_alive():
             logger.warning(
-                "telemetry: a writer did not finish within %.0f s; up to %d events are lost",
+                "telemetry: a writer did not finish within %g s; up to %d events are lost",
                 timeout,
                 self._queue.qsize(),
             )
 
-    def _put(self, kind: str, item: Any) -> None:
+    def _offer(self, job: Callable[[], None], timeout: float = 0.0) -> bool:
         if self._closed:
-            return
+            return True
         try:
-            self._queue.put_nowait((kind, item))
+            self._queue.put(job, block=timeout > 0, timeout=timeout or None)
         except queue.Full:
-            self.dropped += kind == "event"
-            if self.dropped == 1 and kind == "event":
-                logger.warning("telemetry: writers are too slow; events are dropped")
+            return False
+        return True
 
     def _run(self) -> None:
-        while True:
-            kind, item = self._queue.get()
-            if kind == "event":
-                self._each(partial(_write, event=item))
-            elif kind == "summary":
-                self._each(partial(write_summary, summary=item))
-            elif kind == "flush":
-                item.set()
-            else:
-                self._each(methodcaller("close"))
-                return
+        while not self._finished:
+            self._queue.get()()
+
+    def _finish(self, summary: dict[str, Any]) -> None:
+        self._each(partial(write_summary, summary=summary))
+        self._each(methodcaller("close"))
+        self._finished = True
 
     def _each(self, call: Callable[[Writer], None]) -> None:
         for index, writer in enumerate(self._writers):

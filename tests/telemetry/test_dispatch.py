@@ -70,7 +70,7 @@ def test_a_writer_that_hangs_does_not_stop_the_loop(caplog, monkeypatch):
         opt.step()
     assert opt.summary()["telemetry"]["dropped"] == 16
     assert sum("too slow" in r.message for r in caplog.records) == 1
-    opt._loop.telemetry.close(timeout=0.01)
+    opt._loop.telemetry.close({}, timeout=0.01)
     assert any("did not finish" in r.message for r in caplog.records)
     release.set()
 
