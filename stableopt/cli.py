@@ -63,9 +63,9 @@ def demo(
 ) -> None:
     """Train a small GPT, inject a fault, and watch it survive.
 
-    The same training is repeated without the fault, and with the fault but without the
-    guard. With --inject none it is repeated with bare AdamW instead, and the final weights
-    must be bitwise identical.
+    The same training is repeated without the fault, and with the fault but
+    without the guard. With --inject none it is repeated with bare AdamW
+    instead, and the final weights must be bitwise identical.
     """
     with _clean_exit():
         options = DemoOptions(

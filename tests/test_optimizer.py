@@ -113,6 +113,18 @@ class TestContract:
         opt.step()
         assert fired == ["outer", "inner", "outer"]
 
+    def test_global_hooks_fire_once_even_if_torch_patches_the_class_again(self, model, adamw):
+        fired = []
+        opt = StableOptimizer(adamw)
+        opt._patch_step_function()  # what Optimizer.__init__ and __setstate__ call
+        handle = torch.optim.optimizer.register_optimizer_step_post_hook(
+            lambda *_: fired.append("global")
+        )
+        backward(model)
+        opt.step()
+        handle.remove()
+        assert fired == ["global"]
+
     def test_state_dict_hooks_fire_once(self, adamw):
         fired = []
         opt = StableOptimizer(adamw)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from stableopt.demo.options import spell
 
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
 _INK = "#3c4048"
 _FAULT = "#8a8f98"
 _DEAD = "#d1495b"
-# In the order of drawing: runs coincide, and the wider line lies below.
+_GUARDED = "#1d4e89"
+_REFERENCE = "#a9c9e8"
+# Runs coincide until the fault, so that the wider line lies below.
 _LINES: dict[str, dict[str, Any]] = {
-    "no fault": {"color": "#a9c9e8", "linewidth": 4.5},
-    "bare AdamW": {"color": "#a9c9e8", "linewidth": 4.5},
-    "no guard": {"color": _DEAD, "linewidth": 2.6},
-    "guarded": {"color": "#1d4e89", "linewidth": 1.1},
+    "guarded": {"color": _GUARDED, "linewidth": 1.1, "zorder": 3},
+    "no fault": {"color": _REFERENCE, "linewidth": 4.5, "zorder": 1},
+    "bare AdamW": {"color": _REFERENCE, "linewidth": 4.5, "zorder": 1},
+    "no guard": {"color": _DEAD, "linewidth": 2.6, "zorder": 2},
 }
 _AROUND = 12
 _STYLE: dict[Any, Any] = {
@@ -105,30 +108,41 @@ def _mark_events(axes: Axes, runs: Mapping[str, Run], fault: Fault | None) -> No
             label=f"{spell(fault.value)} in one gradient",
         )
     for run in runs.values():
-        for step in run.skipped:
-            axes.plot(
-                step,
-                run.losses[step - 1],
-                marker="o",
-                markersize=9,
-                color="#1d4e89",
-                markerfacecolor="white",
-                markeredgewidth=1.8,
-                linestyle="none",
-                label="skipped",
-            )
-        if run.died_at is not None:
-            last = _last_finite(run)
-            axes.plot(
-                last,
-                run.losses[last - 1],
-                marker="X",
-                markersize=9,
-                color=_DEAD,
-                markeredgecolor="white",
-                linestyle="none",
-                label=f"dead from step {run.died_at}",
-            )
+        _mark_skips(axes, run)
+        _mark_death(axes, run)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _mark_skips(axes: Axes, run: Run) -> None:
+    if run.skipped:
+        axes.plot(
+            run.skipped,
+            [0.0] * len(run.skipped),
+            transform=axes.get_xaxis_transform(),
+            clip_on=False,
+            color=_GUARDED,
+            linestyle="none",
+            marker="^",
+            markersize=10,
+            zorder=4,
+            label="skipped",
+        )
+
+
+def _mark_death(axes: Axes, run: Run) -> None:
+    if run.died_at is not None:
+        last = _last_finite(run)
+        axes.plot(
+            last,
+            run.losses[last - 1],
+            color=_DEAD,
+            linestyle="none",
+            marker="X",
+            markeredgecolor="white",
+            markersize=11,
+            zorder=5,
+            label=f"dead from step {run.died_at}",
+        )
 
 
 def _last_finite(run: Run) -> int:

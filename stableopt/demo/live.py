@@ -38,7 +38,7 @@ class Live:
         self._steps = steps
         self._skipped = 0
         self._bar = Progress(
-            TextColumn("{task.description:<18}"),
+            TextColumn("{task.description:<10}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
@@ -63,7 +63,7 @@ class Live:
         numbers = f"loss {loss:<5.3f}  lr {lr:.1e}  {counts}"
         self._bar.update(self._task, completed=step, numbers=numbers)
         if not self._console.is_terminal and self._is_due(step):
-            self._console.print(f"{self._title:<18} {step:>4}/{self._steps}  {numbers}")
+            self._console.print(f"{self._title:<10} {step:>4}/{self._steps}  {numbers}")
 
     def injected(self, step: int, injection: Injection) -> None:
         """Say that a fault was injected."""

@@ -64,7 +64,7 @@ def compare(console: Console, runs: Mapping[str, Run]) -> None:
     console.print(table)
     say(
         console,
-        f"Train loss is the mean of the last {TAIL} batches, val loss that of text never trained on.",
+        f"Train loss: mean of the last {TAIL} batches. Val loss: on text never trained on.",
         style="dim",
     )
 

@@ -85,12 +85,15 @@ def test_the_copy_is_no_alias():
     saved.take(opt)
     before = seen(opt)
     for _ in range(2):  # a restore must not hand out the copy itself
-        opt.state[params[0]]["a"].fill_(7)
-        opt.state[params[0]]["list"].clear()
-        opt.param_groups[0]["notes"].clear()
         opt.step()
+        opt.state[params[0]].clear()
+        opt.param_groups[0]["notes"] = None
         saved.restore(opt)
         assert_same(seen(opt), before)
+        opt.state[params[0]]["a"].fill_(7)
+        opt.state[params[0]]["list"][0].fill_(7)
+        opt.state[params[0]]["pair"][1]["deep"].append(7)
+        opt.param_groups[0]["notes"].append("c")
 
 
 def test_sharing_is_kept_and_not_invented():

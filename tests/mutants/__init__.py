@@ -1,0 +1,1 @@
+"""Known ways to break stableopt, and the tests that notice each of them."""

@@ -1,0 +1,214 @@
+"""The mutants: what is broken, where, and which test must fail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of one module.
+
+    Attributes:
+        module: Its dotted name.
+        old: Text that occurs exactly once in it.
+        new: What takes its place.
+        tests: Arguments of pytest; at least one of the tests must fail.
+    """
+
+    module: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+OPTIMIZER = "tests/test_optimizer.py::TestContract"
+OBSERVE = "tests/test_optimizer.py::TestObserve"
+BITWISE = "tests/contract/test_bitwise.py"
+SKIP = "tests/contract/test_skip.py"
+CHECKPOINT = "tests/contract/test_checkpoint.py"
+JSON = "tests/telemetry/test_json_lines.py"
+DISPATCH = "tests/telemetry/test_dispatch.py"
+CLIP = "tests/transforms/test_clip_grad_norm.py"
+
+MUTANTS = {
+    # Promise 1: bit-identical while nothing fires; a true Optimizer.
+    "groups are copied": Mutant(
+        "stableopt.optimizer",
+        "return self if wrapper is None else getattr(wrapper.optimizer, self._name)",
+        "value = None if wrapper is None else getattr(wrapper.optimizer, self._name)\n"
+        "        return list(value) if isinstance(value, list) else value",
+        (f"{OPTIMIZER}::test_it_is_an_optimizer_that_owns_nothing_of_the_inner_one",),
+    ),
+    "global hooks fire twice": Mutant(
+        "stableopt.optimizer",
+        "step.hooked = True",
+        "step.hooked = False",
+        (f"{OPTIMIZER}::test_global_hooks_fire_once_even_if_torch_patches_the_class_again",),
+    ),
+    "schedulers patch the instance": Mutant(
+        "stableopt.optimizer",
+        "step._wrapped_by_lr_sched = True",
+        "step._not_wrapped = True",
+        (f"{OPTIMIZER}::test_a_scheduler_does_not_patch_the_instance",),
+    ),
+    "the fused scaler protocol leaks": Mutant(
+        "stableopt.optimizer",
+        "return False\n\n    @property\n    def _opt_called",
+        "return getattr(self.optimizer, '_step_supports_amp_scaling', False)\n\n"
+        "    @property\n    def _opt_called",
+        (f"{CHECKPOINT}::test_grad_scaler_sees_the_same_run_and_keeps_its_overflow_skips",),
+    ),
+    "the closure runs twice": Mutant(
+        "stableopt.step",
+        "return self.optimizer.step(), ()",
+        "return self.optimizer.step(closure), ()",
+        (BITWISE, "-k", "AdamW-default and closure"),
+    ),
+    "lbfgs evaluates once more": Mutant(
+        "stableopt.step",
+        "if seen is not None and seen == self._fingerprint():",
+        "if seen == []:",
+        (BITWISE, "-k", "LBFGS"),
+    ),
+    "clipping at the bound rounds its own way": Mutant(
+        "stableopt.transforms.clip_grad_norm",
+        "0.99 * self.max_norm - 1e-6",
+        "1.0000005 * self.max_norm",
+        (f"{CLIP}::test_right_at_the_bound_the_rounding_is_that_of_torch",),
+    ),
+    # SKIP: the batch never happened.
+    "inf gradients are healthy": Mutant(
+        "stableopt.functional.norms",
+        "torch.isfinite(tensor).all()",
+        "(~torch.isnan(tensor)).all()",
+        (f"{SKIP}::test_the_batch_never_happened", "-k", "SGD-default and inf_gradient"),
+    ),
+    "an overflowing norm is a fault": Mutant(
+        "stableopt.health.gradients",
+        "if not math.isfinite(float(norm)) and not all_finite(value)",
+        "if not math.isfinite(float(norm))",
+        (f"{SKIP}::test_huge_finite_gradients_whose_norm_overflows_are_taken",),
+    ),
+    "the loss is not judged": Mutant(
+        "stableopt.step",
+        "(loss is None or math.isfinite(loss)) and not",
+        "not",
+        (f"{SKIP}::test_the_batch_never_happened", "-k", "SGD-default and nan_loss"),
+    ),
+    "buffers are not restored": Mutant(
+        "stableopt.step",
+        "self._buffers.restore()",
+        "pass",
+        (f"{SKIP}::test_batch_norm_statistics_never_saw_the_batch",),
+    ),
+    "buffers go back to the beginning": Mutant(
+        "stableopt.step",
+        "self._buffers.refresh()",
+        "pass",
+        (f"{SKIP}::test_batch_norm_statistics_never_saw_the_batch",),
+    ),
+    "only floating buffers are kept": Mutant(
+        "stableopt.runtime.buffers",
+        "if live is None or id(live) not in seen:",
+        "if live is None or (id(live) not in seen and live.is_floating_point()):",
+        (f"{SKIP}::test_batch_norm_statistics_never_saw_the_batch",),
+    ),
+    "a line search is not undone": Mutant(
+        "stableopt.step",
+        "self._before.restore(self.optimizer)",
+        "pass",
+        (f"{SKIP}::test_lbfgs_skips_when_a_later_evaluation_is_bad",),
+    ),
+    "a restored copy is handed out": Mutant(
+        "stableopt.runtime.state_copy",
+        "return saved.clone()",
+        "return saved",
+        ("tests/runtime/test_state_copy.py",),
+    ),
+    "gradients are transformed before they are judged": Mutant(
+        "stableopt.step",
+        "verdict = self._decide(self._judge(observation))\n        result",
+        "self._transform(observation.gradients)\n"
+        "        verdict = self._decide(self._judge(observation))\n        result",
+        (f"{CLIP}::test_a_skipped_step_leaves_the_gradients_as_they_were",),
+    ),
+    "priming counts as a step": Mutant(
+        "stableopt.step",
+        "if is_priming(self.optimizer, _norm(observation)) and observation.loss is None:",
+        "if False:",
+        (f"{CHECKPOINT}::test_distributed_checkpoint_primes_without_a_trace", "-k", "AdamW"),
+    ),
+    "signals go stale": Mutant(
+        "stableopt.health.signals",
+        "self._losses, self._others = [], {}\n        return",
+        "return",
+        (f"{OBSERVE}::test_other_signals_keep_the_last_value_and_are_consumed",),
+    ),
+    # Promise 4: counted, with a reason, in the ledger; the caps end the run.
+    "skips are not counted": Mutant(
+        "stableopt.guard.policy",
+        "self.skips_in_a_row += 1",
+        "pass",
+        (f"{SKIP}::test_too_many_skips_in_a_row_stop_the_run",),
+    ),
+    "a good step does not end a row": Mutant(
+        "stableopt.guard.policy",
+        "self.skips_in_a_row = 0\n        elif",
+        "pass\n        elif",
+        (f"{SKIP}::test_a_taken_step_ends_a_row_of_skips",),
+    ),
+    "one skip too many": Mutant(
+        "stableopt.guard.policy",
+        "if self.skips_in_a_row >= limit:",
+        "if self.skips_in_a_row > limit:",
+        (f"{SKIP}::test_too_many_skips_in_a_row_stop_the_run",),
+    ),
+    "the ledger forgets": Mutant(
+        "stableopt.step",
+        "self.ledger.interventions.append(event)",
+        "pass",
+        (f"{SKIP}::test_too_many_skips_in_a_row_stop_the_run",),
+    ),
+    # Promise 6: resume.
+    "clocks are not loaded": Mutant(
+        "stableopt.optimizer",
+        "self._loop.ledger.load_state_dict(state_dict.get(_CHECKPOINT_KEY) or {})",
+        "pass",
+        (f"{CHECKPOINT}::test_clocks_survive_a_checkpoint",),
+    ),
+    "copies share the loop": Mutant(
+        "stableopt.optimizer",
+        'return {"optimizer": self.optimizer, "loop": self._loop}',
+        'return {"optimizer": self.optimizer, "loop": _Same(self._loop)}\n\n'
+        "class _Same:\n"
+        "    def __init__(self, loop): self.loop = loop\n"
+        "    def __deepcopy__(self, memo): return self.loop",
+        (f"{CHECKPOINT}::test_a_deepcopied_wrapper_with_a_scheduler_leaves_the_original_alone",),
+    ),
+    # Telemetry never lies and never breaks a step.
+    "two runs share a file": Mutant(
+        "stableopt.telemetry.json_lines",
+        "os.O_CREAT | os.O_EXCL | os.O_APPEND",
+        "os.O_CREAT | os.O_APPEND",
+        (f"{JSON}::test_an_existing_directory_gets_a_new_run",),
+    ),
+    "a torn line spoils the next": Mutant(
+        "stableopt.telemetry.json_lines",
+        '("\\n" if self._torn else "")',
+        '""',
+        (f"{JSON}::test_a_full_disk_is_reported_once_and_training_goes_on",),
+    ),
+    "long strings are written": Mutant(
+        "stableopt.telemetry.encode",
+        "if len(text) > LONGEST_STRING:",
+        "if False:",
+        (f"{JSON}::test_long_strings_are_redacted",),
+    ),
+    "a failing writer is reported every time": Mutant(
+        "stableopt.telemetry.dispatch",
+        "self._reported.add(index)",
+        "pass",
+        (f"{DISPATCH}::test_a_writer_that_raises_is_reported_once_and_counted",),
+    ),
+}
