@@ -11,7 +11,7 @@ from pathlib import Path
 from stableopt.demo.model import ModelOptions
 from stableopt.errors import ConfigError
 
-DEFAULT_STEPS = 200
+DEFAULT_STEPS = 250
 MIN_STEPS = 10
 MAX_SEED = 2**32 - 1
 

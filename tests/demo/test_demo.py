@@ -37,6 +37,15 @@ class Silent:
         pass
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for each other are slow where other tests run beside them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def demo(monkeypatch, tmp_path):
     """Run ``stableopt demo`` with a tiny model; returns the result and the directory."""
@@ -295,7 +304,6 @@ def test_as_a_module(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        # Two threads that wait for each other are slow where other tests run beside them.
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
