@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-SOURCES := stableopt tests benchmarks examples docs
+SOURCES := stableopt tests benchmarks examples conftest.py
 
 .PHONY: help demo test lint format bench docs clean
 help: ## show this list

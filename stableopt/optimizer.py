@@ -220,6 +220,7 @@ class StableOptimizer(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of all parameters, as the inner optimizer does."""
         self.optimizer.zero_grad(set_to_none=set_to_none)
+        self._loop.signals.end_batch()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the inner optimizer."""

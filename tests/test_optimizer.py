@@ -99,7 +99,7 @@ class TestContract:
         inner = torch.optim.AdamW(model.parameters(), fused=True)
         assert inner._step_supports_amp_scaling
         assert not StableOptimizer(inner)._step_supports_amp_scaling
-        with pytest.raises(AttributeError, match="use .optimizer._init_group"):
+        with pytest.raises(AttributeError, match=r"use \.optimizer\._init_group"):
             StableOptimizer(inner)._init_group  # noqa: B018
 
     def test_step_hooks_fire_once_wherever_they_are_registered(self, model, adamw):
@@ -332,6 +332,25 @@ class TestObserve:
             "parts": {"a": 1.0},
         }
         assert events.seen[1].signals == {}
+
+    @pytest.mark.parametrize("reset_after_forward", [False, True])
+    def test_what_a_grad_scaler_skipped_is_not_held_against_the_next_batch(
+        self, model, adamw, reset_after_forward
+    ):
+        opt = StableOptimizer(adamw)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+        for step in range(4):
+            if not reset_after_forward:
+                opt.zero_grad()
+            loss = model(torch.ones(2, 3)).mean() * (float("inf") if step == 1 else 1.0)
+            opt.observe(loss=loss)
+            if reset_after_forward:
+                opt.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(opt)
+            scaler.update()
+        assert opt.ledger == ()
+        assert opt.summary()["steps"] == 3
 
     def test_a_running_average_updated_in_place_is_observed_as_it_was(self, adamw, events):
         opt = StableOptimizer(adamw, telemetry=events)

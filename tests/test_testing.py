@@ -61,12 +61,20 @@ def test_a_sparse_gradient(coalesced):
 def test_weights_moments_and_buffers(trained):
     model, opt = trained
     for corrupt, tensor in (
-        (lambda **k: testing.corrupt_weight(opt, model=model, name="0.weight", **k), lambda: model[0].weight),
         (
-            lambda **k: testing.corrupt_moment(opt, "exp_avg_sq", model=model, name="2.weight", **k),
+            lambda **k: testing.corrupt_weight(opt, model=model, name="0.weight", **k),
+            lambda: model[0].weight,
+        ),
+        (
+            lambda **k: testing.corrupt_moment(
+                opt, "exp_avg_sq", model=model, name="2.weight", **k
+            ),
             lambda: opt.state[model[2].weight]["exp_avg_sq"],
         ),
-        (lambda **k: testing.corrupt_buffer(model, name="1.running_var", **k), lambda: model[1].running_var),
+        (
+            lambda **k: testing.corrupt_buffer(model, name="1.running_var", **k),
+            lambda: model[1].running_var,
+        ),
     ):
         pointer = tensor().data_ptr()
         done = corrupt(bit=30, index=2)
@@ -127,7 +135,10 @@ def test_seeds_decide_and_global_randomness_is_not_touched(trained):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, o: testing.inject_gradient(o, name="0.wieght", model=m), "did you mean '0.weight'"),
+        (
+            lambda m, o: testing.inject_gradient(o, name="0.wieght", model=m),
+            "did you mean '0.weight'",
+        ),
         (lambda m, o: testing.corrupt_moment(o, "momentum"), "no parameter with state 'momentum'"),
         (lambda m, o: testing.corrupt_buffer(nn.Linear(1, 1)), "no floating buffer"),
         (lambda m, o: testing.corrupt_weight(o, value=None), "value=None"),

@@ -22,6 +22,7 @@ class Signals:
     def __init__(self) -> None:
         self._losses: list[float | Tensor] = []
         self._others: dict[str, Any] = {}
+        self._ended = False
 
     def add(self, signals: Mapping[str, Any]) -> None:
         """Collect ``signals``; ``None`` stands for not observed.
@@ -37,6 +38,8 @@ class Signals:
                 f"loss={signals['loss']!r}: the loss must be one number or one tensor; "
                 "pass the total, and its parts under other names"
             )
+        if self._ended:
+            self.take()
         if loss is not None:
             self._losses.append(_mean(loss))
         self._others.update(checked)
@@ -44,8 +47,17 @@ class Signals:
     def take(self) -> tuple[list[float | Tensor], dict[str, Any]]:
         """Return the losses and the other signals, and forget them."""
         losses, others = self._losses, self._others
-        self._losses, self._others = [], {}
+        self._losses, self._others, self._ended = [], {}, False
         return losses, others
+
+    def end_batch(self) -> None:
+        """Let what comes next replace what is there: gradients were reset in between.
+
+        A GradScaler does not call ``step()`` when it skips an overflow, so nobody consumes
+        what was observed of that batch. What is there stays until then, because some loops
+        reset the gradients between the forward and the backward pass.
+        """
+        self._ended = True
 
 
 def summarize_signals(signals: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,13 @@ def _not_foreach(variant: str) -> bool:
     return variant not in ("foreach", "amsgrad_foreach")
 
 
-ADAM = {**_FUSED, **_MAXIMIZE, **_DECAY, "amsgrad": {"amsgrad": True}, "betas": {"betas": (0.8, 0.9)}}
+ADAM = {
+    **_FUSED,
+    **_MAXIMIZE,
+    **_DECAY,
+    "amsgrad": {"amsgrad": True},
+    "betas": {"betas": (0.8, 0.9)},
+}
 
 SPECS = [
     Spec(torch.optim.Adadelta, {**_PATHS, **_MAXIMIZE, **_DECAY, "rho": {"rho": 0.5}}, lr=1.0),

@@ -72,7 +72,9 @@ def through_file(value):
 
 
 @pytest.mark.parametrize("pair", VARIANTS, ids=variant_id)
-@pytest.mark.parametrize(("saved", "loaded"), [("wrapped", "wrapped"), ("wrapped", "bare"), ("bare", "wrapped")])
+@pytest.mark.parametrize(
+    ("saved", "loaded"), [("wrapped", "wrapped"), ("wrapped", "bare"), ("bare", "wrapped")]
+)
 def test_checkpoints_load_into_each_other(pair, saved, loaded):
     spec, variant = pair
     # The state of this one is a tensor subclass, which torch cannot load weights-only.
@@ -101,10 +103,7 @@ def test_a_copy_trains_on_alone(pair, how):
         train(spec, variant, model, opt, 4, seed=4)
         model.kept = opt  # one object graph, so that the copied optimizer moves the copied model
         before = copied(model.state_dict())
-        if how == "deepcopy":
-            twin = copy.deepcopy(model)
-        else:
-            twin = pickle.loads(pickle.dumps(model))
+        twin = copy.deepcopy(model) if how == "deepcopy" else pickle.loads(pickle.dumps(model))
         del model.kept
         opt_twin = twin.__dict__.pop("kept")
         train(spec, variant, twin, opt_twin, 4, seed=5)
@@ -193,7 +192,9 @@ def test_grad_scaler_sees_the_same_run_and_keeps_its_overflow_skips(fused):
 def test_swa_and_ema_utilities():
     def averaged(wrap):
         seed_everything(0)
-        model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 1))
+        model = torch.nn.Sequential(
+            torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 1)
+        )
         inner = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         opt = wrap(inner, model)
         swa = AveragedModel(model)

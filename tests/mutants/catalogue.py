@@ -141,9 +141,15 @@ MUTANTS = {
     ),
     "signals go stale": Mutant(
         "stableopt.health.signals",
-        "self._losses, self._others = [], {}\n        return",
-        "return",
+        "self._losses, self._others, self._ended = [], {}, False",
+        "pass",
         (f"{OBSERVE}::test_other_signals_keep_the_last_value_and_are_consumed",),
+    ),
+    "an overflow of the scaler stays in the mean": Mutant(
+        "stableopt.health.signals",
+        "self._ended = True",
+        "pass",
+        (f"{OBSERVE}::test_what_a_grad_scaler_skipped_is_not_held_against_the_next_batch",),
     ),
     # Promise 4: counted, with a reason, in the ledger; the caps end the run.
     "skips are not counted": Mutant(

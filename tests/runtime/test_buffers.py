@@ -62,7 +62,9 @@ def test_restoring_twice_does_not_hand_out_the_shadow():
 def test_rescan_sees_what_was_loaded_and_what_was_added():
     model = Odd()
     shadow = BufferShadow(model)
-    model.load_state_dict({k: v + 1 for k, v in model.state_dict().items() if v.dtype != torch.bool}, strict=False)
+    model.load_state_dict(
+        {k: v + 1 for k, v in model.state_dict().items() if v.dtype != torch.bool}, strict=False
+    )
     model.extra = nn.BatchNorm1d(3)
     shadow.rescan()
     before = buffers(model)

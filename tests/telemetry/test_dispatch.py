@@ -82,9 +82,7 @@ def test_the_event_that_stops_a_run_is_written_before_the_error(events):
 
     w = torch.nn.Parameter(torch.ones(2))
     w.grad = torch.full((2,), torch.nan)
-    opt = StableOptimizer(
-        torch.optim.SGD([w], lr=0.1), telemetry=events, guard=Guard(max_skips=0)
-    )
+    opt = StableOptimizer(torch.optim.SGD([w], lr=0.1), telemetry=events, guard=Guard(max_skips=0))
     with pytest.raises(DivergenceError):
         opt.step()
     assert [e.action.value for e in events.seen] == ["stop"]
