@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-import numbers
 import time
+from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from stableopt.errors import DivergenceError
 from stableopt.guard.policy import Policy
 from stableopt.health.gradients import measure_gradients
 from stableopt.health.nonfinite import find_nonfinite
-from stableopt.health.signals import Signals, summarize_signals
-from stableopt.inner import is_priming, learning_rates, requires_closure
+from stableopt.health.signals import Signals, loss_of, summarize_signals
+from stableopt.inner import Replay, is_priming, learning_rates, requires_closure
 from stableopt.runtime.buffers import BufferShadow
 from stableopt.runtime.names import parameter_names
 from stableopt.runtime.scalars import read_scalars
@@ -118,7 +118,7 @@ class StepLoop:
     def _observe(self, closure_loss: Any) -> Observation:
         losses, others = self.signals.take()
         if not losses:
-            losses = _loss_of(closure_loss)
+            losses = loss_of(closure_loss)
         if self.guard is None and self.telemetry is None:
             losses = []  # nobody looks at it: do not wait for the device
         if self.guard is None and not self.transforms:
@@ -146,15 +146,18 @@ class StepLoop:
         if closure is None or not self._requires_closure:
             return self.optimizer.step(), ()
         if self.guard is None:
-            return self.optimizer.step(_Replay(self, closure, loss)), ()
+            return self.optimizer.step(self._replay(closure, loss)), ()
         self._before.take(self.optimizer)
         try:
-            return self.optimizer.step(_Replay(self, closure, loss)), ()
+            return self.optimizer.step(self._replay(closure, loss)), ()
         except _BadEvaluationError as bad:
             self._before.restore(self.optimizer)
             return None, bad.findings
 
-    def evaluate_again(self, closure: Callable[[], Any]) -> Any:
+    def _replay(self, closure: Callable[[], Any], loss: Any) -> Replay:
+        return Replay(self.optimizer, loss, partial(self._evaluate_again, closure))
+
+    def _evaluate_again(self, closure: Callable[[], Any]) -> Any:
         """Evaluate the closure at another point, as a line search does, and judge it."""
         loss = self._evaluate(closure)
         observation = self._observe(loss)
@@ -230,7 +233,14 @@ class StepLoop:
 
     def summary(self, status: str | None = None) -> dict[str, Any]:
         """Return what :meth:`stableopt.StableOptimizer.summary` promises."""
-        return summarize(self, status)
+        groups = self.optimizer.param_groups
+        setup = {
+            "optimizer": type(self.optimizer).__name__,
+            "parameters": sum(p.numel() for group in groups for p in group["params"]),
+            "guard": False if self.guard is None else asdict(self.guard),
+            "transforms": [repr(transform) for transform in self.transforms],
+        }
+        return summarize(self.ledger, setup, self.telemetry, status)
 
     def close(self) -> None:
         """Write the last summary and let the writers go; a second call does nothing."""
@@ -246,30 +256,6 @@ class _BadEvaluationError(Exception):
         self.findings = findings
 
 
-class _Replay:
-    """The closure for an optimizer that requires one.
-
-    The evaluation that was judged before the step is handed out instead of a second one,
-    as long as neither parameters nor gradients have moved since; later ones are real.
-    """
-
-    def __init__(self, loop: StepLoop, closure: Callable[[], Any], loss: Any) -> None:
-        self._loop = loop
-        self._closure = closure
-        self._loss = loss
-        self._seen: object = self._fingerprint()
-
-    def __call__(self) -> Any:
-        seen, self._seen = self._seen, None
-        if seen is not None and seen == self._fingerprint():
-            return self._loss
-        return self._loop.evaluate_again(self._closure)
-
-    def _fingerprint(self) -> list[tuple[int, int, int]]:
-        params = (p for group in self._loop.optimizer.param_groups for p in group["params"])
-        return [(p._version, id(p.grad), -1 if p.grad is None else p.grad._version) for p in params]
-
-
 def _norm(observation: Observation) -> float | None:
     return None if observation.gradients is None else observation.gradients.total_value
 
@@ -277,16 +263,6 @@ def _norm(observation: Observation) -> float | None:
 def _is_finite(observation: Observation) -> bool:
     loss, gradients = observation.loss, observation.gradients
     return (loss is None or math.isfinite(loss)) and not (gradients and gradients.nonfinite)
-
-
-def _loss_of(value: Any) -> list[float | Tensor]:
-    """Return a closure's result as a loss, if it is one: closures may return anything."""
-    if isinstance(value, Tensor) and value.numel() > 0:
-        value = value.detach()
-        return [value if value.numel() == 1 else value.double().mean()]
-    if isinstance(value, numbers.Real):
-        return [float(value)]
-    return []
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -12,6 +12,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from stableopt import ClipGradNorm, ConfigError, DivergenceError, Guard, StableOptimizer
 
@@ -117,9 +118,7 @@ class TestContract:
         fired = []
         opt = StableOptimizer(adamw)
         opt._patch_step_function()  # what Optimizer.__init__ and __setstate__ call
-        handle = torch.optim.optimizer.register_optimizer_step_post_hook(
-            lambda *_: fired.append("global")
-        )
+        handle = register_optimizer_step_post_hook(lambda *_: fired.append("global"))
         backward(model)
         opt.step()
         handle.remove()

@@ -60,6 +60,15 @@ class Signals:
         self._ended = True
 
 
+def loss_of(value: Any) -> list[float | Tensor]:
+    """Return a closure's result as a loss, if it is one: closures may return anything."""
+    if isinstance(value, Tensor) and value.numel() > 0:
+        return [_mean(value.detach())]
+    if isinstance(value, numbers.Real):
+        return [float(value)]
+    return []
+
+
 def summarize_signals(signals: Mapping[str, Any]) -> dict[str, Any]:
     """Return signals as plain numbers; a tensor of many values as its mean, min and max."""
     return {name: _summary(value) for name, value in signals.items()}

@@ -88,6 +88,10 @@ class Dispatcher:
                 self._queue.qsize(),
             )
 
+    def losses(self) -> dict[str, int]:
+        """Return how many events were dropped, and how often a writer failed."""
+        return {"dropped": self.dropped, "failed": self.failed}
+
     def _offer(self, job: Callable[[], None], timeout: float = 0.0) -> bool:
         if self._closed:
             return True

@@ -11,34 +11,37 @@ from stableopt.types import Action
 from stableopt.version import __version__
 
 if TYPE_CHECKING:
-    from stableopt.step import StepLoop
+    from collections.abc import Mapping
+
+    from stableopt.telemetry.dispatch import Dispatcher
+    from stableopt.telemetry.ledger import Ledger
 
 
-def summarize(loop: StepLoop, status: str | None = None) -> dict[str, Any]:
-    """Return the summary of ``loop`` as a dict of plain values.
+def summarize(
+    ledger: Ledger,
+    setup: Mapping[str, Any],
+    telemetry: Dispatcher | None,
+    status: str | None = None,
+) -> dict[str, Any]:
+    """Return the summary of a run as a dict of plain values.
 
     Args:
-        loop: The run.
+        ledger: What happened.
+        setup: What was trained with; ``setup["guard"]`` is ``False`` without a guard.
+        telemetry: Where events went.
         status: Overrides ``"running"``; a stopped run stays ``"stopped"``.
     """
-    ledger, guard, telemetry = loop.ledger, loop.guard, loop.telemetry
     stops = ledger.count(Action.STOP)
-    groups = loop.optimizer.param_groups
     return {
         "status": "stopped" if stops else status or "running",
-        "integrity": ledger.integrity(guarded=guard is not None),
+        "integrity": ledger.integrity(guarded=setup["guard"] is not False),
         "calls": ledger.calls,
         "steps": ledger.steps,
         "skips": ledger.count(Action.SKIP),
         "stops": stops,
         "last_loss": ledger.last_loss,
-        "optimizer": type(loop.optimizer).__name__,
-        "parameters": sum(p.numel() for group in groups for p in group["params"]),
-        "guard": False if guard is None else {"max_skips": guard.max_skips},
-        "transforms": [repr(transform) for transform in loop.transforms],
-        "telemetry": None
-        if telemetry is None
-        else {"dropped": telemetry.dropped, "failed": telemetry.failed},
+        **setup,
+        "telemetry": None if telemetry is None else telemetry.losses(),
         "versions": {
             "stableopt": __version__,
             "torch": torch.__version__,

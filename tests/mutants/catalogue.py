@@ -66,7 +66,7 @@ MUTANTS = {
         (BITWISE, "-k", "AdamW-default and closure"),
     ),
     "lbfgs evaluates once more": Mutant(
-        "stableopt.step",
+        "stableopt.inner",
         "if seen is not None and seen == self._fingerprint():",
         "if seen == []:",
         (BITWISE, "-k", "LBFGS"),
