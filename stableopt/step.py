@@ -81,9 +81,9 @@ class StepLoop:
         self.called = True
         loss = self._evaluate(closure)
         observation = self._observe(loss)
-        if is_priming(self.optimizer, _norm(observation)) and observation.loss is None:
-            self.optimizer.step()
-            return loss
+        told = closure is not None or observation.loss is not None
+        if not told and is_priming(self.optimizer, _norm(observation)):
+            return self.optimizer.step()
         verdict = self._decide(self._judge(observation))
         result = None
         if verdict.action is Action.TAKE:

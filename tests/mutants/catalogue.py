@@ -135,7 +135,7 @@ MUTANTS = {
     ),
     "priming counts as a step": Mutant(
         "stableopt.step",
-        "if is_priming(self.optimizer, _norm(observation)) and observation.loss is None:",
+        "if not told and is_priming(self.optimizer, _norm(observation)):",
         "if False:",
         (f"{CHECKPOINT}::test_distributed_checkpoint_primes_without_a_trace", "-k", "AdamW"),
     ),

@@ -34,4 +34,5 @@ class _Finder(MetaPathFinder):
         return spec
 
 
-sys.meta_path.insert(0, _Finder(os.environ["STABLEOPT_MUTANT"]))
+if "STABLEOPT_MUTANT" in os.environ:
+    sys.meta_path.insert(0, _Finder(os.environ["STABLEOPT_MUTANT"]))
