@@ -33,6 +33,7 @@ format: $(VENV)/.installed-lint ## let ruff put the code into shape
 bench: $(VENV)/.installed-bench ## measure the overhead against the bare optimizer and a peer
 	$(BIN)/python -m pytest benchmarks -q -p no:xdist
 	$(BIN)/python -m benchmarks.overhead $(ARGS)
+	$(BIN)/python -m benchmarks.readme
 
 docs: $(VENV)/.installed-docs ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
