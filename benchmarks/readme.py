@@ -40,7 +40,7 @@ def replaced(text: str, table: str) -> str:
 def _entry(variant: dict[str, Any]) -> str:
     added = variant["added_by_update"]["median"]
     whole = variant["to_adamw"]["median"]
-    return f"{added:+.2%} (×{whole:.2f})"
+    return f"{added:+.2%} (x{whole:.2f})"
 
 
 if __name__ == "__main__":
