@@ -226,7 +226,6 @@ class StableOptimizer(Optimizer):
         """Add a parameter group to the inner optimizer."""
         checks.check_group(param_group)
         self.optimizer.add_param_group(param_group)
-        self._loop.rescan()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the inner optimizer's state dict, with our clocks beside it.
@@ -240,7 +239,7 @@ class StableOptimizer(Optimizer):
         inner = {key: value for key, value in state_dict.items() if key != _CHECKPOINT_KEY}
         self.optimizer.load_state_dict(inner)
         self._loop.ledger.load_state_dict(state_dict.get(_CHECKPOINT_KEY) or {})
-        self._loop.rescan()
+        self._loop.accept_buffers()
 
     @property
     def train(self) -> Any:

@@ -10,11 +10,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from stableopt.errors import DivergenceError
 from stableopt.guard.policy import Policy
 from stableopt.health.gradients import measure_gradients
-from stableopt.health.nonfinite import find_nonfinite
+from stableopt.health.nonfinite import find_nonfinite, find_nonfinite_weights
 from stableopt.health.signals import Signals, loss_of, summarize_signals
 from stableopt.inner import Replay, is_priming, learning_rates, requires_closure
 from stableopt.runtime.buffers import BufferShadow
@@ -74,7 +75,7 @@ class StepLoop:
         self._before = StateCopy()
         self._requires_closure = requires_closure(optimizer)
         if telemetry is not None:
-            telemetry.send_summary(self.summary())
+            telemetry.send_summary(self.summary)
 
     def __call__(self, closure: Callable[[], Any] | None) -> Any:
         """Run one step; see the module for its order."""
@@ -84,7 +85,10 @@ class StepLoop:
         told = closure is not None or observation.loss is not None
         if not told and is_priming(self.optimizer, _norm(observation)):
             return self.optimizer.step()
-        verdict = self._decide(self._judge(observation))
+        findings = self._judge(observation)
+        if findings:
+            findings += self._judge_weights()
+        verdict = self._decide(findings)
         result = None
         if verdict.action is Action.TAKE:
             result, late = self._take(closure, loss, observation)
@@ -98,10 +102,10 @@ class StepLoop:
         """Give copies and pickles everything but the writers and scratch memory."""
         return {**self.__dict__, "telemetry": None, "_before": StateCopy()}
 
-    def rescan(self) -> None:
-        """Look at the model anew, after a checkpoint was loaded or a group was added."""
+    def accept_buffers(self) -> None:
+        """Take the model's buffers as they are now for healthy: a checkpoint was loaded."""
         if self._buffers is not None:
-            self._buffers.rescan()
+            self._buffers.refresh()
 
     # observe
 
@@ -132,6 +136,11 @@ class StepLoop:
         if self.guard is None or _is_finite(observation):
             return ()
         return find_nonfinite(observation, parameter_names(self.optimizer, self.model))
+
+    def _judge_weights(self) -> tuple[Finding, ...]:
+        names = parameter_names(self.optimizer, self.model)
+        with torch.no_grad():
+            return find_nonfinite_weights(self.optimizer.param_groups, names)
 
     def _decide(self, findings: tuple[Finding, ...]) -> Verdict:
         return _HEALTHY if self._policy is None else self._policy.decide(findings)
@@ -184,11 +193,10 @@ class StepLoop:
         taken = verdict.action is Action.TAKE
         self.ledger.steps += taken
         if self._buffers is not None:
-            with torch.no_grad():
-                if taken:
-                    self._buffers.refresh()
-                else:
-                    self._buffers.restore()
+            if taken:
+                self._buffers.refresh()
+            else:
+                self._buffers.restore()
 
     # record
 
@@ -211,12 +219,12 @@ class StepLoop:
             time=time.time(),
         )
         if not taken:
-            self.ledger.interventions.append(event)
-            logger.warning("step %d: %s: %s", event.step + 1, event.action.value, event.reason)
+            self.ledger.add(event)
+            logger.warning("call %d: %s: %s", event.call, event.action.value, event.reason)
         if self.telemetry is not None:
             self.telemetry.send(event)
             if not taken:
-                self.telemetry.send_summary(self.summary())
+                self.telemetry.send_summary(self.summary)
         if verdict.action is Action.STOP:
             self._stop(event)
 
@@ -225,8 +233,9 @@ class StepLoop:
             self.telemetry.flush()
         raise DivergenceError(
             f"stopped at call {event.call}, after {event.step} updates: {event.reason}. The "
-            "weights are those of the last healthy step; look at the data and the layers that "
-            "this error's .ledger names, then lower the learning rate or fix the input",
+            "weights are those after the last update that was taken. Look at the data and the "
+            "layers that this error's .ledger names, at the learning rate, and whether the "
+            "gradients are reset after a step that was skipped",
             event,
             self.ledger.interventions,
         )
@@ -236,7 +245,7 @@ class StepLoop:
         groups = self.optimizer.param_groups
         setup = {
             "optimizer": type(self.optimizer).__name__,
-            "parameters": sum(p.numel() for group in groups for p in group["params"]),
+            "parameters": sum(p.numel() for g in groups for p in g["params"] if not is_lazy(p)),
             "guard": False if self.guard is None else asdict(self.guard),
             "transforms": [repr(transform) for transform in self.transforms],
         }
@@ -245,7 +254,7 @@ class StepLoop:
     def close(self) -> None:
         """Write the last summary and let the writers go; a second call does nothing."""
         if self.telemetry is not None:
-            self.telemetry.close(self.summary("closed"))
+            self.telemetry.close(partial(self.summary, "closed"))
 
 
 class _BadEvaluationError(Exception):

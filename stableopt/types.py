@@ -64,7 +64,7 @@ class Finding:
     """One thing that a detector holds against a step.
 
     Attributes:
-        kind: ``"nonfinite_loss"`` or ``"nonfinite_gradient"``.
+        kind: ``"nonfinite_loss"``, ``"nonfinite_gradient"`` or ``"nonfinite_weight"``.
         message: The finding as a sentence.
         where: Names of the parameters concerned, in the optimizer's order.
         value: The offending number, where there is one.

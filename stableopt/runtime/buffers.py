@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
+from torch.nn.parameter import is_lazy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor, nn
 
 
@@ -19,52 +22,71 @@ class BufferShadow:
     BatchNorm, torch 2.13), so every buffer is copied every time.
 
     Args:
-        model: The model; buffers are found by module and key, so rebinding one is seen.
+        model: The model; its modules are walked at every refresh, so that buffers that are
+            added or rebound are seen. Buffers of lazy modules count once they have a shape.
 
     Cost:
-        One copy of the buffers in memory, and one read and write of them per step.
+        One copy of the buffers in memory, one read and write of them per step, and about
+        0.2 µs per module.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._slots: list[tuple[dict[str, Tensor | None], str, Tensor | None]] = []
-        self.rescan()
+        self._slots: dict[tuple[int, str], _Slot] = {}
+        self.refresh()
 
-    def rescan(self) -> None:
-        """Find the model's buffers anew and take a copy of each."""
-        seen: set[int] = set()
-        self._slots = []
-        for module in self._model.modules():
-            for key, live in module._buffers.items():
-                if live is None or id(live) not in seen:
-                    self._slots.append((module._buffers, key, _copy(live)))
-                    seen.add(id(live))
-
+    @torch.no_grad()
     def refresh(self) -> None:
         """Make the shadow equal to the buffers as they are now."""
+        old, self._slots = self._slots, {}
+        seen: set[int] = set()
         copies, lives = [], []
-        for i, (owner, key, copy) in enumerate(self._slots):
-            live = owner.get(key)
-            if live is None or copy is None or not _alike(live, copy):
-                self._slots[i] = (owner, key, _copy(live))
-            else:
-                copies.append(copy)
-                lives.append(live)
+        for owner in _owners(self._model):
+            for key, live in owner.items():
+                if live is not None and (id(live) in seen or is_lazy(live)):
+                    continue
+                seen.add(id(live))
+                before = old.get((id(owner), key))
+                copy = before[2] if before is not None and before[0] is owner else None
+                if live is None or copy is None or not _alike(live, copy):
+                    copy = None if live is None else live.detach().clone()
+                else:
+                    copies.append(copy)
+                    lives.append(live)
+                self._slots[id(owner), key] = owner, key, copy
         if lives:
             torch._foreach_copy_(copies, lives)
 
+    @torch.no_grad()
     def restore(self) -> None:
-        """Put every buffer back, in place where its shape still allows it."""
-        for owner, key, copy in self._slots:
+        """Put every buffer back, in place where its shape still allows it.
+
+        A buffer keeps the dtype and device that the model was moved to since.
+        """
+        for owner, key, copy in self._slots.values():
             live = owner.get(key)
-            if live is None or copy is None or not _alike(live, copy):
-                owner[key] = _copy(copy)
-            else:
+            if copy is None:
+                owner[key] = None
+            elif live is not None and live.shape == copy.shape:
                 live.detach().copy_(copy)
+            else:
+                owner[key] = copy.clone() if live is None else copy.to(live, copy=True)
 
 
-def _copy(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().clone()
+_Slot: TypeAlias = "tuple[dict[str, Tensor | None], str, Tensor | None]"
+
+
+def _owners(model: nn.Module) -> Iterator[dict[str, Tensor | None]]:
+    """Yield the buffer dict of every module that has one; faster than ``modules()``."""
+    seen: set[int] = set()
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            if module._buffers:
+                yield module._buffers
+            waiting.extend(child for child in module._modules.values() if child is not None)
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from functools import partial
-from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 from stableopt.telemetry.writer import wants, write_summary
+from stableopt.types import Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from stableopt.telemetry.writer import Writer
-    from stableopt.types import Event
 
 logger = logging.getLogger("stableopt")
 
@@ -23,110 +23,160 @@ CAPACITY = 10_000
 """Events that may wait for a slow writer before new ones are dropped and counted."""
 
 PATIENCE = 5.0
-"""Seconds that closing waits for a writer that hangs."""
+"""Seconds that closing waits for writers that hang."""
+
+SUMMARY_INTERVAL = 1.0
+"""Seconds between two summaries of a run that intervenes again and again."""
 
 
 class Dispatcher:
-    """One daemon thread that feeds every writer from a bounded queue.
+    """Feeds every writer from a queue and a thread of its own.
 
-    The training loop only appends to the queue. A writer that is slow loses events (they
-    are counted), one that raises is reported once (and tried again with the next event),
-    one that hangs is left behind when the run ends.
+    The training loop only appends to queues. A writer that is slow loses events (they are
+    counted), one that raises is reported once (and tried again with the next event), one
+    that hangs is left behind when the run ends; the others notice none of it.
 
     Args:
         writers: Who receives events.
     """
 
     def __init__(self, writers: Sequence[Writer]) -> None:
-        self._writers = tuple(writers)
-        self._queue: queue.Queue[Callable[[], None]] = queue.Queue(CAPACITY)
-        self._reported: set[int] = set()
+        self._channels = [_Channel(writer) for writer in writers]
         self._closed = False
-        self._finished = False
-        self.dropped = 0
-        self.failed = 0
-        # Started now: at interpreter exit, when many a run is closed, no thread can start.
-        self._thread = threading.Thread(target=self._run, name="stableopt", daemon=True)
-        self._thread.start()
 
     def wants(self, step: int) -> bool:
         """Tell whether any writer wants a healthy step."""
-        return not self._closed and any(wants(w, step) for w in self._writers)
+        return not self._closed and any(wants(c.writer, step) for c in self._channels)
 
     def send(self, event: Event) -> None:
-        """Queue an event for every writer; never blocks."""
-        if not self._offer(partial(self._each, partial(_write, event=event))):
-            self.dropped += 1
-            if self.dropped == 1:
-                logger.warning("telemetry: writers are too slow; events are dropped and counted")
+        """Queue an event for every writer that wants it; never blocks."""
+        for channel in self._channels:
+            if event.intervened or wants(channel.writer, event.step):
+                channel.send(event)
 
-    def send_summary(self, summary: dict[str, Any]) -> None:
-        """Queue a summary for the writers that take one; never blocks."""
-        self._offer(partial(self._each, partial(write_summary, summary=summary)))
+    def send_summary(self, make: Callable[[], dict[str, Any]]) -> None:
+        """Ask for a summary to be written soon, made when it is written; never blocks."""
+        for channel in self._channels:
+            channel.summarize(make)
 
     def flush(self, timeout: float = PATIENCE) -> bool:
-        """Wait until everything queued so far was handed over; ``False`` if it took too long."""
-        done = threading.Event()
-        return self._offer(done.set, timeout) and done.wait(timeout)
+        """Wait until all that was sent is written; ``False`` if that took too long."""
+        deadline = time.monotonic() + timeout
+        waiting = [channel.flush() for channel in self._channels]
+        return all(done.wait(max(0.0, deadline - time.monotonic())) for done in waiting)
 
-    def close(self, summary: dict[str, Any], timeout: float = PATIENCE) -> None:
-        """Hand over what is queued and a last summary, and close the writers.
+    def close(self, make: Callable[[], dict[str, Any]], timeout: float = PATIENCE) -> None:
+        """Write what is queued and a last summary, and close the writers.
 
         Args:
-            summary: The last summary.
+            make: Makes the last summary.
             timeout: Seconds to wait for writers that are slow.
         """
         if self._closed:
             return
-        self._offer(partial(self._finish, summary), timeout)
         self._closed = True
-        self._thread.join(timeout)
-        if self._thread.is_alive():
-            logger.warning(
-                "telemetry: a writer did not finish within %g s; up to %d events are lost",
-                timeout,
-                self._queue.qsize(),
-            )
+        deadline = time.monotonic() + timeout
+        self.send_summary(make)
+        for channel in self._channels:
+            channel.finish()
+        for channel in self._channels:
+            channel.join(max(0.0, deadline - time.monotonic()))
 
     def losses(self) -> dict[str, int]:
         """Return how many events were dropped, and how often a writer failed."""
-        return {"dropped": self.dropped, "failed": self.failed}
+        return {
+            "dropped": sum(channel.dropped for channel in self._channels),
+            "failed": sum(channel.failed for channel in self._channels),
+        }
 
-    def _offer(self, job: Callable[[], None], timeout: float = 0.0) -> bool:
-        if self._closed:
-            return True
-        try:
-            self._queue.put(job, block=timeout > 0, timeout=timeout or None)
-        except queue.Full:
-            return False
-        return True
+
+class _Channel:
+    """The queue and the thread of one writer."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer = writer
+        self.dropped = 0
+        self.failed = 0
+        self._make_summary: Callable[[], dict[str, Any]] | None = None
+        self._lock = threading.Lock()
+        self._summarized = -SUMMARY_INTERVAL
+        self._reported = False
+        self._finishing = False
+        self._queue: queue.Queue[Event | threading.Event | None] = queue.Queue()
+        # Started now: at interpreter exit, when many a run is closed, no thread can start.
+        self._thread = threading.Thread(target=self._run, name="stableopt", daemon=True)
+        self._thread.start()
+
+    def send(self, event: Event) -> None:
+        if self._queue.qsize() < CAPACITY:
+            self._queue.put(event)
+            return
+        self.dropped += 1
+        if self.dropped == 1:
+            logger.warning(
+                "telemetry: %s is too slow; events are dropped and counted in the summary", self
+            )
+
+    def summarize(self, make: Callable[[], dict[str, Any]]) -> None:
+        with self._lock:
+            idle, self._make_summary = self._make_summary is None, make
+        if idle:
+            self._queue.put(None)  # wakes a thread that waits without end
+
+    def flush(self) -> threading.Event:
+        done = threading.Event()
+        self._queue.put(done)
+        return done
+
+    def finish(self) -> None:
+        self._finishing = True
+        self._queue.put(None)
+
+    def join(self, timeout: float) -> None:
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            # What else is queued are marks of flush and finish.
+            lost = sum(isinstance(item, Event) for item in tuple(self._queue.queue))
+            self.dropped += lost
+            logger.warning("telemetry: %s did not finish in time; %d events are lost", self, lost)
 
     def _run(self) -> None:
-        while not self._finished:
-            self._queue.get()()
-
-    def _finish(self, summary: dict[str, Any]) -> None:
-        self._each(partial(write_summary, summary=summary))
-        self._each(methodcaller("close"))
-        self._finished = True
-
-    def _each(self, call: Callable[[Writer], None]) -> None:
-        for index, writer in enumerate(self._writers):
+        while not (self._finishing and self._queue.empty()):
             try:
-                call(writer)
-            except Exception as error:  # noqa: BLE001 - nothing a writer does may end a run
-                self.failed += 1
-                if index not in self._reported:
-                    self._reported.add(index)
-                    logger.warning(
-                        "telemetry: %s failed (%s: %s); training goes on, its failures are "
-                        "counted in the summary and not reported again",
-                        type(writer).__name__,
-                        type(error).__name__,
-                        error,
-                    )
+                item = self._queue.get(timeout=SUMMARY_INTERVAL if self._make_summary else None)
+            except queue.Empty:
+                item = None
+            if isinstance(item, threading.Event):
+                self._write_summary()
+                item.set()
+            elif item is not None:
+                self._try(partial(self.writer.write, item))
+            if time.monotonic() - self._summarized >= SUMMARY_INTERVAL:
+                self._write_summary()
+        self._write_summary()
+        self._try(self.writer.close)
 
+    def _write_summary(self) -> None:
+        with self._lock:
+            make, self._make_summary = self._make_summary, None
+        if make is not None:
+            self._try(lambda: write_summary(self.writer, make()))
+            self._summarized = time.monotonic()
 
-def _write(writer: Writer, event: Event) -> None:
-    if event.intervened or wants(writer, event.step):
-        writer.write(event)
+    def _try(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except BaseException as error:  # noqa: BLE001 - nothing a writer does may end a run
+            self.failed += 1
+            if not self._reported:
+                self._reported = True
+                logger.warning(
+                    "telemetry: %s failed (%s: %s); training goes on, its failures are counted "
+                    "in the summary and not reported again",
+                    self,
+                    type(error).__name__,
+                    error,
+                )
+
+    def __str__(self) -> str:
+        return type(self.writer).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from stableopt.types import Action
@@ -26,20 +27,28 @@ class Ledger:
         self.steps = 0
         self.interventions: list[Event] = []
         self.last_loss: float | None = None
+        self._counts: Counter[Action] = Counter()
+        self._lost = False
+
+    def add(self, event: Event) -> None:
+        """Keep an intervention."""
+        self.interventions.append(event)
+        self._counts[event.action] += 1
+        self._lost |= any(finding.kind == "nonfinite_weight" for finding in event.findings)
 
     def count(self, action: Action) -> int:
         """Return how many interventions took ``action``."""
-        return sum(event.action is action for event in self.interventions)
+        return self._counts[action]
 
     def integrity(self, guarded: bool) -> str:
         """Return whether a fault is known to remain.
 
         ``"OK"``: nothing harmful remained; skipped steps are no harm. ``"COMPROMISED"``: the
-        run was stopped, or it trains on with a loss that is not finite. ``"UNCHECKED"``:
-        there is no guard that could know.
+        run was stopped, its weights were found not to be finite, or it trains on with a loss
+        that is not. ``"UNCHECKED"``: there is no guard that could know.
         """
-        stopped = any(event.action is Action.STOP for event in self.interventions)
-        if stopped or (self.last_loss is not None and not math.isfinite(self.last_loss)):
+        bad_loss = self.last_loss is not None and not math.isfinite(self.last_loss)
+        if self.count(Action.STOP) or self._lost or bad_loss:
             return "COMPROMISED"
         return "OK" if guarded else "UNCHECKED"
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from stableopt.telemetry.dispatch import Dispatcher
     from stableopt.telemetry.ledger import Ledger
 
+NEWEST = 100
+"""How many interventions a summary lists."""
+
 
 def summarize(
     ledger: Ledger,
@@ -47,5 +50,6 @@ def summarize(
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "ledger": [event.to_dict() for event in ledger.interventions],
+        # The whole ledger is in the event file; here it would make every rewrite slower.
+        "ledger": [event.to_dict() for event in ledger.interventions[-NEWEST:]],
     }

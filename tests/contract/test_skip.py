@@ -242,6 +242,26 @@ def test_without_a_guard_the_fault_goes_through():
     assert opt.summary()["integrity"] == "UNCHECKED"
 
 
+@pytest.mark.parametrize("how", ["lr", "hook", "half"])
+def test_a_run_whose_weights_are_lost_says_so(how):
+    dtype = torch.float16 if how == "half" else torch.float32
+    w = torch.nn.Parameter(torch.ones(3, dtype=dtype))
+    opt = StableOptimizer(torch.optim.Adam([w]), guard=Guard(max_skips=1))
+    if how == "lr":
+        opt.param_groups[0]["lr"] = math.nan
+    if how == "hook":
+        opt.register_step_pre_hook(lambda *_: setattr(w, "grad", w.grad * math.nan))
+    w.grad = torch.zeros(3, dtype=dtype)  # zero: Adam's eps underflows in half precision
+    opt.step()
+    assert w.isnan().all()
+    w.grad = w.detach().clone()
+    opt.step()
+    assert "the weights of 0.0 are not finite themselves" in opt.verdict.reason
+    assert opt.summary()["integrity"] == "COMPROMISED"
+    with pytest.raises(DivergenceError, match="after the last update that was taken"):
+        opt.step()
+
+
 def test_the_reason_names_the_layer():
     model = batch_norm_model()
     opt = StableOptimizer(torch.optim.Adam(model.parameters()), model=model)

@@ -92,7 +92,7 @@ def test_skip_is_recorded_and_told_once(demo, inject):
     (where,) = skip["findings"][0]["where"]
     assert skip["call"] == 8
     assert where in dict(GPT(TINY).named_parameters())
-    assert result.output.count("step 8: skip: ") == 1
+    assert result.output.count("call 8: skip: ") == 1
     assert f"skip: the gradient of {where} is not finite" in result.stdout
     assert not result.stderr
 

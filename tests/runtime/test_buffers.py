@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -59,14 +60,46 @@ def test_restoring_twice_does_not_hand_out_the_shadow():
         assert_same(buffers(model), before)
 
 
-def test_rescan_sees_what_was_loaded_and_what_was_added():
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_what_is_added_moved_or_materialized_later_is_seen():
+    model = Odd()
+    model.lazy = nn.LazyBatchNorm1d()
+    shadow = BufferShadow(model)
+    model.register_buffer("late", torch.zeros(2))
+    model.norm.add_module("inner", nn.BatchNorm1d(3))
+    model.lazy(torch.randn(4, 5))
+    model.double()
+    shadow.refresh()
+    before = buffers(model)
+    model.late.fill_(9)
+    model.norm.inner(torch.randn(4, 3).double())
+    model.lazy(torch.randn(4, 5).double())
+    shadow.restore()
+    assert_same(buffers(model), before)
+
+
+def test_a_model_that_moved_since_keeps_its_dtype():
+    model = Odd()
+    shadow = BufferShadow(model)
+    before = buffers(model)
+    model.double()
+    model.norm(torch.full((5, 2), torch.nan).double())
+    model.cache = torch.ones(5, dtype=torch.float64)
+    shadow.restore()
+    assert model.norm.running_mean.dtype is torch.float64
+    assert model.cache.dtype is torch.float64
+    assert_same(model.norm.running_var.float(), before["norm.running_var"])
+    model.norm(torch.randn(5, 2).double())
+
+
+def test_refresh_takes_what_was_loaded():
     model = Odd()
     shadow = BufferShadow(model)
     model.load_state_dict(
         {k: v + 1 for k, v in model.state_dict().items() if v.dtype != torch.bool}, strict=False
     )
     model.extra = nn.BatchNorm1d(3)
-    shadow.rescan()
+    shadow.refresh()
     before = buffers(model)
     model.extra(torch.randn(4, 3))
     model.norm(torch.randn(4, 2))

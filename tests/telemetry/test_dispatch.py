@@ -70,9 +70,56 @@ def test_a_writer_that_hangs_does_not_stop_the_loop(caplog, monkeypatch):
         opt.step()
     assert opt.summary()["telemetry"]["dropped"] == 16
     assert sum("too slow" in r.message for r in caplog.records) == 1
-    opt._loop.telemetry.close({}, timeout=0.01)
+    opt._loop.telemetry.close(dict, timeout=0.01)
     assert any("did not finish" in r.message for r in caplog.records)
+    assert opt.summary()["telemetry"]["dropped"] == 20
     release.set()
+
+
+def test_a_slow_writer_holds_nobody_else_up(events, monkeypatch):
+    monkeypatch.setattr(dispatch, "PATIENCE", 0.01)
+    release = threading.Event()
+
+    class Stuck(type(events)):
+        def write(self, event):
+            release.wait()
+
+    opt = make([Stuck(), events])
+    for _ in range(30):
+        opt.step()
+    opt._loop.telemetry.close(lambda: {"status": "closed"}, timeout=2.0)
+    assert len(events.seen) == 30
+    assert events.summaries[-1] == {"status": "closed"}
+    assert events.closed == 1
+    release.set()
+
+
+def test_not_even_an_exit_inside_a_writer_ends_its_thread(events, caplog):
+    class Exit(type(events)):
+        def write(self, event):
+            raise SystemExit(3)
+
+    writer = Exit()
+    opt = make([writer, events])
+    for _ in range(5):
+        opt.step()
+    opt.close()
+    assert len(events.seen) == 5
+    assert writer.closed == 1
+    assert opt.summary()["telemetry"]["failed"] == 5
+
+
+def test_summaries_are_few_and_short_however_often_a_run_intervenes(events):
+    opt = make(events)
+    p = opt.param_groups[0]["params"][0]
+    for step in range(600):
+        p.grad = torch.full((2,), torch.nan if step % 2 else 1.0)
+        opt.step()
+    opt.close()
+    assert len(events.summaries) < 60
+    assert events.summaries[-1]["skips"] == 300
+    assert len(events.summaries[-1]["ledger"]) == 100
+    assert len(opt.ledger) == 300
 
 
 def test_the_event_that_stops_a_run_is_written_before_the_error(events):

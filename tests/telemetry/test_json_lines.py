@@ -134,9 +134,10 @@ def test_a_full_disk_is_reported_once_and_training_goes_on(tmp_path, monkeypatch
     opt, w = make(JsonLines(tmp_path, every=1))
     real = os.write
     full = True
+    (channel,) = opt._loop.telemetry._channels
 
     def write(fd, data):
-        if full and fd == opt._loop.telemetry._writers[0]._file:
+        if full and fd == channel.writer._file:
             real(fd, data[:7])  # a disk fills in the middle of a line
             raise OSError(28, "No space left on device")
         return real(fd, data)
