@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 _T = TypeVar("_T")
+_EXAMPLES = {
+    "config": "{'guard': {...}, 'transforms': [...], 'telemetry': ...}",
+    "guard": "its options, e.g. {'max_skips': 6}; or False for no guard",
+    "transforms entry": "one name and its options, e.g. {'ClipGradNorm': {'max_norm': 1.0}}",
+    "ClipGradNorm": "its options, e.g. {'max_norm': 1.0}",
+}
 _TRANSFORMS: dict[str, Callable[..., GradientTransform]] = {"ClipGradNorm": ClipGradNorm}
 
 
@@ -114,6 +121,8 @@ def make_telemetry(telemetry: object) -> Dispatcher | None:
     if telemetry is None:
         return None
     if isinstance(telemetry, (str, os.PathLike)):
+        if not os.fspath(telemetry):
+            raise ConfigError("telemetry='' is no directory: name one, or give None for none")
         return Dispatcher([JsonLines(telemetry)])
     given = telemetry if isinstance(telemetry, (list, tuple)) else [telemetry]
     writers = [_check_writer(writer) for writer in given]
@@ -150,6 +159,8 @@ def _read_guard(value: Any) -> Guard | bool | None:
 
 
 def _read_transforms(value: Any) -> list[GradientTransform]:
+    if value is None:
+        return []
     if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
         raise ConfigError(
             f"transforms={value!r} must be a list with one entry per transform, "
@@ -175,7 +186,7 @@ def _read_transforms(value: Any) -> list[GradientTransform]:
 def _read_telemetry(value: Any) -> Any:
     if isinstance(value, Mapping):
         return _build("telemetry", JsonLines, value, {"directory", "every"})
-    return value
+    return None if value is False else value
 
 
 def _build(where: str, make: Callable[..., _T], options: Mapping[str, Any], known: set[str]) -> _T:
@@ -185,12 +196,22 @@ def _build(where: str, make: Callable[..., _T], options: Mapping[str, Any], know
     try:
         return make(**options)
     except TypeError as error:
-        raise ConfigError(f"{where}={dict(options)!r}: {error}") from error
+        needed = [
+            name
+            for name, parameter in inspect.signature(make).parameters.items()
+            if parameter.default is parameter.empty and name not in options
+        ]
+        if not needed:
+            raise
+        raise ConfigError(
+            f"{where}={dict(options)!r} lacks {', '.join(needed)}: give every option that has "
+            "no default"
+        ) from error
 
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{name}={value!r} must be a dict, as in the configuration guide")
+        raise ConfigError(f"{name}={value!r} must be a dict: {_EXAMPLES[name]}")
     return value
 
 

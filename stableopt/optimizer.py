@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from stableopt import config as checks
 from stableopt.errors import ConfigError
 from stableopt.step import StepLoop
+from stableopt.telemetry.ledger import clocks_of
 
 if TYPE_CHECKING:
     import os
@@ -55,8 +56,8 @@ class StableOptimizer(Optimizer):
         optimizer: Any :class:`torch.optim.Optimizer`, kept as ``self.optimizer``.
         model: The module it trains. Gives parameters their names in messages, and lets a
             skipped step restore the buffers (BatchNorm statistics) that its forward pass
-            has already changed. Load its weights before you build the wrapper, or load
-            an optimizer checkpoint afterwards, so that the copy of the buffers is current.
+            has already changed, to what they were after the last step that was taken. Load
+            its weights before you build the wrapper, or an optimizer checkpoint afterwards.
         transforms: Applied in order to the gradients of a step that is taken.
         guard: ``None`` for the default :class:`~stableopt.Guard`, or ``False`` for none.
         telemetry: ``None``, a directory for ``telemetry.jsonl`` and ``summary.json``, or a
@@ -182,8 +183,9 @@ class StableOptimizer(Optimizer):
         """Return what happened so far as a dict of plain values.
 
         Among them ``integrity``: ``"OK"`` while nothing harmful remained (skipped steps
-        included), ``"COMPROMISED"`` once the run was stopped or trains on a loss that is
-        not finite, ``"UNCHECKED"`` where ``guard=False`` left nobody to know.
+        included), ``"COMPROMISED"`` once the run was stopped, its weights were found not to
+        be finite or it trains on a loss that is not, ``"UNCHECKED"`` where ``guard=False``
+        left nobody to know. ``ledger`` lists the newest hundred interventions.
         """
         return self._loop.summary()
 
@@ -236,9 +238,11 @@ class StableOptimizer(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of a wrapped or of a bare optimizer."""
+        ours = state_dict.get(_CHECKPOINT_KEY, {})
+        clocks_of(ours)  # refuse what is broken before anything moves
         inner = {key: value for key, value in state_dict.items() if key != _CHECKPOINT_KEY}
         self.optimizer.load_state_dict(inner)
-        self._loop.ledger.load_state_dict(state_dict.get(_CHECKPOINT_KEY) or {})
+        self._loop.ledger.load_state_dict(ours)
         self._loop.accept_buffers()
 
     @property

@@ -9,6 +9,7 @@ import sys
 import warnings
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -276,6 +277,21 @@ class TestFromConfig:
         assert StableOptimizer.from_config(adamw, {}).summary()["guard"] == {"max_skips": 6}
         assert StableOptimizer.from_config(adamw, {"guard": True}).summary()["guard"]
         assert StableOptimizer.from_config(adamw, {"guard": False}).summary()["guard"] is False
+        nothing = {"guard": None, "transforms": None, "telemetry": None}
+        assert StableOptimizer.from_config(adamw, nothing).summary()["telemetry"] is None
+
+    def test_lazy_modules(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, on lazy modules
+            model = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Linear(4, 1))
+        opt = StableOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
+        assert opt.summary()["parameters"] == 5
+        model(torch.randn(6, 3)).sum().backward()
+        opt.step()
+        before = model[1].running_mean.clone()
+        model(torch.full((6, 3), torch.nan)).sum().backward()
+        opt.step()
+        assert torch.equal(model[1].running_mean, before)
 
     @pytest.mark.parametrize(
         ("config", "message"),
@@ -284,10 +300,15 @@ class TestFromConfig:
             ({"gaurd": {}}, "did you mean 'guard'"),
             ({"guard": {"max_skip": 3}}, "did you mean 'max_skips'"),
             ({"guard": {"max_skips": -1}}, "max_skips=-1"),
-            ({"guard": 3}, "guard=3"),
+            ({"guard": 3}, "guard=3 must be a dict"),
+            ({"guard": "false"}, "or False for no guard"),
+            ({"telemetry": {}}, "lacks directory"),
+            ({"telemetry": ""}, "telemetry='' is no directory"),
+            ({"telemetry": "a\0b"}, "cannot be written"),
+            ({"telemetry": {"directory": None}}, "directory=None"),
             ({"transforms": {"ClipGradNorm": {}}}, "must be a list"),
             ({"transforms": [{"ClipGradNrom": {}}]}, "did you mean 'ClipGradNorm'"),
-            ({"transforms": [{"ClipGradNorm": {}}]}, "max_norm"),
+            ({"transforms": [{"ClipGradNorm": {}}]}, "lacks max_norm"),
             ({"transforms": [{"ClipGradNorm": {"max_norm": 0}}]}, "max_norm=0"),
             ({"transforms": [{"a": {}, "b": {}}]}, "one key"),
             ({"telemetry": {"dir": "x"}}, "directory"),
@@ -368,6 +389,19 @@ class TestObserve:
         with pytest.raises(ConfigError, match="loss"):
             opt.observe(loss={"a": 1.0})
         assert opt._loop.signals.take() == ([], {})
+
+    def test_numbers_of_every_make(self, adamw, events):
+        opt = StableOptimizer(adamw, telemetry=events)
+        with torch.sparse.check_sparse_tensor_invariants(enable=True):
+            sparse = torch.eye(2).to_sparse()
+        values = [np.float32(2), np.array(2.0), np.array([1, 3]), True, sparse * 2, 10**400]
+        for value in values:
+            opt.observe(loss=value)
+            opt.step()
+        opt.close()
+        assert [e.loss for e in events.seen] == [2.0, 2.0, 2.0, 1.0, 2.0, float("inf")]
+        with pytest.raises(ConfigError, match="meta tensor"):
+            opt.observe(loss=torch.ones((), device="meta"))
 
     def test_closures_may_return_anything(self, model, adamw):
         opt = StableOptimizer(adamw)

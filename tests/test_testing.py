@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict, UserDict
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -120,6 +122,27 @@ def test_a_poisoned_batch_is_a_copy():
     assert_same({"x": batch["x"], "y": batch["y"][0]}, before)
 
 
+@dataclass
+class Sample:
+    x: torch.Tensor
+    name: str
+
+
+def test_batches_of_any_make():
+    poisoned = testing.poison_batch(UserDict(x=torch.zeros(3), n=1))
+    assert isinstance(poisoned, UserDict)
+    assert poisoned["x"].isnan().sum() == 1
+    assert testing.poison_batch(Sample(torch.zeros(3), "a")).x.isnan().sum() == 1
+    assert isinstance(testing.poison_batch(OrderedDict(x=torch.zeros(3))), OrderedDict)
+    extremes = testing.poison_batch(torch.tensor([-(2**63), 2**63 - 1, 0, 5]))
+    assert extremes.dtype is torch.int64
+
+
+def test_empty_parameters_are_never_drawn():
+    opt = torch.optim.SGD([nn.Parameter(torch.ones(0)), nn.Parameter(torch.ones(1))], lr=0.1)
+    assert {testing.corrupt_weight(opt, seed=seed).target for seed in range(6)} == {"0.1"}
+
+
 def test_seeds_decide_and_global_randomness_is_not_touched(trained):
     model, opt = trained
     before = rng_state()
@@ -148,6 +171,15 @@ def test_seeds_decide_and_global_randomness_is_not_touched(trained):
         (lambda m, o: testing.inject_value(torch.ones(2), 1.0, index=2), "index=2 is out of range"),
         (lambda m, o: testing.inject_value(torch.ones(0), 1.0), "empty"),
         (lambda m, o: testing.inject_value(torch.arange(3), 1.0), "dtype"),
+        (lambda m, o: testing.inject_value(torch.ones(2), 1e39), "value=1e.39 cannot be held"),
+        (lambda m, o: testing.inject_value(torch.ones(2).half(), 1e5), "cannot be held"),
+        (lambda m, o: testing.inject_value(torch.ones(2), "1"), "value='1' must be a number"),
+        (lambda m, o: testing.inject_value(torch.ones(2), 1.0, index=0.5), "index=0.5 must be"),
+        (lambda m, o: testing.inject_value(torch.ones(2), 1.0, seed="a"), "seed='a' must be"),
+        (lambda m, o: testing.inject_value([1.0], 1.0), "must be a tensor"),
+        (lambda m, o: testing.inject_value(torch.ones(2, device="meta"), 1.0), "must be a tensor"),
+        (lambda m, o: testing.poison_batch("text"), "nothing can be poisoned"),
+        (lambda m, o: testing.poison_batch([torch.ones(3).long()]), "nothing can be poisoned"),
     ],
 )
 def test_bad_input(trained, call, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stableopt.errors import ConfigError
+from stableopt.functional import dense_values
 
 
 class Signals:
@@ -65,7 +67,7 @@ def loss_of(value: Any) -> list[float | Tensor]:
     if isinstance(value, Tensor) and value.numel() > 0:
         return [_mean(value.detach())]
     if isinstance(value, numbers.Real):
-        return [float(value)]
+        return [_as_float(value)]
     return []
 
 
@@ -78,16 +80,32 @@ def _checked(name: str, value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _checked(f"{name}[{k!r}]", v) for k, v in value.items()}
     if isinstance(value, Tensor):
-        if value.numel() == 0:
-            raise ConfigError(f"{name}: an empty tensor has no value; leave the signal out")
-        # One value is copied, because running averages are updated in place.
-        return value.detach().clone() if value.numel() == 1 else value.detach()
+        return _checked_tensor(name, value)
     if isinstance(value, numbers.Real):
-        return float(value)
+        return _as_float(value)
+    if hasattr(value, "__array__") and value.dtype.kind in "biuf":
+        return _checked_tensor(name, torch.as_tensor(value))
     raise ConfigError(
         f"{name}={value!r}: a signal must be a number, a tensor or a dict of these; "
         "convert it with float(...) or torch.as_tensor(...)"
     )
+
+
+def _checked_tensor(name: str, value: Tensor) -> Tensor:
+    if value.numel() == 0:
+        raise ConfigError(f"{name}: an empty tensor has no value; leave the signal out")
+    if value.is_meta:
+        raise ConfigError(f"{name}: a meta tensor has no value; leave the signal out")
+    value = dense_values(value.detach()) if value.layout is not torch.strided else value.detach()
+    # One value is copied, because running averages are updated in place.
+    return value.clone() if value.numel() == 1 else value
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an int of hundreds of digits: no loss that anybody can use
+        return math.inf if value > 0 else -math.inf
 
 
 def _mean(value: float | Tensor) -> float | Tensor:

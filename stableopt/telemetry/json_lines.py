@@ -36,7 +36,8 @@ class JsonLines:
         ConfigError: The directory cannot be made or written, or ``every`` is not positive.
 
     Cost:
-        About 8 µs per event on the writer's thread.
+        About 0.2 ms of one core per recorded event (building it, and writing it on a thread
+        that shares the interpreter with the training loop): every tenth step by default.
     """
 
     def __init__(self, directory: str | os.PathLike[str], every: int = 10) -> None:
@@ -45,6 +46,8 @@ class JsonLines:
                 f"every={every!r} must be an int of at least 1: "
                 "record one healthy step out of so many"
             )
+        if not isinstance(directory, (str, os.PathLike)):
+            raise ConfigError(f"directory={directory!r} must be a path")
         self.every = every
         self._torn = False
         self._file, self.path, self.summary_path = _claim(Path(directory))
@@ -93,9 +96,10 @@ def _claim(directory: Path) -> tuple[int, Path, Path]:
                 return os.open(path, flags, 0o644), path, directory / f"summary{suffix}.json"
             except FileExistsError:
                 number += 1
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"telemetry={str(directory)!r} cannot be written ({error.strerror or error}): "
+            f"telemetry={str(directory)!r} cannot be written ({reason}): "
             "give a directory that this process may create and write"
         ) from error
 

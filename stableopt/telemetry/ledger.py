@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from stableopt.errors import ConfigError
 from stableopt.types import Action
 
 if TYPE_CHECKING:
@@ -58,5 +60,20 @@ class Ledger:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the clocks of a checkpoint."""
-        self.calls = int(state.get("calls", 0))
-        self.steps = int(state.get("steps", 0))
+        self.calls, self.steps = clocks_of(state)
+
+
+def clocks_of(state: object) -> tuple[int, int]:
+    """Return calls and steps of what :meth:`Ledger.state_dict` returned.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if isinstance(state, Mapping):
+        clocks = state.get("calls", 0), state.get("steps", 0)
+        if all(isinstance(clock, int) and clock >= 0 for clock in clocks):
+            return clocks
+    raise ConfigError(
+        f"state_dict['stableopt']={state!r} is not what state_dict() writes: "
+        "delete the key to start the clocks anew"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +60,7 @@ def inject_value(
                 [1., inf]])
     """
     _require_float(tensor, name)
+    _require_holds(tensor.dtype, value, name)
     position = _position(tensor, index, seed, name)
     element = _element(tensor, position)
     before = _number(element)
@@ -110,12 +112,24 @@ def flip_bit(
 
 def generator(seed: int) -> torch.Generator:
     """Return a private generator: the global random state is never consumed."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ConfigError(f"seed={seed!r} must be an int")
     return torch.Generator().manual_seed(seed)
 
 
 def _require_float(tensor: Tensor, name: str) -> None:
+    if not isinstance(tensor, Tensor) or tensor.is_meta:
+        raise ConfigError(f"{name}={tensor!r} must be a tensor with values")
     if not (tensor.is_floating_point() or tensor.is_complex()):
         raise ConfigError(f"{name}.dtype={tensor.dtype} must be a floating or complex dtype")
+
+
+def _require_holds(dtype: torch.dtype, value: float, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"value={value!r} must be a number: what to write into {name}")
+    held = float(torch.tensor(value, dtype=torch.float64).to(dtype).abs())
+    if math.isnan(value) != math.isnan(held) or math.isinf(value) != math.isinf(held):
+        raise ConfigError(f"value={value!r} cannot be held by {dtype}, the dtype of {name}")
 
 
 def _position(tensor: Tensor, index: int | None, seed: int, name: str) -> int:
@@ -124,6 +138,8 @@ def _position(tensor: Tensor, index: int | None, seed: int, name: str) -> int:
         raise ConfigError(f"{name} is empty: there is no element to change")
     if index is None:
         return int(torch.randint(count, (), generator=generator(seed)))
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise ConfigError(f"index={index!r} must be an int: a position in the flattened {name}")
     if not -count <= index < count:
         raise ConfigError(f"index={index} is out of range: {name} has {count} elements")
     return index % count

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import MutableMapping
+from copy import copy
+from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -149,36 +152,69 @@ def poison_batch(batch: Any, value: float = math.nan, *, seed: int = 0) -> Any:
     labels) is replaced by uniform noise over its own range.
 
     Args:
-        batch: A tensor, or any nesting of dicts, lists and tuples of tensors; anything else
-            in it is passed on.
+        batch: A tensor, or any nesting of mappings, dataclasses, lists and tuples of
+            tensors; anything else in it is passed on.
         value: What to write into floating tensors.
         seed: Seed of the private generator.
+
+    Raises:
+        ConfigError: There was nothing to change: a drill on a clean batch proves nothing.
 
     Example:
         >>> x, y = poison_batch((torch.zeros(2), torch.arange(3)))
         >>> int(x.isnan().sum()), y.dtype
         (1, torch.int64)
     """
-    if isinstance(batch, Tensor):
-        return _poisoned(batch, value, seed)
-    if isinstance(batch, dict):
-        return {k: poison_batch(v, value, seed=seed + i) for i, (k, v) in enumerate(batch.items())}
-    if isinstance(batch, (list, tuple)):
-        items = [poison_batch(v, value, seed=seed + i) for i, v in enumerate(batch)]
-        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
-    return batch
+    poison = _Poison(value, seed)
+    poisoned = poison(batch)
+    if not poison.changed:
+        raise ConfigError(
+            f"batch={type(batch).__name__} has no floating tensor, and no integer tensor of "
+            "more than one value: nothing can be poisoned"
+        )
+    return poisoned
 
 
-def _poisoned(tensor: Tensor, value: float, seed: int) -> Tensor:
-    copy = tensor.detach().clone()
-    if copy.numel() == 0 or copy.dtype is torch.bool:
-        return copy
-    if copy.is_floating_point() or copy.is_complex():
-        inject_value(copy, value, seed=seed)
-        return copy
-    low, high = int(copy.min()), int(copy.max())
-    noise = torch.randint(low, high + 1, copy.shape, generator=generator(seed))
-    return noise.to(device=copy.device, dtype=copy.dtype)
+class _Poison:
+    """Walks one batch; ``changed`` counts the tensors that are not what they were."""
+
+    def __init__(self, value: float, seed: int) -> None:
+        self._value = value
+        self._seed = seed
+        self.changed = 0
+
+    def __call__(self, part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return self._tensor(part)
+        if isinstance(part, MutableMapping):
+            twin = copy(part)
+            for key in part:
+                twin[key] = self(part[key])
+            return twin
+        if isinstance(part, (list, tuple)):
+            items = [self(item) for item in part]
+            return type(part)(*items) if hasattr(part, "_fields") else type(part)(items)
+        if is_dataclass(part) and not isinstance(part, type):
+            names = [field.name for field in fields(part) if field.init]
+            return replace(part, **{name: self(getattr(part, name)) for name in names})
+        return part
+
+    def _tensor(self, tensor: Tensor) -> Tensor:
+        twin = tensor.detach().clone()
+        values = dense_values(twin)
+        if values.numel() == 0 or values.dtype is torch.bool:
+            return twin
+        self._seed += 1
+        if values.is_floating_point() or values.is_complex():
+            inject_value(values, self._value, seed=self._seed)
+            self.changed += 1
+            return twin
+        noise = torch.rand(values.shape, dtype=torch.float64, generator=generator(self._seed))
+        low, high = int(values.min()), int(values.max())
+        drawn = (low + noise * (high - low)).round().clamp(low, high).to(values.dtype)
+        self.changed += not torch.equal(drawn.to(values.device), values)
+        values.copy_(drawn)
+        return twin
 
 
 def _corrupt(
@@ -194,7 +230,8 @@ def _corrupt(
 def _named(optimizer: Optimizer, model: nn.Module | None) -> dict[str, Tensor]:
     names = parameter_names(optimizer, model)
     groups = optimizer.param_groups
-    return {name: groups[g]["params"][i] for (g, i), name in names.items()}
+    params = {name: groups[g]["params"][i] for (g, i), name in names.items()}
+    return {name: p for name, p in params.items() if p.numel() > 0}
 
 
 def _choose(what: str, known: Mapping[str, Any], name: str | None, seed: int) -> str:

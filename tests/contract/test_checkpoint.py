@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from stableopt import Action, StableOptimizer
+from stableopt import Action, ConfigError, StableOptimizer
 from tests.contract.bits import assert_same
 from tests.contract.scenario import (
     Scenario,
@@ -135,6 +135,17 @@ def test_clocks_survive_a_checkpoint():
     again = StableOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
     again.load_state_dict(through_file(opt.state_dict()))
     assert (again.summary()["calls"], again.summary()["steps"]) == (3, 2)
+
+
+@pytest.mark.parametrize("broken", [3, "x", [1], {"calls": "many"}, {"steps": -1}, None])
+def test_broken_clocks_are_refused_before_anything_moves(broken):
+    w = torch.nn.Parameter(torch.ones(2))
+    opt = StableOptimizer(torch.optim.SGD([w], lr=0.1))
+    state = {**opt.state_dict(), "stableopt": broken}
+    state["param_groups"][0]["lr"] = 7.0
+    with pytest.raises(ConfigError, match=r"state_dict\['stableopt'\]="):
+        opt.load_state_dict(state)
+    assert opt.param_groups[0]["lr"] == 0.1
 
 
 @pytest.mark.parametrize("pair", DISTRIBUTABLE, ids=variant_id)

@@ -186,7 +186,7 @@ MUTANTS = {
     # Promise 6: resume.
     "clocks are not loaded": Mutant(
         "stableopt.optimizer",
-        "self._loop.ledger.load_state_dict(state_dict.get(_CHECKPOINT_KEY) or {})",
+        "self._loop.ledger.load_state_dict(ours)",
         "pass",
         (f"{CHECKPOINT}::test_clocks_survive_a_checkpoint",),
     ),
