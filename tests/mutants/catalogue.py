@@ -104,8 +104,8 @@ MUTANTS = {
     ),
     "buffers go back to the beginning": Mutant(
         "stableopt.step",
-        "self._buffers.refresh()",
-        "pass",
+        "if taken:\n                self._buffers.refresh()",
+        "if taken:\n                pass",
         (f"{SKIP}::test_batch_norm_statistics_never_saw_the_batch",),
     ),
     "only floating buffers are kept": Mutant(
