@@ -127,8 +127,8 @@ class StepLoop:
             losses = []  # nobody looks at it: do not wait for the device
         if self.guard is None and not self.transforms:
             return Observation(loss=_mean(read_scalars(losses)), signals=others)
-        gradients, numbers_ = measure_gradients(self.optimizer.param_groups, beside=losses)
-        return Observation(loss=_mean(numbers_), gradients=gradients, signals=others)
+        gradients, values = measure_gradients(self.optimizer.param_groups, beside=losses)
+        return Observation(loss=_mean(values), gradients=gradients, signals=others)
 
     # judge and decide
 

@@ -50,17 +50,19 @@ class Dispatcher:
 
     def send(self, event: Event) -> None:
         """Queue an event for every writer that wants it; never blocks."""
-        for channel in self._channels:
+        for channel in () if self._closed else self._channels:
             if event.intervened or wants(channel.writer, event.step):
                 channel.send(event)
 
     def send_summary(self, make: Callable[[], dict[str, Any]]) -> None:
         """Ask for a summary to be written soon, made when it is written; never blocks."""
-        for channel in self._channels:
+        for channel in () if self._closed else self._channels:
             channel.summarize(make)
 
     def flush(self, timeout: float = PATIENCE) -> bool:
         """Wait until all that was sent is written; ``False`` if that took too long."""
+        if self._closed:
+            return True
         deadline = time.monotonic() + timeout
         waiting = [channel.flush() for channel in self._channels]
         return all(done.wait(max(0.0, deadline - time.monotonic())) for done in waiting)
@@ -74,9 +76,9 @@ class Dispatcher:
         """
         if self._closed:
             return
+        self.send_summary(make)
         self._closed = True
         deadline = time.monotonic() + timeout
-        self.send_summary(make)
         for channel in self._channels:
             channel.finish()
         for channel in self._channels:

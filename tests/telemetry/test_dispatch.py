@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 
+import pytest
 import torch
 
-from stableopt import StableOptimizer
+from stableopt import DivergenceError, Guard, StableOptimizer
 from stableopt.telemetry import dispatch
 
 
@@ -76,6 +77,21 @@ def test_a_writer_that_hangs_does_not_stop_the_loop(caplog, monkeypatch):
     release.set()
 
 
+def test_after_close_the_optimizer_goes_on_and_tells_nobody(events):
+    opt = make(events)
+    opt.step()
+    opt.close()
+    p = opt.param_groups[0]["params"][0]
+    p.grad = torch.full((2,), torch.nan)
+    for _ in range(6):
+        opt.step()
+    with pytest.raises(DivergenceError):
+        opt.step()
+    assert len(events.seen) == 1
+    assert opt.summary()["skips"] == 6
+    assert all(channel._queue.empty() for channel in opt._loop.telemetry._channels)
+
+
 def test_a_slow_writer_holds_nobody_else_up(events, monkeypatch):
     monkeypatch.setattr(dispatch, "PATIENCE", 0.01)
     release = threading.Event()
@@ -123,10 +139,6 @@ def test_summaries_are_few_and_short_however_often_a_run_intervenes(events):
 
 
 def test_the_event_that_stops_a_run_is_written_before_the_error(events):
-    import pytest
-
-    from stableopt import DivergenceError, Guard
-
     w = torch.nn.Parameter(torch.ones(2))
     w.grad = torch.full((2,), torch.nan)
     opt = StableOptimizer(torch.optim.SGD([w], lr=0.1), telemetry=events, guard=Guard(max_skips=0))
