@@ -155,7 +155,7 @@ def arguments_from(config: object) -> dict[str, Any]:
 def _read_guard(value: Any) -> Guard | bool | None:
     if value is None or isinstance(value, (bool, Guard)):
         return None if value is True else value
-    return _build("guard", Guard, _mapping("guard", value), {"max_skips"})
+    return _build("guard", Guard, _mapping("guard", value))
 
 
 def _read_transforms(value: Any) -> list[GradientTransform]:
@@ -177,36 +177,29 @@ def _read_transforms(value: Any) -> list[GradientTransform]:
         ((name, options),) = item.items()
         if name not in _TRANSFORMS:
             raise unknown_name("transform", name, _TRANSFORMS)
-        transforms.append(
-            _build(name, _TRANSFORMS[name], _mapping(name, options or {}), {"max_norm"})
-        )
+        transforms.append(_build(name, _TRANSFORMS[name], _mapping(name, options or {})))
     return transforms
 
 
 def _read_telemetry(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return _build("telemetry", JsonLines, value, {"directory", "every"})
+        return _build("telemetry", JsonLines, value)
     return None if value is False else value
 
 
-def _build(where: str, make: Callable[..., _T], options: Mapping[str, Any], known: set[str]) -> _T:
+def _build(where: str, make: Callable[..., _T], options: Mapping[str, Any]) -> _T:
+    """Call ``make`` with options that are checked against its signature first."""
+    parameters = inspect.signature(make).parameters
     for key in options:
-        if key not in known:
-            raise unknown_name(f"{where} option", key, known)
-    try:
-        return make(**options)
-    except TypeError as error:
-        needed = [
-            name
-            for name, parameter in inspect.signature(make).parameters.items()
-            if parameter.default is parameter.empty and name not in options
-        ]
-        if not needed:
-            raise
+        if key not in parameters:
+            raise unknown_name(f"{where} option", key, parameters)
+    needed = [n for n, p in parameters.items() if p.default is p.empty and n not in options]
+    if needed:
         raise ConfigError(
             f"{where}={dict(options)!r} lacks {', '.join(needed)}: give every option that has "
             "no default"
-        ) from error
+        )
+    return make(**options)
 
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:
