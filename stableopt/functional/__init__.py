@@ -6,6 +6,7 @@ from stableopt.functional.norms import (
     safe_norm,
     tensor_norms,
     total_norm,
+    widest_real,
 )
 
-__all__ = ["all_finite", "dense_values", "safe_norm", "tensor_norms", "total_norm"]
+__all__ = ["all_finite", "dense_values", "safe_norm", "tensor_norms", "total_norm", "widest_real"]

@@ -105,11 +105,16 @@ def safe_norm(tensors: Sequence[Tensor]) -> float:
         if largest == 0.0 or not math.isfinite(largest):
             parts.append(largest)
             continue
-        wide = torch.float32 if tensor.device.type == "mps" else torch.float64
-        parts.append(largest * float(torch.linalg.vector_norm(magnitude.to(wide) / largest)))
+        wide = magnitude.to(widest_real(tensor.device))
+        parts.append(largest * float(torch.linalg.vector_norm(wide / largest)))
     if any(math.isnan(part) for part in parts):
         return math.nan
     return math.hypot(*parts)
+
+
+def widest_real(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 on a device that has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def all_finite(tensor: Tensor) -> bool:

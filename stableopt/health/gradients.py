@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stableopt.functional import all_finite, dense_values, safe_norm, tensor_norms, total_norm
+from stableopt.functional import (
+    all_finite,
+    dense_values,
+    safe_norm,
+    tensor_norms,
+    total_norm,
+    widest_real,
+)
 from stableopt.runtime.scalars import read_scalars
 from stableopt.types import GradientNorms
 
@@ -56,7 +63,7 @@ def measure_gradients(
         ]
         if not nonfinite:
             total_value = safe_norm(values)
-            wide = torch.float32 if total.device.type == "mps" else torch.float64
+            wide = widest_real(total.device)
             total = torch.tensor(total_value, device=total.device, dtype=wide)
     return GradientNorms(
         owners=owners,

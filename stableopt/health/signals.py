@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stableopt.errors import ConfigError
-from stableopt.functional import dense_values
+from stableopt.functional import dense_values, widest_real
 
 
 class Signals:
@@ -96,7 +96,7 @@ def _checked_tensor(name: str, value: Tensor) -> Tensor:
         raise ConfigError(f"{name}: an empty tensor has no value; leave the signal out")
     if value.is_meta:
         raise ConfigError(f"{name}: a meta tensor has no value; leave the signal out")
-    value = dense_values(value.detach()) if value.layout is not torch.strided else value.detach()
+    value = dense_values(value.detach())
     # One value is copied, because running averages are updated in place.
     return value.clone() if value.numel() == 1 else value
 
@@ -114,7 +114,7 @@ def _mean(value: float | Tensor) -> float | Tensor:
 
 def _wide(value: Tensor) -> Tensor:
     real = value.abs() if value.is_complex() else value
-    return real.to(torch.float32 if real.device.type == "mps" else torch.float64)
+    return real.to(widest_real(real.device))
 
 
 def _summary(value: Any) -> Any:

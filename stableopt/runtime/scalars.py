@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from stableopt.functional import widest_real
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -21,23 +23,17 @@ def read_scalars(values: Sequence[float | Tensor]) -> list[float]:
         One host synchronisation per accelerator that holds a value; none for the CPU.
     """
     out = [0.0] * len(values)
-    remote: dict[torch.device, list[int]] = {}
+    remote: dict[torch.device, dict[int, Tensor]] = {}
     for i, value in enumerate(values):
         if not isinstance(value, Tensor):
             out[i] = float(value)
         elif value.device.type == "cpu":
             out[i] = float(value.item())
         else:
-            remote.setdefault(value.device, []).append(i)
+            remote.setdefault(value.device, {})[i] = value.detach().reshape(())
     for device, members in remote.items():
-        wide = torch.float32 if device.type == "mps" else torch.float64
-        stacked = torch.stack(
-            [_as_tensor(values[i]).detach().reshape(()).to(wide) for i in members]
-        )
+        wide = widest_real(device)
+        stacked = torch.stack([value.to(wide) for value in members.values()])
         for i, number in zip(members, stacked.tolist(), strict=True):
             out[i] = number
     return out
-
-
-def _as_tensor(value: float | Tensor) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.tensor(value)
