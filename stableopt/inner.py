@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch.optim import Optimizer
 
@@ -51,6 +52,69 @@ class Replay:
     def _fingerprint(self) -> list[tuple[int, int, int]]:
         params = (p for group in self._optimizer.param_groups for p in group["params"])
         return [(p._version, id(p.grad), -1 if p.grad is None else p.grad._version) for p in params]
+
+
+class OptionWatch:
+    """Learns which options of its groups an optimizer moves itself, inside its step.
+
+    Those are state (the step count of a schedule-free optimizer); what moves between steps
+    (lr, betas, momentum) belongs to a scheduler or to the user.
+
+    Attributes:
+        moved: Their names.
+    """
+
+    def __init__(self) -> None:
+        self.moved: set[str] = set()
+
+    @contextmanager
+    def watch(self, optimizer: Optimizer) -> Iterator[None]:
+        """Compare the options before and after a step."""
+        before = [(dict(group), _versions(group)) for group in optimizer.param_groups]
+        yield
+        for (old, versions), group in zip(before, optimizer.param_groups, strict=True):
+            for key, value in group.items():
+                if value is not old.get(key, old):
+                    self.moved.add(key)
+            if versions and versions != _versions(group):
+                self.moved |= {key for key, v in _versions(group).items() if v != versions.get(key)}
+
+
+def _versions(group: dict[str, Any]) -> dict[str, int]:
+    return {key: value._version for key, value in group.items() if isinstance(value, Tensor)}
+
+
+@contextmanager
+def scaled_lr(optimizer: Optimizer, scale: float) -> Iterator[None]:
+    """Multiply every learning rate, and put it back afterwards as it was.
+
+    A factor that is left in place does not survive schedulers that compute the rate anew
+    (LambdaLR, OneCycleLR), and one that is divided out again leaves a rounding error.
+    A tensor is written in place, so that compiled steps need no new graph.
+
+    Args:
+        optimizer: The inner optimizer.
+        scale: The factor; 1 touches nothing.
+    """
+    if scale == 1.0:
+        yield
+        return
+    saved: list[tuple[dict[str, Any], Any, Tensor | None]] = []
+    for group in optimizer.param_groups:
+        lr = group.get("lr")
+        if isinstance(lr, Tensor):
+            saved.append((group, lr, lr.detach().clone()))
+            lr.detach().mul_(scale)
+        elif lr is not None:
+            saved.append((group, lr, None))
+            group["lr"] = lr * scale
+    try:
+        yield
+    finally:
+        for group, lr, value in saved:
+            if value is not None:
+                lr.detach().copy_(value)
+            group["lr"] = lr
 
 
 def learning_rates(optimizer: Optimizer) -> tuple[float, ...]:

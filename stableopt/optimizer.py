@@ -9,9 +9,10 @@ import torch
 from torch.optim import Optimizer
 
 from stableopt import config as checks
+from stableopt.checkpoint import KEY as CHECKPOINT_KEY
+from stableopt.checkpoint import check_checkpoint
 from stableopt.errors import ConfigError
 from stableopt.step import StepLoop
-from stableopt.telemetry.ledger import clocks_of
 
 if TYPE_CHECKING:
     import os
@@ -20,11 +21,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from stableopt.guard import Guard
+    from stableopt.guardian import Guardian
     from stableopt.telemetry import Writer
     from stableopt.transforms import GradientTransform
     from stableopt.types import Event, Verdict
-
-_CHECKPOINT_KEY = "stableopt"
 
 
 class _Inner:
@@ -142,8 +142,8 @@ class StableOptimizer(Optimizer):
             ...     torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1),
             ...     {"guard": {"max_skips": 3}, "telemetry": None},
             ... )
-            >>> opt.summary()["guard"]
-            {'max_skips': 3}
+            >>> opt.summary()["guard"]["max_skips"]
+            3
         """
         return cls(optimizer, model=model, **checks.arguments_from(config))
 
@@ -168,6 +168,66 @@ class StableOptimizer(Optimizer):
             No host synchronisation here; the loss joins that of the step.
         """
         self._loop.signals.add(signals)
+
+    def track(self, **items: Any) -> None:
+        """Have objects go back together with the weights in a rollback.
+
+        A scheduler, a gradient scaler, an EMA, generators, a stateful data loader: anything
+        with ``state_dict`` and ``load_state_dict``, a module, a generator of torch, Python or
+        numpy, or a list of these. Global random states and, with ``model=``, buffers go back
+        without being tracked. A learning rate goes back only if its scheduler does.
+
+        Args:
+            **items: Objects by name; ``None`` ends the tracking of a name. What is called
+                ``dataloader`` or ``generators`` goes back in the first rollback of an
+                episode alone, so that a batch that fails twice is passed by.
+
+        Raises:
+            ConfigError: An object has no state; nothing of the call is then tracked. There
+                is no guard.
+
+        Cost:
+            A copy of their state with every snapshot.
+
+        Example:
+            >>> import torch
+            >>> opt = StableOptimizer(torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1))
+            >>> opt.track(scheduler=torch.optim.lr_scheduler.ExponentialLR(opt, 0.9))
+            >>> opt.summary()["tracked"]
+            ['scheduler']
+        """
+        self._guardian("track()").tracked.add(items)
+
+    def snapshot(self) -> None:
+        """Ask for a snapshot after the next step that is taken.
+
+        It is kept until the next one that is asked for, and a place to go back to for
+        :meth:`rollback` at once, for the guard once it is verified.
+
+        Raises:
+            ConfigError: There is no guard, or it has no slots.
+        """
+        self._guardian("snapshot()").want_snapshot()
+
+    def rollback(self, reason: str = "no reason given") -> None:
+        """Ask for a rollback at the next step, whatever that step brings.
+
+        The newest snapshot that is verified or that was asked for is restored. The learning
+        rate stays as it is, and the rollback counts against no limit.
+
+        Args:
+            reason: Why; goes to the ledger.
+
+        Raises:
+            ConfigError: There is no guard, or it has no slots.
+        """
+        self._guardian("rollback()").want_rollback(reason)
+
+    def _guardian(self, what: str) -> Guardian:
+        guardian = self._loop.guardian
+        if guardian is None:
+            raise ConfigError(f"guard=False leaves {what} nothing to work with: use a guard")
+        return guardian
 
     @property
     def verdict(self) -> Verdict | None:
@@ -234,16 +294,15 @@ class StableOptimizer(Optimizer):
 
         A bare optimizer loads it as well; it is plain data (``weights_only=True``).
         """
-        return {**self.optimizer.state_dict(), _CHECKPOINT_KEY: self._loop.ledger.state_dict()}
+        return {**self.optimizer.state_dict(), CHECKPOINT_KEY: self._loop.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of a wrapped or of a bare optimizer."""
-        ours = state_dict.get(_CHECKPOINT_KEY, {})
-        clocks_of(ours)  # refuse what is broken before anything moves
-        inner = {key: value for key, value in state_dict.items() if key != _CHECKPOINT_KEY}
+        ours = state_dict.get(CHECKPOINT_KEY, {})
+        check_checkpoint(ours)  # refuse what is broken before anything moves
+        inner = {key: value for key, value in state_dict.items() if key != CHECKPOINT_KEY}
         self.optimizer.load_state_dict(inner)
-        self._loop.ledger.load_state_dict(ours)
-        self._loop.accept_buffers()
+        self._loop.load_state_dict(ours)
 
     @property
     def train(self) -> Any:
@@ -263,8 +322,13 @@ class StableOptimizer(Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Tell GradScaler to unscale first, so that true gradients are judged."""
-        return False
+        """Tell GradScaler to unscale first, so that true gradients are judged.
+
+        Only when it has stopped calling :meth:`step` because the weights are not finite
+        themselves is it told to call regardless: a rollback needs no gradients.
+        """
+        guardian = self._loop.guardian
+        return guardian is not None and guardian.scaler_must_call()
 
     @property
     def _opt_called(self) -> bool:
@@ -284,8 +348,8 @@ class StableOptimizer(Optimizer):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
     def __repr__(self) -> str:
-        loop = self._loop
-        guard = "False" if loop.guard is None else repr(loop.guard)
+        guardian = self._loop.guardian
+        guard = "False" if guardian is None else repr(guardian.options)
         return f"{type(self).__name__}(guard={guard}, {self.optimizer!r})"
 
     def __getstate__(self) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,10 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from stableopt.errors import DivergenceError
-from stableopt.guard.policy import Policy
+from stableopt.guardian import Guardian
 from stableopt.health.gradients import measure_gradients
-from stableopt.health.nonfinite import find_nonfinite, find_nonfinite_weights
 from stableopt.health.signals import Signals, loss_of, summarize_signals
 from stableopt.inner import Replay, is_priming, learning_rates, requires_closure
-from stableopt.runtime.buffers import BufferShadow
-from stableopt.runtime.names import parameter_names
 from stableopt.runtime.scalars import read_scalars
 from stableopt.runtime.state_copy import StateCopy
 from stableopt.telemetry.ledger import Ledger
@@ -28,8 +25,9 @@ from stableopt.types import Action, Event, Finding, GradientNorms, Observation, 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
-    from torch import nn
+    from torch import Tensor, nn
     from torch.optim import Optimizer
 
     from stableopt.guard import Guard
@@ -62,16 +60,13 @@ class StepLoop:
         telemetry: Dispatcher | None,
     ) -> None:
         self.optimizer = optimizer
-        self.model = model
-        self.guard = guard
         self.transforms = tuple(transforms)
         self.telemetry = telemetry
         self.ledger = Ledger()
         self.signals = Signals()
         self.verdict: Verdict | None = None
         self.called = False
-        self._policy = Policy(guard) if guard is not None else None
-        self._buffers = BufferShadow(model) if guard is not None and model is not None else None
+        self.guardian = None if guard is None else Guardian(optimizer, model, guard)
         self._before = StateCopy()
         self._requires_closure = requires_closure(optimizer)
         if telemetry is not None:
@@ -81,31 +76,24 @@ class StepLoop:
         """Run one step; see the module for its order."""
         self.called = True
         loss = self._evaluate(closure)
-        observation = self._observe(loss)
+        observation, numbers = self._observe(loss)
         told = closure is not None or observation.loss is not None
         if not told and is_priming(self.optimizer, _norm(observation)):
             return self.optimizer.step()
-        findings = self._judge(observation)
-        if findings:
-            findings += self._judge_weights()
-        verdict = self._decide(findings)
-        result = None
+        verdict, result = _HEALTHY, None
+        if self.guardian is not None:
+            verdict = self.guardian.decide(observation, numbers, self.ledger.steps)
         if verdict.action is Action.TAKE:
             result, late = self._take(closure, loss, observation)
-            if late:
-                verdict = self._decide(late)
-        self._settle(verdict)
+            if late and self.guardian is not None:
+                verdict = self.guardian.decide_on(late, self.ledger.steps)
+        verdict = self._settle(verdict, observation)
         self._record(verdict, observation)
         return result if closure is None else loss
 
     def __getstate__(self) -> dict[str, Any]:
         """Give copies and pickles everything but the writers and scratch memory."""
         return {**self.__dict__, "telemetry": None, "_before": StateCopy()}
-
-    def accept_buffers(self) -> None:
-        """Take the model's buffers as they are now for healthy: a checkpoint was loaded."""
-        if self._buffers is not None:
-            self._buffers.refresh()
 
     # observe
 
@@ -119,31 +107,25 @@ class StepLoop:
             self.signals.take()  # they belong to a step that will not be
             raise
 
-    def _observe(self, closure_loss: Any) -> Observation:
+    def _observe(self, closure_loss: Any) -> tuple[Observation, list[float]]:
+        """Return what is known about the step, and the numbers that the guardian asked for."""
         losses, others = self.signals.take()
         if not losses:
             losses = loss_of(closure_loss)
-        if self.guard is None and self.telemetry is None:
+        if self.guardian is None and self.telemetry is None:
             losses = []  # nobody looks at it: do not wait for the device
-        if self.guard is None and not self.transforms:
-            return Observation(loss=_mean(read_scalars(losses)), signals=others)
-        gradients, values = measure_gradients(self.optimizer.param_groups, beside=losses)
-        return Observation(loss=_mean(values), gradients=gradients, signals=others)
+        if self.guardian is None and not self.transforms:
+            return Observation(loss=_mean(read_scalars(losses)), signals=others), []
+        asked = [] if self.guardian is None else self.guardian.start()
+        return self._measure(losses, others, asked)
 
-    # judge and decide
-
-    def _judge(self, observation: Observation) -> tuple[Finding, ...]:
-        if self.guard is None or _is_finite(observation):
-            return ()
-        return find_nonfinite(observation, parameter_names(self.optimizer, self.model))
-
-    def _judge_weights(self) -> tuple[Finding, ...]:
-        names = parameter_names(self.optimizer, self.model)
-        with torch.no_grad():
-            return find_nonfinite_weights(self.optimizer.param_groups, names)
-
-    def _decide(self, findings: tuple[Finding, ...]) -> Verdict:
-        return _HEALTHY if self._policy is None else self._policy.decide(findings)
+    def _measure(
+        self, losses: Sequence[float | Tensor], signals: dict[str, Any], asked: Sequence[Tensor]
+    ) -> tuple[Observation, list[float]]:
+        gradients, values = measure_gradients(self.optimizer.param_groups, beside=[*losses, *asked])
+        loss = _mean(values[: len(losses)])
+        observation = Observation(loss=loss, gradients=gradients, signals=signals)
+        return observation, values[len(losses) :]
 
     # act
 
@@ -152,16 +134,20 @@ class StepLoop:
     ) -> tuple[Any, tuple[Finding, ...]]:
         """Take the step; return its result, and what was found only while it was taken."""
         self._transform(observation.gradients)
-        if closure is None or not self._requires_closure:
-            return self.optimizer.step(), ()
-        if self.guard is None:
-            return self.optimizer.step(self._replay(closure, loss)), ()
-        self._before.take(self.optimizer)
-        try:
-            return self.optimizer.step(self._replay(closure, loss)), ()
-        except _BadEvaluationError as bad:
-            self._before.restore(self.optimizer)
-            return None, bad.findings
+        around: AbstractContextManager[None] = nullcontext()
+        if self.guardian is not None:
+            around = self.guardian.step(self.ledger.steps)
+        with around:
+            if closure is None or not self._requires_closure:
+                return self.optimizer.step(), ()
+            if self.guardian is None:
+                return self.optimizer.step(self._replay(closure, loss)), ()
+            self._before.take(self.optimizer)
+            try:
+                return self.optimizer.step(self._replay(closure, loss)), ()
+            except _BadEvaluationError as bad:
+                self._before.restore(self.optimizer)
+                return None, bad.findings
 
     def _replay(self, closure: Callable[[], Any], loss: Any) -> Replay:
         return Replay(self.optimizer, loss, partial(self._evaluate_again, closure))
@@ -169,9 +155,9 @@ class StepLoop:
     def _evaluate_again(self, closure: Callable[[], Any]) -> Any:
         """Evaluate the closure at another point, as a line search does, and judge it."""
         loss = self._evaluate(closure)
-        observation = self._observe(loss)
-        findings = self._judge(observation)
-        if findings:
+        losses, signals = self.signals.take()
+        observation, _ = self._measure(losses or loss_of(loss), signals, ())
+        if self.guardian is not None and (findings := self.guardian.nonfinite(observation)):
             raise _BadEvaluationError(findings)
         self._transform(observation.gradients)
         return loss
@@ -184,46 +170,48 @@ class StepLoop:
         for transform in self.transforms:
             transform.transform_gradients(parameters, gradients)
 
-    def _settle(self, verdict: Verdict) -> None:
-        """Make what is beside the optimizer agree with the verdict."""
+    def _settle(self, verdict: Verdict, observation: Observation) -> Verdict:
+        """Carry out what is not a step; return what was done in the end."""
+        step = self.ledger.steps
+        if self.guardian is not None:
+            verdict = self.guardian.go_back(verdict, step)
+            self.guardian.settle(verdict, observation, step)
         self.verdict = verdict
         self.ledger.calls += 1
-        if self._policy is not None:
-            self._policy.note(verdict)
-        taken = verdict.action is Action.TAKE
-        self.ledger.steps += taken
-        if self._buffers is not None:
-            if taken:
-                self._buffers.refresh()
-            else:
-                self._buffers.restore()
+        self.ledger.steps += verdict.action is Action.TAKE
+        if verdict.rollback is not None:
+            self.ledger.steps = verdict.rollback.to_step
+        return verdict
 
     # record
 
     def _record(self, verdict: Verdict, observation: Observation) -> None:
-        taken = verdict.action is Action.TAKE
-        if taken:
+        routine = verdict.action is Action.TAKE and not verdict.findings
+        if verdict.action is Action.TAKE:
             self.ledger.last_loss = observation.loss
-            if self.telemetry is None or not self.telemetry.wants(self.ledger.steps):
-                return
+        wanted = self.telemetry is not None and self.telemetry.wants(self.ledger.steps)
+        if routine and not wanted:
+            return
         event = Event(
             call=self.ledger.calls,
             step=self.ledger.steps,
             action=verdict.action,
             reason=verdict.reason,
             findings=verdict.findings,
+            rollback=verdict.rollback,
+            lr_scale=1.0 if self.guardian is None else self.guardian.lr_scale,
             loss=observation.loss,
             grad_norm=_norm(observation),
             lr=learning_rates(self.optimizer),
             signals=summarize_signals(observation.signals),
             time=time.time(),
         )
-        if not taken:
+        if not routine:
             self.ledger.add(event)
             logger.warning("call %d: %s: %s", event.call, event.action.value, event.reason)
         if self.telemetry is not None:
             self.telemetry.send(event)
-            if not taken:
+            if not routine:
                 self.telemetry.send_summary(self.summary)
         if verdict.action is Action.STOP:
             self._stop(event)
@@ -231,23 +219,41 @@ class StepLoop:
     def _stop(self, event: Event) -> None:
         if self.telemetry is not None:
             self.telemetry.flush()
+        weights = "those after the last update that was taken"
+        if event.rollback is not None:
+            weights = f"those of step {event.rollback.to_step}, the newest verified snapshot"
         raise DivergenceError(
-            f"stopped at call {event.call}, after {event.step} updates: {event.reason}. The "
-            "weights are those after the last update that was taken. Look at the data and the "
-            "layers that this error's .ledger names, at the learning rate, and whether the "
-            "gradients are reset after a step that was skipped",
+            f"stopped at call {event.call}: {event.reason}. The weights are {weights}. Look at "
+            "the data and the layers that this error's .ledger names, at the learning rate, and "
+            "whether the gradients are reset after a step that was skipped",
             event,
             self.ledger.interventions,
         )
 
+    # checkpoints and summaries
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what :meth:`load_state_dict` needs, as plain data."""
+        guardian = {} if self.guardian is None else self.guardian.state_dict()
+        return {**self.ledger.state_dict(), **guardian}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where a checkpoint was written; what it lacks starts anew."""
+        self.ledger.load_state_dict(state)
+        if self.guardian is not None:
+            self.guardian.load_state_dict(state)
+            self.guardian.accept()
+
     def summary(self, status: str | None = None) -> dict[str, Any]:
         """Return what :meth:`stableopt.StableOptimizer.summary` promises."""
         groups = self.optimizer.param_groups
+        guardian = self.guardian
         setup = {
             "optimizer": type(self.optimizer).__name__,
             "parameters": sum(p.numel() for g in groups for p in g["params"] if not is_lazy(p)),
-            "guard": False if self.guard is None else asdict(self.guard),
+            "guard": False if guardian is None else asdict(guardian.options),
             "transforms": [repr(transform) for transform in self.transforms],
+            **({} if guardian is None else guardian.summary()),
         }
         return summarize(self.ledger, setup, self.telemetry, status)
 
@@ -267,11 +273,6 @@ class _BadEvaluationError(Exception):
 
 def _norm(observation: Observation) -> float | None:
     return None if observation.gradients is None else observation.gradients.total_value
-
-
-def _is_finite(observation: Observation) -> bool:
-    loss, gradients = observation.loss, observation.gradients
-    return (loss is None or math.isfinite(loss)) and not (gradients and gradients.nonfinite)
 
 
 def _mean(values: Sequence[float]) -> float | None:

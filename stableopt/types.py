@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,21 @@ class Action(str, Enum):
     """The inner optimizer took its step."""
     SKIP = "skip"
     """This batch never happened: nothing moved, not even a step counter."""
+    ROLL_BACK = "roll_back"
+    """A snapshot was restored: the run is where it was some updates ago."""
     STOP = "stop"
-    """Nothing moved, and the run ends with ``DivergenceError``."""
+    """The newest verified snapshot was restored, and the run ends with ``DivergenceError``."""
+
+
+class Scope(str, Enum):
+    """What a finding is held against, and so what undoes it."""
+
+    BATCH = "batch"
+    """The batch cannot be used; leaving it out is enough."""
+    SPIKE = "spike"
+    """The batch is unlike those before it, which is no fault in itself."""
+    STATE = "state"
+    """Weights, optimizer state or buffers hold a fault; only a snapshot is without it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,16 +77,40 @@ class Finding:
     """One thing that a detector holds against a step.
 
     Attributes:
-        kind: ``"nonfinite_loss"``, ``"nonfinite_gradient"`` or ``"nonfinite_weight"``.
+        kind: ``"nonfinite_"`` before ``"loss"``, ``"gradient"``, ``"weight"``, ``"state"`` or
+            ``"buffer"``; ``"huge_weight"``, ``"huge_state"``, ``"huge_buffer"``;
+            ``"moment_bound"``, ``"negative_moment"``; ``"loss_spike"``, ``"gradient_spike"``.
         message: The finding as a sentence.
+        scope: What it is held against.
         where: Names of the parameters concerned, in the optimizer's order.
         value: The offending number, where there is one.
     """
 
     kind: str
     message: str
+    scope: Scope = Scope.BATCH
     where: tuple[str, ...] = ()
     value: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollback:
+    """Where a run went back to, and how it goes on.
+
+    Attributes:
+        from_step: Updates taken before.
+        to_step: Updates behind the snapshot that was restored.
+        attempt: Which rollback of its episode it is, from 1; 0 if the user asked for it.
+        lr_scale: Factor on every learning rate from here on.
+        restores_rng: Whether random states go back as well, so that a fault that does not
+            recur leaves no trace at all.
+    """
+
+    from_step: int
+    to_step: int
+    attempt: int
+    lr_scale: float
+    restores_rng: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,11 +121,18 @@ class Verdict:
         action: What was done.
         reason: Why, as a sentence; empty for a healthy step.
         findings: What the detectors found.
+        rollback: For ``ROLL_BACK``, and for ``STOP`` if there was a snapshot to restore.
     """
 
     action: Action
     reason: str = ""
     findings: tuple[Finding, ...] = ()
+    rollback: Rollback | None = None
+
+    @property
+    def baseline_reset(self) -> bool:
+        """Whether what looked like a spike is taken for the new normal from here on."""
+        return self.action is Action.TAKE and bool(self.findings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,13 +141,15 @@ class Event:
 
     Attributes:
         call: Number of this call of ``step()``, from 1; never goes back.
-        step: Updates taken so far, this one included.
+        step: Updates behind the weights after this call; goes back with a rollback.
         action: What was done.
         reason: Why, as a sentence; empty for a healthy step.
         findings: What the detectors found.
+        rollback: Where the run went back to, if it did.
+        lr_scale: Our factor on the learning rates; 1 unless a rollback has lowered it.
         loss: The observed loss.
         grad_norm: Global 2-norm of the gradients before any clipping of ours.
-        lr: Learning rate of each parameter group.
+        lr: Learning rate of each parameter group, without our factor.
         signals: What else was observed; tensors as mean, min and max.
         time: Seconds since the epoch.
     """
@@ -113,6 +159,8 @@ class Event:
     action: Action
     reason: str = ""
     findings: tuple[Finding, ...] = ()
+    rollback: Rollback | None = None
+    lr_scale: float = 1.0
     loss: float | None = None
     grad_norm: float | None = None
     lr: tuple[float, ...] = ()
@@ -121,8 +169,8 @@ class Event:
 
     @property
     def intervened(self) -> bool:
-        """Whether the step was anything but simply taken."""
-        return self.action is not Action.TAKE
+        """Whether the step was anything but simply taken: a reset of baselines counts."""
+        return self.action is not Action.TAKE or bool(self.findings)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the event as a dict of plain values, empty fields left out."""
@@ -143,6 +191,10 @@ class Event:
                 {"kind": f.kind, "message": f.message, "where": list(f.where), "value": f.value}
                 for f in self.findings
             ]
+        if self.rollback is not None:
+            record["rollback"] = asdict(self.rollback)
+        if self.lr_scale != 1.0:
+            record["lr_scale"] = self.lr_scale
         if self.signals:
             record["signals"] = dict(self.signals)
         return record

@@ -2,39 +2,112 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from dataclasses import dataclass
+from typing import Any
 
 from stableopt.errors import ConfigError
+
+SCAN_PERIOD = 20
+"""Steps in which weights and state are scanned once, unless snapshots are closer together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
-    """Options of the guard, which judges every step before it is taken.
+    """Options of the guard, which judges every step and knows the way back.
 
     Attributes:
-        max_skips: How many steps in a row may be skipped; the next bad one stops the run
-            with :class:`~stableopt.DivergenceError`. At least 0.
+        slots: Snapshots that are kept, at least 2; 0 for none, which leaves skipping.
+        every: Steps between two snapshots, at least 1; stretched where ``slots`` could not
+            keep them apart until they are trusted.
+        confirm: Healthy steps after which a snapshot is trusted; ``"auto"`` for one more
+            than a scan of all weights and state takes (21, or ``every + 1`` if that is
+            less).
+        max_rollbacks: Rollbacks in one episode; the next failure stops the run.
+        max_skips: Steps in a row that may be skipped. The next one that cannot be used rolls
+            back; one that is merely unlike the others is taken for the new normal.
+        cooldown: Healthy steps beyond the furthest failure that end an episode.
+        budget: Rollbacks at hand at the start, and at most; one more per 1,000 new steps.
+        lr_backoff: Factor on the learning rate from the second rollback of an episode on.
+        lr_recovery: Steps over which the learning rate comes back after an episode; 0 for at
+            once, ``None`` for never.
+        loss_spike: Robust z-score above which a loss is a spike; ``None`` not to look.
+        gradient_spike: The same for the logarithm of the global gradient norm.
+        max_weight: Largest magnitude that a weight may have; ``None`` for the square root of
+            the largest number of its dtype (1.8e19 in float32 and bfloat16).
+        memory: Where snapshots lie: ``"device"``, ``"host"`` (pinned, for an accelerator) or
+            ``"auto"``, the first of these where they fit.
+
+    Cost:
+        Memory: ``slots`` copies of parameters, optimizer state, buffers and what is tracked.
+        Time: one copy and one scan of all that per ``every`` steps, and one scan of weights
+        and state spread over ``confirm`` steps.
 
     Example:
-        >>> Guard(max_skips=2)
-        Guard(max_skips=2)
+        >>> Guard(every=200, max_skips=2).every
+        200
         >>> Guard(max_skips=-1)
         Traceback (most recent call last):
             ...
         stableopt.errors.ConfigError: max_skips=-1 must be an int of at least 0: \
-how many bad steps in a row may be skipped before the run stops
+how many steps in a row may be skipped
     """
 
+    slots: int = 3
+    every: int = 100
+    confirm: int | str = "auto"
+    max_rollbacks: int = 3
     max_skips: int = 6
+    cooldown: int = 50
+    budget: int = 6
+    lr_backoff: float = 0.5
+    lr_recovery: int | None = 200
+    loss_spike: float | None = 6.0
+    gradient_spike: float | None = 6.0
+    max_weight: float | None = None
+    memory: str = "auto"
 
     def __post_init__(self) -> None:
-        if isinstance(self.max_skips, bool) or not isinstance(self.max_skips, int):
-            self._refuse()
-        if self.max_skips < 0:
-            self._refuse()
+        if self.slots != 0 or isinstance(self.slots, bool):
+            _require_int("slots", self.slots, 2, "how many snapshots are kept; 0 for none")
+        _require_int("every", self.every, 1, "how many steps lie between two snapshots")
+        if self.confirm != "auto":
+            _require_int("confirm", self.confirm, 1, "after how many steps one is trusted; or auto")
+        _require_int("max_rollbacks", self.max_rollbacks, 0, "how many an episode may have")
+        _require_int("max_skips", self.max_skips, 0, "how many steps in a row may be skipped")
+        _require_int("cooldown", self.cooldown, 0, "how many healthy steps end an episode")
+        _require_int("budget", self.budget, 0, "how many rollbacks are at hand at the start")
+        _require_number("lr_backoff", self.lr_backoff, 1.0, "the factor on the learning rate")
+        if self.lr_recovery is not None:
+            _require_int("lr_recovery", self.lr_recovery, 0, "over how many steps lr comes back")
+        for name in ("loss_spike", "gradient_spike", "max_weight"):
+            if getattr(self, name) is not None:
+                _require_number(name, getattr(self, name), math.inf, "or None for the default")
+        if self.memory not in ("auto", "device", "host"):
+            raise ConfigError(
+                f"memory={self.memory!r} must be 'auto', 'device' or 'host': where snapshots lie"
+            )
 
-    def _refuse(self) -> None:
-        raise ConfigError(
-            f"max_skips={self.max_skips!r} must be an int of at least 0: "
-            "how many bad steps in a row may be skipped before the run stops"
-        )
+    @property
+    def scan_period(self) -> int:
+        """Steps in which all weights and state are scanned once."""
+        confirm = self.every + 1 if isinstance(self.confirm, str) else self.confirm
+        return max(1, min(SCAN_PERIOD, self.every, confirm - 1))
+
+    @property
+    def confirm_steps(self) -> int:
+        """Healthy steps after which a snapshot is trusted."""
+        return self.scan_period + 1 if isinstance(self.confirm, str) else self.confirm
+
+
+def _require_int(name: str, value: Any, least: int, meaning: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name}={value!r} must be an int of at least {least}: {meaning}")
+
+
+def _require_number(name: str, value: Any, most: float, meaning: str) -> None:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= most:
+        top = "" if math.isinf(most) else f" and at most {most:g}"
+        raise ConfigError(f"{name}={value!r} must be a number above 0{top}: {meaning}")

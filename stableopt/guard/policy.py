@@ -2,41 +2,250 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stableopt.types import Action, Verdict
+from stableopt.types import Action, Rollback, Scope, Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from stableopt.guard.options import Guard
+    from stableopt.guard.ring import Ring, Slot
     from stableopt.types import Finding
+
+STEPS_PER_ROLLBACK = 1_000
+"""New steps that earn one more rollback."""
 
 
 class Policy:
-    """Skips what is bad, and stops a run that only skips.
+    """Skips what cannot be used, goes back from what is lost, and stops what only repeats.
+
+    A fault in the state goes back at once; a batch that cannot be used is skipped, and goes
+    back once ``max_skips`` in a row were; a spike alone never goes back. Rollbacks that
+    follow each other belong to one episode, each more cautious than the one before:
+
+    1. The newest snapshot (for a fault in the state also one that is not yet verified), the
+       learning rate as it is, random states restored: a transient fault leaves no trace.
+    2. The newest verified one, the learning rate times ``lr_backoff``, other randomness.
+    3. The next older one, the learning rate lowered once more; and so on.
+
+    What is counted here is never rolled back.
 
     Args:
         guard: The limits.
+
+    Attributes:
+        lr_scale: Factor on every learning rate.
+        skips_in_a_row: Steps skipped since the last one that was taken.
+        attempts: Rollbacks of the episode that is open; 0 if none is.
+        tokens: Rollbacks at hand.
     """
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
         self.skips_in_a_row = 0
+        self.attempts = 0
+        self.tokens = guard.budget
+        self.lr_scale = 1.0
+        self._furthest = 0
+        self._failed_at = -1
+        self._progress = 0
+        self._earned = 0
+        self._recovery: tuple[float, int] | None = None
 
-    def decide(self, findings: tuple[Finding, ...]) -> Verdict:
-        """Turn the findings of one step into its verdict; changes nothing."""
+    # decide: changes nothing
+
+    def decide(
+        self, findings: tuple[Finding, ...], *, step: int, ring: Ring, manual: str | None = None
+    ) -> Verdict:
+        """Turn what was found into a verdict.
+
+        Args:
+            findings: What is held against this step.
+            step: Updates behind the weights.
+            ring: The snapshots there are.
+            manual: The reason of a rollback that the user asked for.
+        """
+        if manual is not None:
+            target = next((s for s in ring.sound() if s.manual or s in ring.verified()), None)
+            if target is not None:
+                return self._manual(manual, findings, step, target)
         if not findings:
             return Verdict(action=Action.TAKE)
         cause = "; ".join(finding.message for finding in findings)
+        scopes = {finding.scope for finding in findings}
+        if Scope.STATE in scopes:
+            return self._go_back(cause, findings, step, ring, lost=True)
         limit = self._guard.max_skips
-        if self.skips_in_a_row >= limit:
-            reason = f"{cause}; {limit} steps in a row were skipped before it (max_skips={limit})"
-            return Verdict(action=Action.STOP, reason=reason, findings=findings)
-        reason = f"{cause}; skip {self.skips_in_a_row + 1} of at most {limit} in a row"
-        return Verdict(action=Action.SKIP, reason=reason, findings=findings)
+        if self.skips_in_a_row < limit:
+            reason = f"{cause}; skip {self.skips_in_a_row + 1} of at most {limit} in a row"
+            return Verdict(action=Action.SKIP, reason=reason, findings=findings)
+        row = f"{cause}; no more than {limit} steps in a row may be skipped (max_skips={limit})"
+        if Scope.BATCH in scopes:
+            return self._go_back(row, findings, step, ring, lost=False)
+        reason = f"{row}: taken for the new normal, baselines start anew"
+        return Verdict(action=Action.TAKE, reason=reason, findings=findings)
 
-    def note(self, verdict: Verdict) -> None:
-        """Remember what became of a step."""
+    def _manual(
+        self, reason: str, findings: tuple[Finding, ...], step: int, target: Slot
+    ) -> Verdict:
+        rollback = Rollback(
+            from_step=step,
+            to_step=target.step,
+            attempt=0,
+            lr_scale=self.lr_scale,
+            restores_rng=True,
+        )
+        sentence = f"asked for by the user ({reason}); roll back to step {target.step}"
+        return Verdict(
+            action=Action.ROLL_BACK, reason=sentence, findings=findings, rollback=rollback
+        )
+
+    def _go_back(
+        self, cause: str, findings: tuple[Finding, ...], step: int, ring: Ring, *, lost: bool
+    ) -> Verdict:
+        attempt = self.attempts + 1
+        target = self._target(attempt, step, ring, lost=lost)
+        obstacle = self._obstacle(attempt, target, ring)
+        if target is None or obstacle:
+            return self._stop(f"{cause}; {obstacle}", findings, step, ring)
+        scale = self.lr_scale * (self._guard.lr_backoff if attempt > 1 else 1.0)
+        rollback = Rollback(
+            from_step=step,
+            to_step=target.step,
+            attempt=attempt,
+            lr_scale=scale,
+            restores_rng=attempt == 1,
+        )
+        again = "it recurred at the same step, so it is no transient fault; "
+        reason = (
+            f"{cause}; {again if attempt > 1 and step == self._failed_at else ''}"
+            f"roll back from step {step} to {target.step}, attempt {attempt} of at most "
+            f"{self._guard.max_rollbacks}, learning rate times {scale:g}"
+        )
+        return Verdict(action=Action.ROLL_BACK, reason=reason, findings=findings, rollback=rollback)
+
+    def _target(self, attempt: int, step: int, ring: Ring, *, lost: bool) -> Slot | None:
+        """Return the slot to restore: the more attempts, the older."""
+        slots = ring.sound() if attempt == 1 and lost else ring.verified()
+        # A snapshot of the very state that fails helps only if that state was damaged since.
+        slots = [slot for slot in slots if slot.step < step + lost]
+        return slots[min(max(0, attempt - 2), len(slots) - 1)] if slots else None
+
+    def _obstacle(self, attempt: int, target: Slot | None, ring: Ring) -> str:
+        """Return why there can be no rollback; empty if there can."""
+        guard = self._guard
+        if not ring.slots:
+            return "there are no snapshots to go back to (slots=0)"
+        if attempt > guard.max_rollbacks:
+            return (
+                f"{self.attempts} rollbacks did not help (max_rollbacks={guard.max_rollbacks})"
+                if self.attempts
+                else "rollbacks are not allowed (max_rollbacks=0)"
+            )
+        if self.tokens < 1:
+            return (
+                f"no rollback is left (budget={guard.budget}, and one more per "
+                f"{STEPS_PER_ROLLBACK:,} new steps)"
+            )
+        return "" if target is not None else "there is no snapshot before it to go back to"
+
+    def _stop(self, reason: str, findings: tuple[Finding, ...], step: int, ring: Ring) -> Verdict:
+        newest = next(iter(ring.verified()), None)
+        rollback = None
+        if newest is not None:
+            rollback = Rollback(
+                from_step=step,
+                to_step=newest.step,
+                attempt=self.attempts,
+                lr_scale=self.lr_scale,
+                restores_rng=False,
+            )
+        return Verdict(action=Action.STOP, reason=reason, findings=findings, rollback=rollback)
+
+    # note: remember what became of a step
+
+    def note(self, verdict: Verdict, step: int) -> None:
+        """Remember what became of a step.
+
+        Args:
+            verdict: What was done.
+            step: Updates behind the weights before it was done.
+        """
         if verdict.action is Action.TAKE:
-            self.skips_in_a_row = 0
+            self._note_taken(step, healthy=not verdict.findings)
         elif verdict.action is Action.SKIP:
             self.skips_in_a_row += 1
+        elif verdict.action is Action.ROLL_BACK and verdict.rollback is not None:
+            self._note_rollback(verdict.rollback)
+
+    def _note_taken(self, step: int, *, healthy: bool) -> None:
+        self.skips_in_a_row = 0
+        new = max(0, step + 1 - self._progress)
+        self._progress += new
+        self._earned += new
+        while self._earned >= STEPS_PER_ROLLBACK:
+            self._earned -= STEPS_PER_ROLLBACK
+            self.tokens = min(self._guard.budget, self.tokens + 1)
+        if not healthy:
+            return
+        if self.attempts and step >= self._furthest + self._guard.cooldown:
+            self.attempts = 0
+            self._failed_at = -1
+            self._recovery = (self.lr_scale, 0) if self.lr_scale < 1.0 else None
+        if not self.attempts:
+            self._recover()
+
+    def _recover(self) -> None:
+        """Bring the learning rate back, by the same factor every step."""
+        steps = self._guard.lr_recovery
+        if self._recovery is None or steps is None:
+            return
+        scale, done = self._recovery
+        done += 1
+        self.lr_scale = scale ** (1 - done / steps) if done < steps else 1.0
+        self._recovery = (scale, done) if done < steps else None
+
+    def _note_rollback(self, rollback: Rollback) -> None:
+        if rollback.attempt == 0:
+            return
+        self.attempts = rollback.attempt
+        self.tokens -= 1
+        self._furthest = max(self._furthest, rollback.from_step)
+        self._failed_at = rollback.from_step
+        self.lr_scale = rollback.lr_scale
+        self._recovery = None
+
+    # plain data
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that is counted, as plain numbers, for a checkpoint."""
+        scale, done = self._recovery or (0.0, 0)
+        return {
+            "skips_in_a_row": self.skips_in_a_row,
+            "attempts": self.attempts,
+            "tokens": self.tokens,
+            "lr_scale": self.lr_scale,
+            "furthest": self._furthest,
+            "failed_at": self._failed_at,
+            "progress": self._progress,
+            "earned": self._earned,
+            "recovery_from": scale,
+            "recovery_steps": done,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue with the counts of a checkpoint; what it lacks starts anew."""
+        fresh = Policy(self._guard)
+        known = {**fresh.state_dict(), **state}
+        self.skips_in_a_row = known["skips_in_a_row"]
+        self.attempts = known["attempts"]
+        self.tokens = min(known["tokens"], self._guard.budget)
+        self.lr_scale = known["lr_scale"]
+        self._furthest = known["furthest"]
+        self._failed_at = known["failed_at"]
+        self._progress = known["progress"]
+        self._earned = known["earned"]
+        self._recovery = (
+            (known["recovery_from"], known["recovery_steps"]) if known["recovery_from"] else None
+        )

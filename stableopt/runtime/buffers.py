@@ -72,6 +72,41 @@ class BufferShadow:
             else:
                 owner[key] = copy.clone() if live is None else copy.to(live, copy=True)
 
+    def copy_into(self, other: BufferShadow | None) -> BufferShadow:
+        """Return a copy of this shadow, in the memory of ``other`` if there is one."""
+        twin = BufferShadow.__new__(BufferShadow)
+        twin._model = self._model
+        twin._slots = {}
+        old = {} if other is None else other._slots
+        for slot, (owner, key, copy) in self._slots.items():
+            before = old.get(slot)
+            memory = before[2] if before is not None and before[0] is owner else None
+            if copy is None or memory is None or not _alike(copy, memory):
+                memory = None if copy is None else copy.clone()
+            else:
+                memory.copy_(copy)
+            twin._slots[slot] = owner, key, memory
+        return twin
+
+    def items(self) -> Iterator[tuple[tuple[int, str], Tensor]]:
+        """Yield every copy, and what it is known by: its owner's ``id`` and its key."""
+        for slot, (_, _, copy) in self._slots.items():
+            if copy is not None:
+                yield slot, copy
+
+    def names(self) -> dict[tuple[int, str], str]:
+        """Return the name of every buffer by what it is known by."""
+        return {
+            (id(module._buffers), key): f"{path}.{key}" if path else key
+            for path, module in self._model.named_modules()
+            for key in module._buffers
+        }
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all copies."""
+        return sum(copy.numel() * copy.element_size() for _, copy in self.items())
+
 
 _Slot: TypeAlias = "tuple[dict[str, Tensor | None], str, Tensor | None]"
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from stableopt.runtime.tree_copy import Memory, TreeRestorer, TreeSaver, tree_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
     from torch.optim import Optimizer
+
+
+class Position(NamedTuple):
+    """Where a parameter is: trainers swap Parameter objects, but not their places."""
+
+    group: int
+    place: int
 
 
 class StateCopy:
@@ -20,118 +31,123 @@ class StateCopy:
     writes in place wherever shapes allow it, so ``data_ptr`` of parameters stays, and
     deletes state that was created since. Tensors that were shared are shared again.
 
+    Args:
+        memory: Where the copies of tensors lie.
+
     Cost:
         The bytes of parameters and state, kept between calls of :meth:`take`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, memory: Memory = Memory.SAME) -> None:
+        self._memory = memory
         self._params: list[Tensor] = []
+        self._places: list[Position] = []
         self._state: dict[Any, Any] = {}
         self._groups: list[dict[str, Any]] = []
 
     @torch.no_grad()
     def take(self, optimizer: Optimizer) -> None:
         """Copy ``optimizer`` as it is now, reusing the memory of the last copy."""
-        params = _parameters(optimizer)
-        saver = _Saver({id(p): p for p in params})
-        if len(self._params) == len(params) and all(map(_alike_data, params, self._params)):
-            torch._foreach_copy_(self._params, [p.detach() for p in params])
+        places = positions(optimizer)
+        params = list(places.values())
+        saver = TreeSaver(self._memory, keep=params)
+        data = [p.detach() for p in params]
+        if len(self._params) == len(data) and all(map(self._memory.fits, self._params, data)):
+            if data:
+                torch._foreach_copy_(self._params, data)
         else:
-            self._params = [p.detach().clone() for p in params]
+            self._params = [self._memory.copy(p) for p in data]
+        self._places = list(places)
+        keys = {id(p): place for place, p in places.items()}
         self._state = {
-            key: saver.copy(value, self._state.get(key)) for key, value in optimizer.state.items()
+            (key := keys.get(id(owner), owner)): saver.copy(value, self._state.get(key))
+            for owner, value in optimizer.state.items()
         }
-        self._groups = [saver.copy(group, None) for group in optimizer.param_groups]
+        self._groups = [saver.copy(_options(group), None) for group in optimizer.param_groups]
 
     @torch.no_grad()
-    def restore(self, optimizer: Optimizer) -> None:
-        """Put ``optimizer`` back to what :meth:`take` saw."""
-        params = _parameters(optimizer)
-        for live, saved in zip(params, self._params, strict=True):
-            live.copy_(saved)
+    def restore(
+        self, optimizer: Optimizer, restores: Callable[[str], bool] = lambda option: True
+    ) -> None:
+        """Put ``optimizer`` back to what :meth:`take` saw.
+
+        Args:
+            optimizer: The one that was copied, with parameters of the same shapes.
+            restores: Which options of its groups go back; the others stay as they are.
+        """
+        places = positions(optimizer)
+        for place, saved in zip(self._places, self._params, strict=True):
+            places[place].copy_(saved)
         # Parameters that the state refers to stay themselves: they are never copied.
-        writer = _Restorer({id(p): p for p in params})
-        writer.refill(optimizer.state, self._state)
-        for group, options in zip(optimizer.param_groups, self._groups, strict=True):
-            writer.refill(group, options)
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def _alike(a: object, b: Tensor) -> bool:
-    return type(a) is type(b) and isinstance(a, Tensor) and _alike_data(a, b)
-
-
-def _alike_data(a: Tensor, b: Tensor) -> bool:
-    return (a.shape, a.dtype, a.device, a.layout) == (b.shape, b.dtype, b.device, b.layout)
-
-
-class _Saver:
-    """One take: remembers what was copied, so that shared tensors stay shared."""
-
-    def __init__(self, memo: dict[int, Any]) -> None:
-        self._memo = memo
-        self._reused: set[int] = set()
-
-    def copy(self, value: Any, old: Any) -> Any:
-        """Return a copy of ``value``, written into the tensors of ``old`` where they fit."""
-        if id(value) not in self._memo:
-            self._memo[id(value)] = self._copy(value, old)
-        return self._memo[id(value)]
-
-    def _copy(self, value: Any, old: Any) -> Any:
-        if isinstance(value, Tensor):
-            if _alike(old, value) and id(old) not in self._reused:
-                self._reused.add(id(old))
-                return old.copy_(value)
-            return value.detach().clone()
-        if isinstance(value, dict):
-            before = old if isinstance(old, dict) else {}
-            return {k: self.copy(v, before.get(k)) for k, v in value.items()}
-        if type(value) in (list, tuple):
-            before_items = old if isinstance(old, (list, tuple)) else ()
-            return type(value)(
-                self.copy(v, before_items[i] if i < len(before_items) else None)
-                for i, v in enumerate(value)
+        restorer = TreeRestorer(self._memory, keep=list(places.values()))
+        device = next((p.device for p in places.values()), torch.device("cpu"))
+        live = {key: optimizer.state.get(places.get(key, key)) for key in self._state}
+        state = {
+            places.get(key, key): restorer.put(
+                live[key], value, getattr(places.get(key), "device", device)
             )
-        return deepcopy(value, self._memo)
+            for key, value in self._state.items()
+        }
+        optimizer.state.clear()
+        optimizer.state.update(state)
+        for group, saved_options in zip(optimizer.param_groups, self._groups, strict=True):
+            _restore_options(group, saved_options, restorer, restores, device)
+
+    def fits(self, optimizer: Optimizer) -> bool:
+        """Tell whether ``optimizer`` still has the parameters that were copied."""
+        return self._places == list(positions(optimizer))
+
+    def parts(self) -> Iterator[tuple[Position, Tensor, Mapping[str, Any]]]:
+        """Yield place, value and state of every parameter in the copy."""
+        for place, value in zip(self._places, self._params, strict=True):
+            state = self._state.get(place)
+            yield place, value, state if isinstance(state, dict) else {}
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all tensors in the copy."""
+        return tree_bytes([self._params, self._state, self._groups])
 
 
-class _Restorer:
-    """One restore: remembers what was written, so that shared tensors stay shared."""
+def positions(optimizer: Optimizer) -> dict[Position, Tensor]:
+    """Return every parameter that has a shape by its place, in the optimizer's order."""
+    return {
+        Position(g, i): parameter
+        for g, group in enumerate(optimizer.param_groups)
+        for i, parameter in enumerate(group["params"])
+        if not is_lazy(parameter)
+    }
 
-    def __init__(self, memo: dict[int, Any]) -> None:
-        self._memo = memo
-        self._written: set[int] = set()
 
-    def put(self, live: Any, saved: Any) -> Any:
-        """Return ``saved`` as a value for the optimizer, in place of ``live`` if possible."""
-        if id(saved) not in self._memo:
-            self._memo[id(saved)] = self._put(live, saved)
-        return self._memo[id(saved)]
+def state_bytes(optimizer: Optimizer) -> int:
+    """Return the bytes of what a :class:`StateCopy` of ``optimizer`` would hold."""
+    params = list(positions(optimizer).values())
+    owned = [params, dict(optimizer.state), [_options(g) for g in optimizer.param_groups]]
+    return tree_bytes(owned)
 
-    def refill(self, live: dict[Any, Any], saved: dict[Any, Any]) -> dict[Any, Any]:
-        """Give ``live`` exactly the keys of ``saved``, in their order."""
-        items = {key: self.put(live.get(key), value) for key, value in saved.items()}
-        live.clear()
-        live.update(items)
-        return live
 
-    def _put(self, live: Any, saved: Any) -> Any:
-        if isinstance(saved, Tensor):
-            if _alike(live, saved) and id(live) not in self._written:
-                self._written.add(id(live))
-                return live.copy_(saved)
-            return saved.clone()
-        if isinstance(saved, dict):
-            return self.refill(live if isinstance(live, dict) else {}, saved)
-        if type(saved) in (list, tuple):
-            now = live if isinstance(live, (list, tuple)) else ()
-            items = [self.put(now[i] if i < len(now) else None, v) for i, v in enumerate(saved)]
-            if type(saved) is list and type(live) is list:
-                live[:] = items
-                return live
-            return type(saved)(items)
-        return deepcopy(saved, self._memo)
+def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a group, with a mark where its parameters stand."""
+    return {key: None if key == "params" else value for key, value in group.items()}
+
+
+def _restore_options(
+    group: dict[str, Any],
+    saved: Mapping[str, Any],
+    restorer: TreeRestorer,
+    restores: Callable[[str], bool],
+    device: torch.device,
+) -> None:
+    """Give ``group`` the options that go back, and leave the others alone."""
+
+    def goes_back(key: str) -> bool:
+        return key != "params" and (restores(key) or key not in group)
+
+    options = {
+        key: restorer.put(group.get(key), value, device) if goes_back(key) else group[key]
+        for key, value in saved.items()
+    }
+    added = {k: v for k, v in group.items() if k not in saved and not restores(k)}
+    group.clear()
+    group.update(options)
+    group.update(added)

@@ -10,12 +10,16 @@ from typing import Any
 LONGEST_STRING = 256
 """Longer strings are redacted: telemetry is for numbers, not for prompts or samples."""
 
+_OURS = frozenset({"reason", "message"})
+"""Keys of the sentences that we write ourselves, layer names and all."""
+
 
 def encode(record: Mapping[str, Any], indent: int | None = None) -> str:
     """Return ``record`` as strict JSON.
 
     Numbers that JSON has no form for become the strings ``"NaN"``, ``"Infinity"`` and
-    ``"-Infinity"``; strings of more than 256 characters are replaced by their length.
+    ``"-Infinity"``; strings of more than 256 characters are replaced by their length, but
+    for the sentences that are ours.
 
     Example:
         >>> encode({"loss": float("nan"), "note": "x" * 300})
@@ -32,7 +36,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else _spelled(value)
     if isinstance(value, Mapping):
-        return {_short(str(k)): _plain(v) for k, v in value.items()}
+        return {
+            _short(str(k)): _clean(v) if k in _OURS and isinstance(v, str) else _plain(v)
+            for k, v in value.items()
+        }
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_plain(v) for v in value]
     return _short(str(value))
@@ -47,5 +54,9 @@ def _spelled(value: float) -> str:
 def _short(text: str) -> str:
     if len(text) > LONGEST_STRING:
         return f"<redacted: {len(text)} characters>"
+    return _clean(text)
+
+
+def _clean(text: str) -> str:
     # A lone surrogate (an undecodable file name) would make the line unwritable.
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

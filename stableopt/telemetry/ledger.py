@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from stableopt.errors import ConfigError
 from stableopt.types import Action
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from stableopt.types import Event
 
 
@@ -19,9 +19,10 @@ class Ledger:
 
     Attributes:
         calls: Calls of ``step()``; never goes back.
-        steps: Updates taken.
+        steps: Updates behind the weights; goes back with a rollback.
         interventions: The event of every call that was not simply taken.
         last_loss: The loss of the last step that was taken, if it was observed.
+        steps_lost: Updates that rollbacks have undone.
     """
 
     def __init__(self) -> None:
@@ -29,14 +30,15 @@ class Ledger:
         self.steps = 0
         self.interventions: list[Event] = []
         self.last_loss: float | None = None
+        self.steps_lost = 0
         self._counts: Counter[Action] = Counter()
-        self._lost = False
 
     def add(self, event: Event) -> None:
         """Keep an intervention."""
         self.interventions.append(event)
         self._counts[event.action] += 1
-        self._lost |= any(finding.kind == "nonfinite_weight" for finding in event.findings)
+        if event.action is Action.ROLL_BACK and event.rollback is not None:
+            self.steps_lost += event.rollback.from_step - event.rollback.to_step
 
     def count(self, action: Action) -> int:
         """Return how many interventions took ``action``."""
@@ -45,12 +47,12 @@ class Ledger:
     def integrity(self, guarded: bool) -> str:
         """Return whether a fault is known to remain.
 
-        ``"OK"``: nothing harmful remained; skipped steps are no harm. ``"COMPROMISED"``: the
-        run was stopped, its weights were found not to be finite, or it trains on with a loss
-        that is not. ``"UNCHECKED"``: there is no guard that could know.
+        ``"OK"``: nothing harmful remained; steps that were skipped or undone are no harm.
+        ``"COMPROMISED"``: the run was stopped, or it trains on with a loss that is not
+        finite. ``"UNCHECKED"``: there is no guard that could know.
         """
         bad_loss = self.last_loss is not None and not math.isfinite(self.last_loss)
-        if self.count(Action.STOP) or self._lost or bad_loss:
+        if self.count(Action.STOP) or bad_loss:
             return "COMPROMISED"
         return "OK" if guarded else "UNCHECKED"
 
@@ -63,17 +65,13 @@ class Ledger:
         self.calls, self.steps = clocks_of(state)
 
 
-def clocks_of(state: object) -> tuple[int, int]:
+def clocks_of(state: Mapping[str, Any]) -> tuple[int, int]:
     """Return calls and steps of what :meth:`Ledger.state_dict` returned.
 
     Raises:
-        ConfigError: It is something else.
+        ValueError: It is something else.
     """
-    if isinstance(state, Mapping):
-        clocks = state.get("calls", 0), state.get("steps", 0)
-        if all(isinstance(clock, int) and clock >= 0 for clock in clocks):
-            return clocks
-    raise ConfigError(
-        f"state_dict['stableopt']={state!r} is not what state_dict() writes: "
-        "delete the key to start the clocks anew"
-    )
+    calls, steps = state.get("calls", 0), state.get("steps", 0)
+    if not all(isinstance(clock, int) and clock >= 0 for clock in (calls, steps)):
+        raise ValueError(f"calls={calls!r} and steps={steps!r} must be ints of at least 0")
+    return calls, steps

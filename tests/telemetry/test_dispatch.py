@@ -14,7 +14,8 @@ from stableopt.telemetry import dispatch
 def make(telemetry):
     w = torch.nn.Parameter(torch.ones(2))
     w.grad = torch.ones(2)
-    return StableOptimizer(torch.optim.SGD([w], lr=0.1), telemetry=telemetry)
+    guard = Guard(max_rollbacks=0)
+    return StableOptimizer(torch.optim.SGD([w], lr=0.1), telemetry=telemetry, guard=guard)
 
 
 def test_events_arrive_in_order_at_every_writer(events):

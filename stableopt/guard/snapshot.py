@@ -1,0 +1,114 @@
+"""One snapshot: everything that a training step moves, at one moment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stableopt.runtime.rng import RandomState
+from stableopt.runtime.state_copy import StateCopy, positions
+from stableopt.runtime.tree_copy import tree_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch.optim import Optimizer
+
+    from stableopt.health.integrity import Inspection
+    from stableopt.runtime.buffers import BufferShadow
+    from stableopt.runtime.tracked import Tracked, TrackedCopy
+    from stableopt.runtime.tree_copy import Memory
+
+
+class Snapshot:
+    """The memory of one slot.
+
+    Holds parameters, optimizer state, group options, buffers, the state of tracked objects,
+    random states and the baselines of the detectors. Taken and restored at the same point
+    of a step, after the inner update, so that what the training loop does next (scheduler,
+    EMA) is repeated rightly.
+
+    Args:
+        memory: Where its tensors lie.
+
+    Cost:
+        Memory of all that, kept from one snapshot to the next; to take or restore it, one
+        read and one write of it.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._state = StateCopy(memory)
+        self._buffers: BufferShadow | None = None
+        self._tracked: TrackedCopy | None = None
+        self._rng: RandomState | None = None
+        self._baselines: Mapping[str, Any] = {}
+
+    def take(
+        self,
+        optimizer: Optimizer,
+        *,
+        buffers: BufferShadow | None,
+        tracked: Tracked,
+        baselines: Mapping[str, Any],
+    ) -> None:
+        """Copy everything as it is now, reusing the memory of the last snapshot.
+
+        Args:
+            optimizer: The inner optimizer.
+            buffers: The model's buffers after the last healthy step.
+            tracked: What the user moves beside it.
+            baselines: Of the detectors; plain data.
+        """
+        self._state.take(optimizer)
+        self._buffers = None if buffers is None else buffers.copy_into(self._buffers)
+        self._tracked = tracked.take(self._tracked, self._memory)
+        self._rng = RandomState.take(p.device for p in positions(optimizer).values())
+        self._baselines = baselines
+
+    def restore(
+        self,
+        optimizer: Optimizer,
+        *,
+        tracked: Tracked,
+        goes_back: Callable[[str], bool],
+        replay: bool,
+    ) -> Mapping[str, Any]:
+        """Put everything back, in place.
+
+        Args:
+            optimizer: The inner optimizer.
+            tracked: What the user moves beside it.
+            goes_back: Which options of the parameter groups are restored.
+            replay: Whether random states and tracked data go back as well.
+
+        Returns:
+            The baselines of that moment.
+        """
+        self._state.restore(optimizer, goes_back)
+        if self._buffers is not None:
+            self._buffers.restore()
+        if self._tracked is not None:
+            tracked.restore(self._tracked, replay=replay)
+        if replay and self._rng is not None:
+            self._rng.restore()
+        return self._baselines
+
+    def fits(self, optimizer: Optimizer) -> bool:
+        """Tell whether ``optimizer`` still has the parameters that were copied."""
+        return self._state.fits(optimizer)
+
+    def inspect(self, inspection: Inspection) -> Inspection:
+        """Add the checks of everything in here to ``inspection``."""
+        for place, value, state in self._state.parts():
+            inspection.add_parameter(place, value, state)
+        if self._buffers is not None:
+            for owner, buffer in self._buffers.items():
+                inspection.add_buffer(owner, buffer)
+        return inspection
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all tensors in here."""
+        buffers = 0 if self._buffers is None else self._buffers.nbytes
+        tracked = 0 if self._tracked is None else tree_bytes(self._tracked.states)
+        return self._state.nbytes + buffers + tracked

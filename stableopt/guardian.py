@@ -1,0 +1,225 @@
+"""Behind every step: who judges it, who decides, who knows the way back."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from stableopt.errors import ConfigError
+from stableopt.guard.keeper import Keeper
+from stableopt.guard.policy import Policy
+from stableopt.health.judge import Judge
+from stableopt.inner import OptionWatch, scaled_lr
+from stableopt.runtime.buffers import BufferShadow
+from stableopt.runtime.tracked import Tracked, forgive_overflow
+from stableopt.types import Action, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from stableopt.guard import Guard
+    from stableopt.types import Finding, Observation
+
+logger = logging.getLogger("stableopt")
+
+
+class Guardian:
+    """Turns observations into verdicts, and carries out all but the step itself.
+
+    Args:
+        optimizer: The inner optimizer.
+        model: Gives names, and buffers to protect.
+        options: The limits.
+    """
+
+    def __init__(self, optimizer: Optimizer, model: nn.Module | None, options: Guard) -> None:
+        self.options = options
+        self.tracked = Tracked()
+        self._optimizer = optimizer
+        self._buffers = None if model is None else BufferShadow(model)
+        self._judge = Judge(optimizer, model, self._buffers, options)
+        self._policy = Policy(options)
+        self._keeper = Keeper(optimizer, options, self._judge, self._buffers, self.tracked)
+        self._watch = OptionWatch()
+        self._suspect = False
+        self._manual: str | None = None
+        self._asked_by_scaler = 0
+        self._untold = True
+
+    @property
+    def lr_scale(self) -> float:
+        """Our factor on the learning rates."""
+        return self._policy.lr_scale
+
+    # the order of a step
+
+    def start(self) -> list[Tensor]:
+        """Return the scalars that :meth:`decide` needs read."""
+        self._asked_by_scaler = 0
+        return self._judge.start()
+
+    def decide(self, observation: Observation, numbers: Sequence[float], step: int) -> Verdict:
+        """Judge an observation and decide.
+
+        Args:
+            observation: What is known about the step.
+            numbers: What :meth:`start` asked for.
+            step: Updates behind the weights.
+        """
+        findings = self._judge.findings(observation, numbers)
+        if self._suspect and not findings:
+            findings = self._judge.damage()
+        self._suspect = False
+        return self.decide_on(findings, step)
+
+    def decide_on(self, findings: tuple[Finding, ...], step: int) -> Verdict:
+        """Decide, given what is held against a step."""
+        return self._policy.decide(findings, step=step, ring=self._keeper.ring, manual=self._manual)
+
+    def nonfinite(self, observation: Observation) -> tuple[Finding, ...]:
+        """Return what is not finite at a point that a line search tries."""
+        return self._judge.nonfinite(observation)
+
+    @contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """Surround the inner step: there is a way back from it, and our factor on its lr."""
+        self._keeper.begin(step, self._judge.spikes.state_dict())
+        with ExitStack() as stack:
+            stack.enter_context(scaled_lr(self._optimizer, self._policy.lr_scale))
+            stack.enter_context(self._watch.watch(self._optimizer))
+            yield
+
+    def go_back(self, verdict: Verdict, step: int) -> Verdict:
+        """Restore the snapshot that ``verdict`` names; return what was done in the end.
+
+        A snapshot with a fault in it is given up, and the policy asked again.
+        """
+        while verdict.rollback is not None:
+            baselines = self._keeper.restore(verdict.rollback, self._goes_back)
+            if baselines is not None:
+                self._judge.spikes.load_state_dict(baselines)
+                self._judge.restart()
+                for scaler in self.tracked.scalers:
+                    forgive_overflow(scaler)
+                if self._buffers is not None:
+                    self._buffers.refresh()
+                return verdict
+            verdict = self.decide_on(verdict.findings, step)
+        return verdict
+
+    def settle(self, verdict: Verdict, observation: Observation, step: int) -> None:
+        """Remember what became of a step, and take a snapshot if one is due.
+
+        Args:
+            verdict: What was done.
+            observation: What was known.
+            step: Updates behind the weights before it.
+        """
+        self._policy.note(verdict, step)
+        if self._manual is not None and verdict.action is not Action.ROLL_BACK:
+            logger.warning("there is no snapshot yet: the rollback that was asked for is dropped")
+        self._manual = None
+        if verdict.action is Action.TAKE:
+            self._settle_taken(verdict, observation, step)
+        elif self._buffers is not None and verdict.rollback is None:
+            self._buffers.restore()
+
+    def _settle_taken(self, verdict: Verdict, observation: Observation, step: int) -> None:
+        if self._buffers is not None:
+            self._buffers.refresh()
+        if verdict.findings:
+            self._judge.spikes.reset()
+            return
+        self._judge.spikes.learn(observation)
+        self._keeper.ring.healthy(step)
+        found = self._keeper.after(step + 1, self._judge.spikes.state_dict)
+        self._suspect = bool(found)
+        if self._untold and self._keeper.taken > 1:
+            self._tell_untracked()
+
+    def _goes_back(self, option: str) -> bool:
+        return self.tracked.has_scheduler or option in self._watch.moved
+
+    def _tell_untracked(self) -> None:
+        """Say once what a rollback would leave as it is, where that can be known."""
+        self._untold = False
+        forgotten = []
+        scheduled = any("initial_lr" in group for group in self._optimizer.param_groups)
+        if scheduled and not self.tracked.has_scheduler:
+            forgotten.append("scheduler")
+        if self._scaled and not self.tracked.scalers:
+            forgotten.append("scaler")
+        if forgotten:
+            names = ", ".join(f"{name}={name}" for name in forgotten)
+            logger.warning(
+                "there seems to be a %s that is not tracked: a rollback leaves it as it is; "
+                "call opt.track(%s) to have it go back with the weights",
+                " and a ".join(forgotten),
+                names,
+            )
+
+    # requests
+
+    def want_snapshot(self) -> None:
+        """Take a snapshot after the next step that is taken, and keep it."""
+        self._require_snapshots("snapshot()")
+        self._keeper.wanted = True
+
+    def want_rollback(self, reason: str) -> None:
+        """Go back at the next step, whatever it brings."""
+        self._require_snapshots("rollback()")
+        self._manual = reason
+
+    def _require_snapshots(self, what: str) -> None:
+        if not self._keeper.ring.slots:
+            raise ConfigError(f"slots=0 leaves {what} nothing to work with: use Guard(slots=3)")
+
+    def scaler_must_call(self) -> bool:
+        """Tell a gradient scaler, which asks before it decides, whether to call regardless.
+
+        A scaler that finds an overflow does not call the optimizer. If weights are not finite
+        it would find one every time, and the run would be lost without a word: when it asks
+        again and was not heard of in between, the weights are looked at.
+        """
+        self._scaled = True
+        self._asked_by_scaler += 1
+        return self._asked_by_scaler > 1 and bool(self._judge.damage())
+
+    _scaled = False
+
+    # checkpoints, copies and summaries
+
+    def accept(self) -> None:
+        """Begin anew with what is there now: a checkpoint was loaded."""
+        if self._buffers is not None:
+            self._buffers.refresh()
+        self._keeper.forget()
+        self._judge.restart()
+        self._suspect = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is counted and remembered, as plain data."""
+        return {
+            "policy": self._policy.state_dict(),
+            "baselines": self._judge.spikes.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue with what a checkpoint counted and remembered; what it lacks starts anew."""
+        self._policy.load_state_dict(state.get("policy", {}))
+        self._judge.spikes.reset()
+        if "baselines" in state:
+            self._judge.spikes.load_state_dict(state["baselines"])
+
+    def summary(self) -> dict[str, Any]:
+        """Return what is kept and counted, as plain values."""
+        return {
+            "lr_scale": self._policy.lr_scale,
+            "rollbacks_left": self._policy.tokens,
+            "tracked": list(self.tracked.names),
+            "snapshots": self._keeper.summary(),
+        }

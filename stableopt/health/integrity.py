@@ -1,0 +1,284 @@
+"""Faults in tensors at rest: NaN, Inf, absurd magnitudes, moments that cannot be."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+from stableopt.functional import dense_values, tensor_norms
+from stableopt.health.laws import FIRST, SECOND, MomentLaws
+from stableopt.types import Finding, Scope
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+
+    from torch.optim import Optimizer
+
+    from stableopt.runtime.state_copy import Position
+
+_NAMED = 3
+"""How many names a sentence has before it says how many more there are."""
+
+_UNBOUNDED = math.inf
+
+
+class Label(NamedTuple):
+    """What a tensor is.
+
+    Attributes:
+        kind: ``"weight"``, ``"state"`` or ``"buffer"``.
+        owner: The place of the parameter, or what the buffer is known by.
+        key: Which entry of the state; empty otherwise.
+    """
+
+    kind: str
+    owner: Hashable
+    key: str = ""
+
+
+@dataclass(slots=True)
+class Inspection:
+    """Checks on some tensors: started together, read in one transfer, then judged.
+
+    Each is screened by one scalar, the 2-norm above all: it is NaN or Inf exactly if a value
+    is, or if the square of one overflows. What is suspicious is looked at element by element
+    before it is called a fault.
+    """
+
+    inspector: Inspector
+    _norms: list[tuple[Label, Tensor, float]] = field(default_factory=list)
+    _floors: list[tuple[Label, Tensor]] = field(default_factory=list)
+    _bounds: list[tuple[Label, Tensor, Tensor, float, float]] = field(default_factory=list)
+
+    def add_parameter(
+        self,
+        place: Position,
+        value: Tensor,
+        state: Mapping[str, Any],
+        span: tuple[int, int] | None = None,
+    ) -> None:
+        """Check a parameter and its state.
+
+        Args:
+            place: Where it stands in the optimizer.
+            value: Its values.
+            state: Its entry in the optimizer's state.
+            span: Look at these elements alone; state of another shape is looked at with the
+                first ones. Only for contiguous parameters.
+        """
+        weight = Label("weight", place)
+        self._add_norm(weight, _part(value.detach(), span), self.inspector.max_weight(value))
+        if isinstance(state, dict):
+            for key, tensor in _floating(state):
+                alike = span is not None and tensor.shape == value.shape
+                if alike and tensor.is_contiguous():
+                    self._add_state(Label("state", place, key), _part(tensor, span))
+                elif span is None or span[0] == 0:
+                    self._add_state(Label("state", place, key), tensor)
+            self._add_bound(place, value, state, span)
+
+    def add_buffer(self, owner: Hashable, value: Tensor) -> None:
+        """Check a buffer."""
+        if value.is_floating_point() or value.is_complex():
+            label = Label("buffer", owner)
+            self._add_norm(label, value.detach(), _largest(value.dtype))
+
+    def _add_state(self, label: Label, tensor: Tensor) -> None:
+        second = label.key in self.inspector.laws.nonnegative
+        # Sums of squares grow without bound; only what is not finite is wrong with them.
+        self._add_norm(label, tensor, _UNBOUNDED if second else _largest(tensor.dtype))
+        known = label in self.inspector.exempt
+        if second and tensor.numel() and not tensor.is_complex() and not known:
+            self._floors.append((label, tensor))
+
+    def _add_norm(self, label: Label, tensor: Tensor, limit: float) -> None:
+        if tensor.numel() and label not in self.inspector.exempt:
+            self._norms.append((label, dense_values(tensor), limit))
+
+    def _add_bound(
+        self,
+        place: Position,
+        value: Tensor,
+        state: Mapping[str, Any],
+        span: tuple[int, int] | None,
+    ) -> None:
+        first, second = state.get(FIRST), state.get(SECOND)
+        if type(first) is not Tensor or type(second) is not Tensor or not first.numel():
+            return
+        bound = self.inspector.bound(place.group)
+        if bound is None or first.shape != second.shape:
+            return
+        whole = first.shape != value.shape or not (first.is_contiguous() and second.is_contiguous())
+        if whole and span is not None:
+            if span[0] != 0:
+                return
+            span = None
+        label = Label("state", place, FIRST)
+        if label not in self.inspector.exempt:
+            self._bounds.append((label, _part(first, span), _part(second, span), *bound))
+
+    # the screen
+
+    @torch.no_grad()
+    def start(self) -> list[Tensor]:
+        """Return the scalars that tell whether anything is suspicious; no synchronisation."""
+        norms = tensor_norms([tensor for _, tensor, _ in self._norms]) if self._norms else []
+        floors = [tensor.amin() for _, tensor in self._floors]
+        bounds = [_excess(first, second, c2) for _, first, second, c2, _ in self._bounds]
+        return [*norms, *floors, *bounds]
+
+    @torch.no_grad()
+    def faults(self, values: Sequence[float]) -> list[tuple[str, Label]]:
+        """Return kind and place of every fault, given the numbers of :meth:`start`."""
+        numbers = iter(values)
+        faults: list[tuple[str, Label]] = []
+        for label, tensor, limit in self._norms:
+            norm = next(numbers)
+            suspicious = not math.isfinite(norm) or norm > limit
+            fault = _look_closely(tensor, limit) if suspicious else None
+            fault = self.inspector.unless_always_so(label, fault)
+            if fault:
+                faults.append((f"{fault}_{label.kind}", label))
+        faults += [("negative_moment", label) for label, _ in self._floors if next(numbers) < 0]
+        for label, _, _, _, smallest in self._bounds:
+            # What is not finite is known already; NaN is larger than nothing.
+            if next(numbers) > smallest and ("nonfinite_state", label) not in faults:
+                faults.append(("moment_bound", label))
+        return faults
+
+
+class Inspector:
+    """Knows what is allowed in the tensors of one optimizer.
+
+    A buffer, or the state of an optimizer that is not torch's, that is not finite when it is
+    first seen is meant to be so (a mask of -inf): it is left alone from then on.
+
+    Args:
+        optimizer: Whose weights and state.
+        max_weight: Largest magnitude of a weight; ``None`` for the square root of the largest
+            number of its dtype.
+    """
+
+    def __init__(self, optimizer: Optimizer, max_weight: float | None) -> None:
+        self.laws = MomentLaws(optimizer)
+        self.exempt: set[Label] = set()
+        self._optimizer = optimizer
+        self._max_weight = max_weight
+        self._finite: set[Label] = set()
+
+    def max_weight(self, weight: Tensor) -> float:
+        """Return the largest magnitude that a value of ``weight`` may have."""
+        return _largest(weight.dtype) if self._max_weight is None else self._max_weight
+
+    def bound(self, group: int) -> tuple[float, float] | None:
+        """Return the bound on first moments; see :class:`~stableopt.health.laws.MomentLaws`."""
+        return self.laws.bound(group, self._optimizer.param_groups[group])
+
+    def unless_always_so(self, label: Label, fault: str | None) -> str | None:
+        """Return ``fault``, unless it was there when the tensor was first seen."""
+        if label.kind == "weight" or (label.kind == "state" and self.laws.of_torch):
+            return fault
+        if fault is None:
+            self._finite.add(label)
+            return None
+        if label in self._finite:
+            return fault
+        self.exempt.add(label)
+        return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Keep what is known by name in copies: buffers are known by where they are."""
+        known = {label for label in self.exempt if label.kind != "buffer"}
+        seen = {label for label in self._finite if label.kind != "buffer"}
+        return {**self.__dict__, "exempt": known, "_finite": seen}
+
+    def accept(self, labels: Iterable[Label]) -> None:
+        """Leave these tensors alone from now on."""
+        self.exempt.update(labels)
+
+
+def _part(tensor: Tensor, span: tuple[int, int] | None) -> Tensor:
+    return tensor if span is None else tensor.view(-1)[span[0] : span[1]]
+
+
+def _floating(state: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield every plain floating tensor in a state, whatever it is nested in, with its path."""
+    if isinstance(state, Tensor):
+        if type(state) in (Tensor, Parameter):
+            if (state.is_floating_point() or state.is_complex()) and path != "step":
+                yield path, state.detach()
+        elif hasattr(state, "__tensor_flatten__"):
+            for name in state.__tensor_flatten__()[0]:
+                yield from _floating(getattr(state, name), f"{path}.{name}")
+    elif isinstance(state, dict):
+        for key, value in state.items():
+            yield from _floating(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(state, (list, tuple)):
+        for i, value in enumerate(state):
+            yield from _floating(value, f"{path}.{i}")
+
+
+def _largest(dtype: torch.dtype) -> float:
+    """Return the magnitude above which squares overflow; float16 overflows by itself first."""
+    return math.inf if dtype is torch.float16 else math.sqrt(torch.finfo(dtype).max)
+
+
+def _excess(first: Tensor, second: Tensor, c2: float) -> Tensor:
+    """Return the largest of m² - c² v."""
+    if first.is_complex():
+        first, second = torch.view_as_real(first), torch.view_as_real(second)
+    if first.dtype in (torch.float16, torch.bfloat16):
+        first, second = first.float(), second.float()
+    allowed = second * -c2
+    return allowed.addcmul_(first, first).amax()
+
+
+def _look_closely(tensor: Tensor, limit: float) -> str | None:
+    if not torch.isfinite(tensor).all():
+        return "nonfinite"
+    return "huge" if float(tensor.abs().amax()) > limit else None
+
+
+_SAYS = {
+    "nonfinite": "{} not finite themselves",
+    "huge": "{} absurdly large",
+    "negative_moment": "{} negative, which squares never are",
+    "moment_bound": "{} larger than the second moment allows",
+}
+
+
+def describe(
+    faults: Sequence[tuple[str, Label]], name: Callable[[Label], str]
+) -> tuple[Finding, ...]:
+    """Return one finding per kind of fault and kind of tensor.
+
+    Args:
+        faults: What :meth:`Inspection.faults` returned.
+        name: How people call a tensor.
+    """
+    together: dict[tuple[str, str, str], list[str]] = {}
+    for kind, label in faults:
+        names = together.setdefault((kind, label.kind, label.key), [])
+        if (called := name(label)) not in names:
+            names.append(called)
+    findings = []
+    for (kind, what, key), names in together.items():
+        subject = {"weight": "the weights of ", "state": f"{key} of ", "buffer": "the buffers "}
+        verb = "is" if what == "state" else "are"
+        says = next(text for start, text in _SAYS.items() if kind.startswith(start)).format(verb)
+        if verb == "is":
+            says = says.replace(" themselves", "")
+        message = f"{subject[what]}{shown(names)} {says}"
+        findings.append(Finding(kind=kind, message=message, scope=Scope.STATE, where=tuple(names)))
+    return tuple(findings)
+
+
+def shown(where: Sequence[str]) -> str:
+    """Return the first few names, and how many more there are."""
+    more = f" and {len(where) - _NAMED} more" if len(where) > _NAMED else ""
+    return ", ".join(where[:_NAMED]) + more

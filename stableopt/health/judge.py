@@ -1,0 +1,129 @@
+"""All detectors together: from an observation to findings."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+from stableopt.health.integrity import Inspection, Inspector, Label, describe
+from stableopt.health.nonfinite import find_nonfinite
+from stableopt.health.scan import RotatingScan
+from stableopt.health.spikes import SpikeDetector
+from stableopt.runtime.names import parameter_names
+from stableopt.runtime.scalars import read_scalars
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator, Mapping, Sequence
+
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from stableopt.guard import Guard
+    from stableopt.runtime.buffers import BufferShadow
+    from stableopt.types import Finding, Observation
+
+logger = logging.getLogger("stableopt")
+
+
+class Judge:
+    """Looks at every step, and at everything as soon as one thing is wrong.
+
+    Args:
+        optimizer: The inner optimizer.
+        model: Gives names.
+        buffers: The model's buffers as of the last healthy step: what a batch that is
+            skipped did to them does not count.
+        guard: The limits.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module | None,
+        buffers: BufferShadow | None,
+        guard: Guard,
+    ) -> None:
+        self._optimizer = optimizer
+        self._model = model
+        self._buffers = buffers
+        self._inspector = Inspector(optimizer, guard.max_weight)
+        self._scan = RotatingScan(
+            optimizer, self._inspector, guard.scan_period, self._protected_buffers
+        )
+        self._part = self.inspection()
+        self.spikes = SpikeDetector(guard.loss_spike, guard.gradient_spike)
+
+    def start(self) -> list[Tensor]:
+        """Return what :meth:`findings` needs read, beside the observation."""
+        self._part = self._scan.next_part()
+        return self._part.start()
+
+    def findings(self, observation: Observation, numbers: Sequence[float]) -> tuple[Finding, ...]:
+        """Return what is held against a step.
+
+        Args:
+            observation: What is known about it.
+            numbers: What :meth:`start` asked for.
+        """
+        part, self._part = self._part, self.inspection()
+        found = self.nonfinite(observation) or self.spikes.judge(observation)
+        if found or part.faults(numbers):
+            return (*found, *self.damage())
+        return ()
+
+    def nonfinite(self, observation: Observation) -> tuple[Finding, ...]:
+        """Return what is not finite in an observation."""
+        if is_finite(observation):
+            return ()
+        return find_nonfinite(observation, parameter_names(self._optimizer, self._model))
+
+    def damage(self) -> tuple[Finding, ...]:
+        """Look at all weights, state and buffers; return what is wrong with them."""
+        return describe(self._faults(self._scan.everything()), self._names())
+
+    def accept(self) -> None:
+        """Take what is there now for meant to be so: training begins with it."""
+        faults = self._faults(self._scan.everything())
+        if faults:
+            self._inspector.accept(label for _, label in faults)
+            findings = describe(faults, self._names())
+            logger.warning(
+                "before the first step %s: this is left alone, and not looked at again",
+                "; ".join(finding.message for finding in findings),
+            )
+
+    def poisoned(self, inspection: Inspection) -> bool:
+        """Tell whether there is a fault in what ``inspection`` looks at."""
+        return bool(self._faults(inspection))
+
+    def inspection(self) -> Inspection:
+        """Return an empty inspection by the same rules."""
+        return Inspection(self._inspector)
+
+    def restart(self) -> None:
+        """Begin the scan anew: weights and state are others than before."""
+        self._scan.restart()
+
+    def _faults(self, inspection: Inspection) -> list[tuple[str, Label]]:
+        return inspection.faults(read_scalars(inspection.start()))
+
+    def _protected_buffers(self) -> Iterator[tuple[Hashable, Tensor]]:
+        if self._buffers is not None:
+            yield from self._buffers.items()
+
+    def _names(self) -> Any:
+        parameters: Mapping[Any, str] = parameter_names(self._optimizer, self._model)
+        buffers: Mapping[Any, str] = {} if self._buffers is None else self._buffers.names()
+
+        def name(label: Label) -> str:
+            known = buffers if label.kind == "buffer" else parameters
+            return known.get(label.owner, str(label.owner))
+
+        return name
+
+
+def is_finite(observation: Observation) -> bool:
+    """Tell whether loss and gradients are finite, as far as they were observed."""
+    loss, gradients = observation.loss, observation.gradients
+    return (loss is None or math.isfinite(loss)) and not (gradients and gradients.nonfinite)

@@ -1,0 +1,75 @@
+"""What must hold between the moments of an optimizer, whatever the gradients were."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch.optim import Optimizer
+
+FIRST, SECOND = "exp_avg", "exp_avg_sq"
+
+_SLACK = 4.0
+"""Factor on the squared bound: for rounding in bfloat16, and for betas that moved."""
+
+_SMALLEST = 1e-18
+"""Magnitude below which the square of a first moment is lost to underflow."""
+
+_OF_ADAM = frozenset({SECOND, "max_exp_avg_sq"})
+_OF_TORCH = _OF_ADAM | {"square_avg", "acc_delta", "sum", "row_var", "col_var", "variance"}
+
+
+class MomentLaws:
+    """The laws of one optimizer.
+
+    Adam and its relatives average the gradient and its square with fixed weights, so that by
+    the Cauchy-Schwarz inequality, element by element and for any gradients::
+
+        m² ≤ c² v,    c² = (1 - β₁)² / ((1 - β₂) (1 - β₁² / β₂))
+
+    (c = 7.27 for β = (0.9, 0.999)). It is undefined for β₁² ≥ β₂. A flipped bit of m and a v
+    that was zeroed break it at once. Where a schedule moves the betas, the extremes seen so
+    far are what the inequality needs.
+
+    Args:
+        optimizer: Whose state. The bound is stated for torch's Adam, AdamW, NAdam, RAdam and
+            SparseAdam alone: others use the same names for other things.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        optim = torch.optim
+        self.has_bound = isinstance(
+            optimizer, (optim.Adam, optim.NAdam, optim.RAdam, optim.SparseAdam)
+        )
+        self.of_torch = type(optimizer).__module__.startswith("torch.optim")
+        self.nonnegative = _OF_TORCH if self.of_torch else _OF_ADAM
+        self._seen: dict[int, tuple[float, float, float, float]] = {}
+
+    def bound(self, index: int, group: Mapping[str, Any]) -> tuple[float, float] | None:
+        """Return c² and the m² below which nothing is held against a group.
+
+        Args:
+            index: Which group.
+            group: Its options.
+
+        Returns:
+            ``None`` where there is no such bound.
+        """
+        betas, eps = group.get("betas"), group.get("eps")
+        if not self.has_bound or not isinstance(betas, (tuple, list)):
+            return None
+        first, second = betas[0], betas[1]
+        if not (isinstance(first, float) and isinstance(second, float)):
+            return None  # tensors: reading them would make the host wait
+        low1, high1, low2, high2 = self._seen.get(index, (first, first, second, second))
+        seen = min(low1, first), max(high1, first), min(low2, second), max(high2, second)
+        self._seen[index] = low1, high1, low2, high2 = seen
+        if high1**2 >= low2 or high2 >= 1.0:
+            return None
+        squared = (1 - low1) ** 2 / ((1 - high2) * (1 - high1**2 / low2))
+        smallest = max(eps if isinstance(eps, float) else 0.0, _SMALLEST)
+        return _SLACK * squared, smallest**2

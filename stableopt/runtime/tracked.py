@@ -1,0 +1,187 @@
+"""What the user moves beside the optimizer, and wants moved back with it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from stableopt.errors import ConfigError
+from stableopt.runtime.tree_copy import Memory, TreeRestorer, TreeSaver, tree_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+REPLAYS = frozenset({"dataloader", "generators"})
+"""Names of what decides on the data and the noise: they go back only for a replay."""
+
+
+class Tracked:
+    """Objects by name, whatever gives its state and takes it back.
+
+    Modules are copied tensor by tensor, buffers that are not persistent included; anything
+    else through ``state_dict`` and ``load_state_dict``, or through the pair of methods that
+    generators have.
+    """
+
+    def __init__(self) -> None:
+        self._items: dict[str, tuple[Any, ...]] = {}
+
+    def add(self, items: Mapping[str, Any]) -> None:
+        """Track ``items``; ``None`` ends the tracking of a name.
+
+        Raises:
+            ConfigError: One of them has no state; nothing of the call is then tracked.
+        """
+        given = {name: _members(name, item) for name, item in items.items()}
+        self._items.update(given)
+        for name in [name for name, members in self._items.items() if not members]:
+            del self._items[name]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that are tracked."""
+        return tuple(self._items)
+
+    @property
+    def has_scheduler(self) -> bool:
+        """Whether a learning rate schedule goes back, too."""
+        return "scheduler" in self._items or any(
+            isinstance(item, LRScheduler) for _, item in self._each()
+        )
+
+    @property
+    def scalers(self) -> list[GradScaler]:
+        """The gradient scalers among them."""
+        return [item for _, item in self._each() if isinstance(item, GradScaler)]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the tensors in their states."""
+        return tree_bytes([_accessors(item)[0]() for _, item in self._each()])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Track nothing in a copy: what is tracked here belongs to the original."""
+        return {"_items": {}}
+
+    def take(self, old: TrackedCopy | None, memory: Memory) -> TrackedCopy:
+        """Copy the state of everything tracked, into the memory of ``old`` where it fits."""
+        saver = TreeSaver(memory)
+        before = old.states if old is not None else {}
+        states = {}
+        for name, items in self._items.items():
+            now = [_accessors(item)[0]() for item in items]
+            states[name] = saver.copy(now, before.get(name))
+        return TrackedCopy(states)
+
+    def restore(self, copy: TrackedCopy, *, replay: bool) -> None:
+        """Put everything back that is in ``copy`` and still tracked.
+
+        Args:
+            copy: What :meth:`take` returned.
+            replay: Whether data and noise go back as well.
+        """
+        for name, items in self._items.items():
+            if name in copy.states and (replay or not _is_replayed(name, items)):
+                for item, state in zip(items, copy.states[name], strict=False):
+                    _accessors(item)[1](state)
+
+    def _each(self) -> Iterator[tuple[str, Any]]:
+        for name, items in self._items.items():
+            for item in items:
+                yield name, item
+
+
+class TrackedCopy:
+    """The states of tracked objects at one moment, by name."""
+
+    def __init__(self, states: dict[str, list[Any]]) -> None:
+        self.states = states
+
+
+class _Stateful(Protocol):
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any) -> Any: ...
+
+
+def _is_replayed(name: str, items: tuple[Any, ...]) -> bool:
+    return name in REPLAYS or any(_is_generator(item) for item in items)
+
+
+def _is_generator(item: Any) -> bool:
+    return isinstance(item, (torch.Generator, random.Random)) or hasattr(item, "bit_generator")
+
+
+def _members(name: str, item: Any) -> tuple[Any, ...]:
+    if item is None:
+        return ()
+    members = tuple(item) if isinstance(item, (list, tuple)) else (item,)
+    for member in members:
+        if isinstance(member, Optimizer):
+            raise ConfigError(
+                f"{name}={type(member).__name__} object is an optimizer: the one that is "
+                "wrapped goes back anyway; wrap another one on its own"
+            )
+        if _accessors(member) is None:
+            raise ConfigError(
+                f"{name}={type(member).__name__} object has no state to track: give an object "
+                "with state_dict() and load_state_dict(), a generator, or a list of these"
+            )
+    return members
+
+
+def _accessors(item: Any) -> Any:
+    """Return how to read the state of ``item``, and how to put a copy of it back."""
+    if isinstance(item, nn.Module):
+        return lambda: _module_tensors(item), lambda saved: _restore_module(item, saved)
+    if isinstance(item, torch.Generator):
+        return item.get_state, lambda saved: item.set_state(saved.clone())
+    if isinstance(item, random.Random):
+        return item.getstate, item.setstate
+    numpy_generator = getattr(item, "bit_generator", None)
+    if numpy_generator is not None:
+        return lambda: numpy_generator.state, lambda s: setattr(numpy_generator, "state", s)
+    if callable(getattr(item, "state_dict", None)) and callable(
+        getattr(item, "load_state_dict", None)
+    ):
+        return item.state_dict, _loader(item)
+    return None
+
+
+def _loader(item: _Stateful) -> Callable[[Any], None]:
+    def load(saved: Any) -> None:
+        # A loader may keep what it is given: the copy must stay ours.
+        item.load_state_dict(TreeRestorer(Memory.SAME).put(None, saved))
+
+    return load
+
+
+def _module_tensors(module: nn.Module) -> dict[str, Any]:
+    parameters = {n: p.detach() for n, p in module.named_parameters()}
+    return {**parameters, **dict(module.named_buffers())}
+
+
+@torch.no_grad()
+def _restore_module(module: nn.Module, saved: Mapping[str, Any]) -> None:
+    for name, tensor in _module_tensors(module).items():
+        if name in saved:
+            tensor.detach().copy_(saved[name])
+
+
+def forgive_overflow(scaler: GradScaler) -> None:
+    """Let ``scaler.update()`` not hold against its scale what a rollback has undone.
+
+    The scale goes back with the weights. The overflow that the damaged weights have caused
+    since is still noted in the scaler, and its next ``update()`` would halve the scale that
+    was just restored.
+    """
+    for state in scaler._per_optimizer_states.values():
+        for found in state["found_inf_per_device"].values():
+            found.zero_()

@@ -1,0 +1,176 @@
+"""Copy nested values with tensors in them, and put them back in place."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Memory(str, Enum):
+    """Where the copies of tensors lie."""
+
+    SAME = "device"
+    """On the device of the original."""
+    HOST = "host"
+    """In host memory, pinned for tensors of an accelerator."""
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """Return a copy of ``tensor`` in memory of its own."""
+        if not self._moves(tensor):
+            return tensor.detach().clone()
+        pinned = torch.empty_like(tensor, device="cpu", pin_memory=True)
+        return pinned.copy_(tensor.detach())
+
+    def fits(self, copy: object, tensor: object) -> bool:
+        """Tell whether ``copy`` can take the values of ``tensor``."""
+        if not isinstance(copy, Tensor) or not isinstance(tensor, Tensor):
+            return False
+        device = torch.device("cpu") if self._moves(tensor) else tensor.device
+        return _kind(copy) is _kind(tensor) and (
+            (copy.shape, copy.dtype, copy.device, copy.layout)
+            == (tensor.shape, tensor.dtype, device, tensor.layout)
+        )
+
+    def _moves(self, tensor: Tensor) -> bool:
+        # Only torch.empty_like of plain tensors is known to give pinned memory.
+        plain = _kind(tensor) is Tensor and tensor.layout is torch.strided
+        return self is Memory.HOST and plain and tensor.device.type != "cpu"
+
+
+def _kind(tensor: Tensor) -> type:
+    return Tensor if type(tensor) is Parameter else type(tensor)
+
+
+def tree_bytes(value: Any, seen: set[int] | None = None) -> int:
+    """Return the bytes of all tensors in a nested value, shared ones counted once."""
+    seen = set() if seen is None else seen
+    if id(value) in seen:
+        return 0
+    if isinstance(value, Tensor):
+        seen.add(id(value))
+        inner = getattr(value, "__tensor_flatten__", None)
+        if inner is not None:
+            return sum(tree_bytes(getattr(value, name), seen) for name in inner()[0])
+        if value.layout is not torch.strided:
+            return value._nnz() * value.element_size() if value.is_sparse else 0
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(tree_bytes(item, seen) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return sum(tree_bytes(item, seen) for item in value)
+    return 0
+
+
+class TreeSaver:
+    """One copying: remembers what was copied, so that shared tensors stay shared.
+
+    Args:
+        memory: Where copies lie.
+        keep: Objects that are never copied: they stay themselves.
+    """
+
+    def __init__(self, memory: Memory, keep: Sequence[object] = ()) -> None:
+        self._memory = memory
+        self._memo: dict[int, Any] = {id(item): item for item in keep}
+        self._alive: list[Any] = []
+        self._reused: set[int] = set()
+
+    def copy(self, value: Any, old: Any) -> Any:
+        """Return a copy of ``value``, written into the tensors of ``old`` where they fit."""
+        if id(value) not in self._memo:
+            self._alive.append(value)  # an id is only good while its object lives
+            self._memo[id(value)] = self._copy(value, old)
+        return self._memo[id(value)]
+
+    def _copy(self, value: Any, old: Any) -> Any:
+        if isinstance(value, Tensor):
+            if self._memory.fits(old, value) and id(old) not in self._reused:
+                self._reused.add(id(old))
+                return old.copy_(value.detach())
+            return self._memory.copy(value)
+        if isinstance(value, dict):
+            before = old if isinstance(old, dict) else {}
+            copies = {k: self.copy(v, before.get(k)) for k, v in value.items()}
+            return copies if type(value) is dict else _like(value, copies)
+        if type(value) in (list, tuple):
+            before_items = old if isinstance(old, (list, tuple)) else ()
+            return type(value)(
+                self.copy(v, before_items[i] if i < len(before_items) else None)
+                for i, v in enumerate(value)
+            )
+        return deepcopy(value, self._memo)
+
+
+class TreeRestorer:
+    """One restoring: remembers what was written, so that shared tensors stay shared.
+
+    Args:
+        memory: Where the copies lie.
+        keep: Objects that were not copied.
+    """
+
+    def __init__(self, memory: Memory, keep: Sequence[object] = ()) -> None:
+        self._memory = memory
+        self._memo: dict[int, Any] = {id(item): item for item in keep}
+        self._written: set[int] = set()
+
+    def put(self, live: Any, saved: Any, device: torch.device | None = None) -> Any:
+        """Return ``saved`` as a value for the owner, in place of ``live`` if possible.
+
+        Args:
+            live: What is there now.
+            saved: What a :class:`TreeSaver` made.
+            device: Where to put a tensor that lies in pinned host memory and that nothing
+                is left of.
+        """
+        if id(saved) not in self._memo:
+            self._memo[id(saved)] = self._put(live, saved, device)
+        return self._memo[id(saved)]
+
+    def _put(self, live: Any, saved: Any, device: torch.device | None) -> Any:
+        if isinstance(saved, Tensor):
+            return self._put_tensor(live, saved, device)
+        if isinstance(saved, dict):
+            target = live if type(live) is type(saved) else _like(saved, {})
+            items = {k: self.put(target.get(k), v, device) for k, v in saved.items()}
+            target.clear()
+            target.update(items)
+            return target
+        if type(saved) in (list, tuple):
+            now = live if isinstance(live, (list, tuple)) else ()
+            parts = [
+                self.put(now[i] if i < len(now) else None, v, device) for i, v in enumerate(saved)
+            ]
+            if type(saved) is list and type(live) is list:
+                live[:] = parts
+                return live
+            return type(saved)(parts)
+        return deepcopy(saved, self._memo)
+
+    def _put_tensor(self, live: Any, saved: Tensor, device: torch.device | None) -> Tensor:
+        if self._memory.fits(saved, live) and id(live) not in self._written:
+            self._written.add(id(live))
+            return live.copy_(saved)  # type: ignore[no-any-return]
+        if self._memory is Memory.HOST and device is not None and _is_pinned(saved):
+            return saved.to(device)
+        return saved.clone()
+
+
+def _is_pinned(tensor: Tensor) -> bool:
+    return _kind(tensor) is Tensor and tensor.device.type == "cpu" and tensor.is_pinned()
+
+
+def _like(example: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
+    """Return ``items`` in a dict of the kind of ``example``, a defaultdict's factory kept."""
+    twin = example.copy()
+    twin.clear()
+    twin.update(items)
+    return twin
