@@ -11,6 +11,7 @@ pytest_collect_file = Sybil(
 ).pytest()
 
 
+@pytest.hookimpl(tryfirst=True)  # before the workers read the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the blocks of one document on one worker: later ones use the names of earlier ones."""
     for item in items:
