@@ -201,6 +201,8 @@ class Keeper:
         for slot, snapshot in zip(self.ring.slots, self._snapshots, strict=True):
             if slot.state is SlotState.FREE:
                 self._copy(snapshot, baselines)
+            else:
+                snapshot.reserve(self._optimizer)
 
     def _grow(self, slot_bytes: int) -> None:
         self.plan = Plan(slots=self.plan.slots, memory=self.plan.memory, slot_bytes=slot_bytes)

@@ -93,6 +93,10 @@ class Snapshot:
             self._rng.restore()
         return self._baselines
 
+    def reserve(self, optimizer: Optimizer) -> None:
+        """Take the memory for state that ``optimizer`` has only had since."""
+        self._state.reserve(optimizer)
+
     def fits(self, optimizer: Optimizer) -> bool:
         """Tell whether ``optimizer`` still has the parameters that were copied."""
         return self._state.fits(optimizer)

@@ -44,6 +44,7 @@ class StateCopy:
         self._places: list[Position] = []
         self._state: dict[Any, Any] = {}
         self._groups: list[dict[str, Any]] = []
+        self._reserved: dict[Any, Any] = {}
 
     @torch.no_grad()
     def take(self, optimizer: Optimizer) -> None:
@@ -58,11 +59,8 @@ class StateCopy:
         else:
             self._params = [self._memory.copy(p) for p in data]
         self._places = list(places)
-        keys = {id(p): place for place, p in places.items()}
-        self._state = {
-            (key := keys.get(id(owner), owner)): saver.copy(value, self._state.get(key))
-            for owner, value in optimizer.state.items()
-        }
+        old = {**self._reserved, **self._state}
+        self._state, self._reserved = _copied_state(optimizer, places, saver, old), {}
         self._groups = [saver.copy(_options(group), None) for group in optimizer.param_groups]
 
     @torch.no_grad()
@@ -93,6 +91,14 @@ class StateCopy:
         for group, saved_options in zip(optimizer.param_groups, self._groups, strict=True):
             _restore_options(group, saved_options, restorer, restores, device)
 
+    @torch.no_grad()
+    def reserve(self, optimizer: Optimizer) -> None:
+        """Take the memory that the state of ``optimizer`` needs, for the next copy."""
+        places = positions(optimizer)
+        saver = TreeSaver(self._memory, keep=list(places.values()))
+        missing = _copied_state(optimizer, places, saver, self._reserved)
+        self._reserved = {k: v for k, v in missing.items() if k not in self._state}
+
     def fits(self, optimizer: Optimizer) -> bool:
         """Tell whether ``optimizer`` still has the parameters that were copied."""
         return self._places == list(positions(optimizer))
@@ -106,7 +112,7 @@ class StateCopy:
     @property
     def nbytes(self) -> int:
         """The bytes of all tensors in the copy."""
-        return tree_bytes([self._params, self._state, self._groups])
+        return tree_bytes([self._params, self._state, self._reserved, self._groups])
 
 
 def positions(optimizer: Optimizer) -> dict[Position, Tensor]:
@@ -124,6 +130,16 @@ def state_bytes(optimizer: Optimizer) -> int:
     params = list(positions(optimizer).values())
     owned = [params, dict(optimizer.state), [_options(g) for g in optimizer.param_groups]]
     return tree_bytes(owned)
+
+
+def _copied_state(
+    optimizer: Optimizer, places: Mapping[Position, Tensor], saver: TreeSaver, old: dict[Any, Any]
+) -> dict[Any, Any]:
+    keys = {id(p): place for place, p in places.items()}
+    return {
+        (key := keys.get(id(owner), owner)): saver.copy(value, old.get(key))
+        for owner, value in optimizer.state.items()
+    }
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:

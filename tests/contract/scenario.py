@@ -18,7 +18,7 @@ from torch.optim.optimizer import (
 )
 from torch.optim.swa_utils import SWALR
 
-from stableopt import StableOptimizer
+from stableopt import Guard, StableOptimizer
 from tests.contract.specs import Spec
 
 STEPS = 20
@@ -34,7 +34,12 @@ def wrapped(inner: Optimizer, model: nn.Module) -> Optimizer:
     return StableOptimizer(inner, model=model)
 
 
-WRAPS: dict[str, Wrap] = {"wrapped": wrapped}
+def guarded(inner: Optimizer, model: nn.Module) -> Optimizer:
+    """Snapshots every few steps, and the detectors of spikes, on."""
+    return StableOptimizer(inner, model=model, guard=Guard(every=3))
+
+
+WRAPS: dict[str, Wrap] = {"wrapped": wrapped, "guarded": guarded}
 """How the suite wraps; a later feature is switched on here and meets every promise."""
 
 
@@ -146,8 +151,13 @@ class Tiny(nn.Module):
         return out
 
 
-def run(scenario: Scenario, wrap: Wrap, steps: int = STEPS) -> Trace:
-    """Train for ``steps`` and return what is left."""
+def run(
+    scenario: Scenario,
+    wrap: Wrap,
+    steps: int = STEPS,
+    ended: Callable[[Optimizer], None] = lambda opt: None,
+) -> Trace:
+    """Train for ``steps``, show the optimizer to ``ended``, and return what is left."""
     seed_everything(7)
     model = Tiny(scenario.spec.model, scenario.dtype)
     inner, late = build(scenario, model)
@@ -169,6 +179,7 @@ def run(scenario: Scenario, wrap: Wrap, steps: int = STEPS) -> Trace:
             elif scheduler is not None:
                 scheduler.step()
     finish(trace, model, inner)
+    ended(opt)
     trace.moved = [
         p.data_ptr() != before for p, before in zip(model.parameters(), pointers, strict=True)
     ]

@@ -7,8 +7,8 @@ import torch
 
 from tests.contract.bits import assert_same
 from tests.contract.pairwise import cover
-from tests.contract.scenario import SCHEDULERS, WRAPS, Scenario, bare, run
-from tests.contract.specs import SPECS, VARIANTS
+from tests.contract.scenario import SCHEDULERS, WRAPS, Scenario, bare, guarded, run
+from tests.contract.specs import SPECS, VARIANTS, variant_id
 
 DIMENSIONS = {
     "which": VARIANTS,
@@ -78,9 +78,35 @@ ALL = scenarios()
 @pytest.mark.parametrize("scenario", ALL, ids=scenario_id)
 def test_wrapped_equals_bare(scenario, wrap):
     expected = run(scenario, bare)
-    actual = run(scenario, wrap)
+    actual = run(scenario, wrap, ended=was_left_alone)
     assert_same(actual, expected)
     assert not any(actual.moved)
+
+
+@pytest.mark.parametrize("pair", VARIANTS, ids=variant_id)
+def test_spikes_are_looked_for_and_snapshots_are_verified(pair):
+    """Longer than the warm-up of the detectors: they judge, and find nothing."""
+    scenario = Scenario(spec=pair[0], variant=pair[1])
+    seen = []
+
+    def judged(opt):
+        was_left_alone(opt)
+        assert opt._loop.guardian._judge.spikes._gradient.ready
+        snapshots = opt.summary()["snapshots"]
+        seen.append((snapshots["taken"], sum(s["verified"] for s in snapshots["steps"])))
+
+    actual = run(scenario, guarded, steps=60, ended=judged)
+    assert_same(actual, run(scenario, bare, steps=60))
+    ((taken, verified),) = seen
+    assert taken >= 60 // 4
+    assert verified >= 1
+
+
+def was_left_alone(opt):
+    summary = opt.summary()
+    assert opt.ledger == ()
+    assert summary["snapshots"]["taken"] > 0
+    assert any(snapshot["verified"] for snapshot in summary["snapshots"]["steps"])
 
 
 def test_all_optimizers_of_torch_are_specified():

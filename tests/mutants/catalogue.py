@@ -26,6 +26,9 @@ OPTIMIZER = "tests/test_optimizer.py::TestContract"
 OBSERVE = "tests/test_optimizer.py::TestObserve"
 BITWISE = "tests/contract/test_bitwise.py"
 SKIP = "tests/contract/test_skip.py"
+ROLLBACK = "tests/contract/test_rollback.py"
+TRACKED = "tests/contract/test_tracked.py"
+MACHINE = "tests/guard/test_state_machine.py"
 CHECKPOINT = "tests/contract/test_checkpoint.py"
 JSON = "tests/telemetry/test_json_lines.py"
 DISPATCH = "tests/telemetry/test_dispatch.py"
@@ -173,6 +176,176 @@ MUTANTS = {
         "self.ledger.add(event)",
         "pass",
         (f"{SKIP}::test_too_many_skips_in_a_row_stop_the_run",),
+    ),
+    # The guard: the seeded bugs of the protocol, and more of our own.
+    "snapshots are trusted at once": Mutant(
+        "stableopt.guard.ring",
+        "        if sound:\n            slot.state = SlotState.PENDING",
+        "        if sound:\n            slot.state = SlotState.VERIFIED",
+        (MACHINE,),
+    ),
+    "the newest verified snapshot is given up": Mutant(
+        "stableopt.guard.ring",
+        "old = [slot for slot in self.verified()[1:] if not slot.pins]",
+        "old = [slot for slot in self.verified() if not slot.pins]",
+        (MACHINE,),
+    ),
+    "a pending snapshot is given up": Mutant(
+        "stableopt.guard.ring",
+        "old = [slot for slot in self.verified()[1:] if not slot.pins]",
+        "old = [s for s in self.sound() if s is not self.verified()[0] and not s.pins]",
+        (MACHINE,),
+    ),
+    "a pinned snapshot is given up": Mutant(
+        "stableopt.guard.ring",
+        "old = [slot for slot in self.verified()[1:] if not slot.pins]",
+        "old = self.verified()[1:]",
+        (MACHINE,),
+    ),
+    "newer snapshots survive a rollback": Mutant(
+        "stableopt.guard.ring",
+        "if slot is not to and slot.state is not SlotState.FREE and slot.step >= to.step:",
+        "if False:",
+        (MACHINE,),
+    ),
+    "newer pending snapshots survive a rollback": Mutant(
+        "stableopt.guard.ring",
+        "if slot is not to and slot.state is not SlotState.FREE and slot.step >= to.step:",
+        "if slot is not to and slot.state is SlotState.VERIFIED and slot.step >= to.step:",
+        (MACHINE,),
+    ),
+    "a verdict vouches for one step too many": Mutant(
+        "stableopt.guard.ring",
+        "step >= slot.step + self.confirm:",
+        "step + 1 >= slot.step + self.confirm:",
+        (MACHINE,),
+    ),
+    "a void ticket is honoured": Mutant(
+        "stableopt.guard.ring",
+        "if slot.state is not SlotState.WRITING or slot.number != ticket.number:",
+        "if False:",
+        (MACHINE,),
+    ),
+    "intervals are not stretched": Mutant(
+        "stableopt.guard.ring",
+        "return max(every, -(-confirm // max(1, slots - 2)))",
+        "return every",
+        (MACHINE,),
+    ),
+    "the ruler has one mark": Mutant(
+        "stableopt.guard.ring",
+        "height = (number & -number).bit_length() - 1",
+        "height = number",
+        (MACHINE,),
+    ),
+    "attempts are rolled back": Mutant(
+        "stableopt.guard.policy",
+        "self.attempts = rollback.attempt",
+        "self.attempts = 0",
+        (MACHINE,),
+    ),
+    "an episode ends without a cooldown": Mutant(
+        "stableopt.guard.policy",
+        "step >= self._furthest + self._guard.cooldown:",
+        "step >= 0:",
+        (MACHINE,),
+    ),
+    "an episode ends where it was restored": Mutant(
+        "stableopt.guard.policy",
+        "self._furthest = max(self._furthest, rollback.from_step)",
+        "self._furthest = rollback.to_step",
+        (MACHINE,),
+    ),
+    "rollbacks cost nothing": Mutant(
+        "stableopt.guard.policy",
+        "self.tokens -= 1",
+        "pass",
+        (MACHINE,),
+    ),
+    "every attempt is optimistic": Mutant(
+        "stableopt.guard.policy",
+        "ring.sound() if attempt == 1 and lost else ring.verified()",
+        "ring.sound() if lost else ring.verified()",
+        (MACHINE,),
+    ),
+    "the learning rate is lowered once": Mutant(
+        "stableopt.guard.policy",
+        "scale = self.lr_scale * (self._guard.lr_backoff if attempt > 1 else 1.0)",
+        "scale = self._guard.lr_backoff if attempt > 1 else self.lr_scale",
+        (MACHINE,),
+    ),
+    "replayed steps earn rollbacks": Mutant(
+        "stableopt.guard.policy",
+        "new = max(0, step + 1 - self._progress)",
+        "new = 1000",
+        (MACHINE,),
+    ),
+    # Promise 2, in the real loop: what a snapshot holds, and that all of it comes back.
+    "random states stay": Mutant(
+        "stableopt.guard.snapshot",
+        "if replay and self._rng is not None:",
+        "if False:",
+        (f"{TRACKED}::test_everything_goes_back_together",),
+    ),
+    "buffers stay": Mutant(
+        "stableopt.guard.snapshot",
+        "self._buffers.restore()",
+        "pass",
+        (f"{TRACKED}::test_everything_goes_back_together",),
+    ),
+    "optimizer state stays": Mutant(
+        "stableopt.runtime.state_copy",
+        "        optimizer.state.clear()\n        optimizer.state.update(state)",
+        "        pass",
+        (ROLLBACK, "-k", "before_the_first_step"),
+    ),
+    "parameters stay": Mutant(
+        "stableopt.runtime.state_copy",
+        "places[place].copy_(saved)",
+        "places[place].copy_(places[place])",
+        (ROLLBACK, "-k", "AdamW-default and never_saw"),
+    ),
+    "the options of a tracked schedule stay": Mutant(
+        "stableopt.guardian",
+        "return self.tracked.has_scheduler or option in self._watch.moved",
+        "return option in self._watch.moved",
+        (ROLLBACK, "-k", "goes_back"),
+    ),
+    "the options of any schedule go back": Mutant(
+        "stableopt.guardian",
+        "return self.tracked.has_scheduler or option in self._watch.moved",
+        "return True",
+        (ROLLBACK, "-k", "not_tracked"),
+    ),
+    "options that the step moves stay": Mutant(
+        "stableopt.guardian",
+        "return self.tracked.has_scheduler or option in self._watch.moved",
+        "return self.tracked.has_scheduler",
+        (ROLLBACK, "-k", "ScheduleFree"),
+    ),
+    "the scale of a scaler is halved after it was restored": Mutant(
+        "stableopt.guardian",
+        "forgive_overflow(scaler)",
+        "pass",
+        (f"{TRACKED}::test_everything_goes_back_together",),
+    ),
+    "a scaler never hears of lost weights": Mutant(
+        "stableopt.guardian",
+        "return self._asked_by_scaler > 1 and bool(self._judge.damage())",
+        "return False",
+        (f"{TRACKED}::test_everything_goes_back_together",),
+    ),
+    "noise is replayed for ever": Mutant(
+        "stableopt.guard.policy",
+        "restores_rng=attempt == 1,",
+        "restores_rng=True,",
+        (f"{TRACKED}::test_the_second_rollback_passes_the_batches_by",),
+    ),
+    "the lowered rate stays in the groups": Mutant(
+        "stableopt.inner",
+        '            group["lr"] = lr\n\n\ndef learning_rates',
+        "            pass\n\n\ndef learning_rates",
+        (ROLLBACK, "-k", "lower_rate"),
     ),
     # Promise 6: resume.
     "clocks are not loaded": Mutant(

@@ -1,0 +1,298 @@
+"""Snapshots in a real loop: memory, requests by hand, what is refused, what survives."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+
+from stableopt import Action, ConfigError, DivergenceError, Guard, StableOptimizer
+from stableopt.guard import memory
+from stableopt.testing import corrupt_weight
+from tests.contract.bits import assert_same
+from tests.contract.scenario import copied
+
+MIB = 2**20
+
+
+def start(make=torch.optim.AdamW, width=64, **options):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.BatchNorm1d(width))
+    return model, StableOptimizer(make(model.parameters()), model=model, guard=Guard(**options))
+
+
+def train(model, opt, steps=1, first=0):
+    width = model[0].in_features
+    for step in range(first, first + steps):
+        x = torch.randn(8, width, generator=torch.Generator().manual_seed(step))
+        opt.zero_grad()
+        loss = (model(x) - x).pow(2).mean()
+        loss.backward()
+        opt.observe(loss=loss)
+        opt.step()
+
+
+def storages(value, seen):
+    """Collect every tensor storage that can be reached from ``value``."""
+    if isinstance(value, torch.Tensor):
+        storage = value.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+    elif isinstance(value, dict):
+        for item in value.values():
+            storages(item, seen)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            storages(item, seen)
+    return seen
+
+
+def memory_of(snapshot):
+    copy = snapshot._state
+    return [copy._params, copy._state, copy._reserved]
+
+
+class TestMemory:
+    @pytest.mark.parametrize("slots", [2, 3, 5])
+    def test_the_bound_is_exact_and_holds_through_the_run(self, slots):
+        model, opt = start(slots=slots, every=2)
+        live = None
+        for call in range(60):
+            train(model, opt, first=call)
+            if call == 0:
+                live = storages([*model.parameters(), *model.buffers()], {})
+                live = sum(storages(dict(opt.state), live).values())
+            snapshots = opt.summary()["snapshots"]
+            assert snapshots["slot_bytes"] == live
+            assert snapshots["bytes_at_most"] == slots * live
+            held = {}
+            for snapshot in opt._loop.guardian._keeper._snapshots:
+                storages(memory_of(snapshot), held)
+                storages([c for _, c in snapshot._buffers.items()], held)
+            assert sum(held.values()) == snapshots["bytes"] <= snapshots["bytes_at_most"]
+        assert snapshots["taken"] > 5
+
+    def test_nothing_is_allocated_after_the_first_step(self):
+        model, opt = start(slots=3, every=2)
+        train(model, opt)
+        keeper = opt._loop.guardian._keeper
+
+        def pointers():
+            out = {}
+            for snapshot in keeper._snapshots:
+                storages(memory_of(snapshot), out)
+            return set(out)
+
+        before = pointers()
+        train(model, opt, steps=30, first=1)
+        assert keeper.taken > 5
+        assert pointers() == before
+
+    def test_what_does_not_fit_is_said_and_fewer_are_kept(self, monkeypatch, caplog):
+        model, _ = start()
+        need = 3 * sum(p.numel() * 4 for p in model.parameters())
+        monkeypatch.setattr(memory, "_free_host_bytes", lambda: int(2.9 * need / memory.HEADROOM))
+        model, opt = start(slots=4)
+        assert opt.summary()["snapshots"]["slots"] == 2
+        assert "only 2 of 4 snapshots" in caplog.text
+        train(model, opt, steps=5)
+        assert opt.ledger == ()
+
+    def test_room_for_one_is_an_error_before_training(self, monkeypatch):
+        monkeypatch.setattr(memory, "_free_host_bytes", lambda: 20_000)
+        with pytest.raises(ConfigError, match=r"slots=3: two snapshots of .* use Guard\(slots=0\)"):
+            start()
+        _, opt = start(slots=0)
+        assert opt.summary()["snapshots"]["slots"] == 0
+
+    def test_running_out_of_it_later_costs_a_snapshot_and_no_run(self, monkeypatch, caplog):
+        model, opt = start(every=2)
+        train(model, opt, steps=3)
+        keeper = opt._loop.guardian._keeper
+
+        def full(*_):
+            raise MemoryError("no memory is left")
+
+        monkeypatch.setattr(keeper, "_copy", full)
+        train(model, opt, steps=30, first=3)
+        assert "was not taken: no memory is left" in caplog.text
+        monkeypatch.undo()
+        train(model, opt, steps=30, first=33)
+        assert opt.ledger == ()
+        assert any(s["verified"] and s["step"] > 40 for s in opt.summary()["snapshots"]["steps"])
+
+    def test_estimates_come_close(self):
+        for make in (torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad, torch.optim.Adadelta):
+            model, opt = start(make, width=256)
+            guess = opt.summary()["snapshots"]["slot_bytes"]
+            train(model, opt)
+            assert guess == pytest.approx(opt.summary()["snapshots"]["slot_bytes"], rel=0.02)
+
+    def test_free_memory_is_known_here(self):
+        assert memory.free_bytes(torch.device("cpu")) > 16 * MIB
+
+
+class TestByHand:
+    def test_a_snapshot_and_a_rollback(self):
+        model, opt = start(every=1000)
+        train(model, opt, steps=4)
+        opt.snapshot()
+        train(model, opt, first=4)
+        wanted = copied([dict(model.state_dict()), opt.state_dict()["state"]])
+        train(model, opt, steps=3, first=5)
+        opt.rollback(reason="I did not like it")
+        train(model, opt, first=8)
+        assert opt.verdict.action is Action.ROLL_BACK
+        assert (
+            "asked for by the user (I did not like it); roll back to step 5" in opt.verdict.reason
+        )
+        assert_same(copied([dict(model.state_dict()), opt.state_dict()["state"]]), wanted)
+        summary = opt.summary()
+        assert (summary["steps"], summary["lr_scale"], summary["rollbacks_left"]) == (5, 1.0, 6)
+        assert opt.verdict.rollback.attempt == 0
+        assert summary["integrity"] == "OK"
+
+    def test_it_counts_against_no_limit(self):
+        model, opt = start(max_rollbacks=1, budget=1)
+        train(model, opt, steps=2)
+        for call in range(5):
+            opt.rollback()
+            train(model, opt, steps=2, first=call)
+        assert [e.action for e in opt.ledger] == [Action.ROLL_BACK] * 5
+
+    def test_a_snapshot_asked_for_is_kept_until_the_next_one_is(self):
+        model, opt = start(every=1, confirm=2, slots=4)
+        train(model, opt, steps=3)
+        for at in (3, 60):
+            opt.snapshot()
+            train(model, opt, steps=57, first=at)
+            kept = {s["step"]: s["manual"] for s in opt.summary()["snapshots"]["steps"]}
+            assert [step for step, manual in kept.items() if manual] == [at + 1]
+
+    def test_it_waits_for_a_step_that_is_taken(self):
+        model, opt = start(every=1000)
+        train(model, opt, steps=2)
+        opt.snapshot()
+        opt.observe(loss=math.nan)
+        opt.step()
+        assert opt.verdict.action is Action.SKIP
+        train(model, opt, first=2)
+        assert {s["step"] for s in opt.summary()["snapshots"]["steps"] if s["manual"]} == {3}
+
+    def test_before_the_first_step_there_is_nothing_to_go_back_to(self, caplog):
+        model, opt = start()
+        opt.rollback()
+        train(model, opt)
+        assert opt.verdict.action is Action.TAKE
+        assert "no snapshot yet" in caplog.text
+
+    @pytest.mark.parametrize("call", ["snapshot", "rollback"])
+    def test_without_snapshots_it_is_refused(self, call):
+        _, opt = start(slots=0)
+        with pytest.raises(ConfigError, match="slots=0"):
+            getattr(opt, call)()
+        bare = StableOptimizer(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]), guard=False)
+        with pytest.raises(ConfigError, match="guard=False"):
+            getattr(bare, call)()
+
+
+class TestSafety:
+    def test_a_snapshot_that_was_damaged_at_rest_is_given_up(self, caplog):
+        model, opt = start(every=2, confirm=2, slots=4)
+        train(model, opt, steps=12)
+        keeper = opt._loop.guardian._keeper
+        newest = keeper.ring.sound()[0].index
+        keeper._snapshots[newest]._state._params[0].view(-1)[3] = math.nan
+        corrupt_weight(opt, math.nan)
+        train(model, opt, first=12)
+        assert opt.verdict.action is Action.ROLL_BACK
+        assert opt.verdict.rollback.to_step < 12
+        assert "the snapshot of step 12 has been damaged" in caplog.text
+        assert all(torch.isfinite(p).all() for p in model.parameters())
+
+    def test_a_stop_leaves_the_newest_verified_weights(self):
+        model, opt = start(every=2, confirm=2, max_rollbacks=0)
+        train(model, opt, steps=8)
+        corrupt_weight(opt, math.nan)
+        with pytest.raises(DivergenceError, match="the newest verified snapshot") as stopped:
+            train(model, opt, first=8)
+        assert all(torch.isfinite(p).all() for p in model.parameters())
+        assert stopped.value.event.rollback.to_step == opt.summary()["steps"] == 4
+        assert "rollbacks are not allowed (max_rollbacks=0)" in str(stopped.value)
+
+    def test_the_budget_ends_a_run_that_only_survives_by_going_back(self):
+        model, opt = start(every=1, confirm=1, cooldown=0, budget=2, max_rollbacks=3)
+
+        def train_through_faults():
+            for call in range(100):
+                if call % 10 == 5:
+                    corrupt_weight(opt, math.nan)
+                train(model, opt, first=call)
+
+        with pytest.raises(DivergenceError, match="no rollback is left"):
+            train_through_faults()
+        assert opt.summary()["rollbacks"] == 2
+
+    def test_loading_a_checkpoint_empties_the_ring(self):
+        model, opt = start(every=2, confirm=2)
+        train(model, opt, steps=6)
+        saved = copied(dict(model.state_dict())), copy.deepcopy(opt.state_dict())
+        train(model, opt, steps=6, first=6)
+        model.load_state_dict(saved[0])
+        opt.load_state_dict(saved[1])
+        assert opt.summary()["snapshots"]["steps"] == []
+        train(model, opt, first=6)
+        corrupt_weight(opt, math.nan)
+        train(model, opt, first=7)
+        assert opt.verdict.rollback.to_step == 6
+        assert_same(copied(dict(model.named_parameters())), parameters_of(saved[0], model))
+
+    @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+    def test_copies_have_no_snapshots_and_track_nothing(self, duplicate):
+        model, opt = start(every=2)
+        opt.track(loader=torch.optim.lr_scheduler.ExponentialLR(opt, 0.9))
+        train(model, opt, steps=6)
+        twin = duplicate(opt)
+        assert twin.summary()["snapshots"]["steps"] == []
+        assert twin.summary()["snapshots"]["bytes"] == 0
+        assert twin.summary()["tracked"] == []
+        for p in twin.param_groups[0]["params"]:
+            p.grad = torch.ones_like(p)
+        twin.step()
+        assert opt.summary()["steps"] == 6
+
+    def test_a_parameter_added_late_begins_a_new_timeline(self):
+        model, opt = start(every=2, confirm=2)
+        train(model, opt, steps=6)
+        late = torch.nn.Parameter(torch.ones(3))
+        opt.add_param_group({"params": [late]})
+        late.grad = torch.ones(3)
+        train(model, opt, first=6)
+        assert [s["step"] for s in opt.summary()["snapshots"]["steps"]] == [6]
+        corrupt_weight(opt, math.nan, name="1.0")
+        train(model, opt, steps=22, first=7)
+        assert [e.action for e in opt.ledger] == [Action.ROLL_BACK]
+        assert torch.isfinite(late).all()
+
+    def test_the_counts_survive_a_checkpoint(self):
+        model, opt = start(every=1, confirm=1, cooldown=1000)
+        for call in range(12):
+            if call in (5, 8):
+                corrupt_weight(opt, math.nan)
+            train(model, opt, first=call)
+        again_model, again = start(every=1, confirm=1, cooldown=1000)
+        again_model.load_state_dict(copied(dict(model.state_dict())))
+        again.load_state_dict(copy.deepcopy(opt.state_dict()))
+        assert again.summary()["lr_scale"] == opt.summary()["lr_scale"] == 0.5
+        assert again.summary()["rollbacks_left"] == 4
+        train(again_model, again)
+        corrupt_weight(again, math.nan)
+        train(again_model, again, first=1)
+        assert again.verdict.rollback.attempt == 3
+
+
+def parameters_of(state, model):
+    names = [name for name, _ in model.named_parameters()]
+    return {name: state[name] for name in names}
