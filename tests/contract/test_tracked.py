@@ -15,7 +15,7 @@ from stableopt.testing import corrupt_weight
 from tests.contract.bits import assert_same
 from tests.contract.scenario import copied, rng_state, seed_everything
 
-FAULT_AT, CALLS = 8, 16
+FAULT_AT, CALLS = 10, 18
 TRACKED = ("scheduler", "scaler", "ema", "generators")
 
 
@@ -126,7 +126,7 @@ def test_everything_goes_back_together(schedule):
     world = World(schedule)
     world.opt.track(**world.tracked())
     rollback, call = faulty(world)
-    assert rollback.to_step > 0
+    assert 0 < rollback.to_step < rollback.from_step
     # A scaler that finds an overflow does not call the optimizer: it takes one call more.
     assert call <= FAULT_AT + 1
     assert_same(world.ended(), clean(schedule, rollback, call))

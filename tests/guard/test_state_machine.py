@@ -127,10 +127,18 @@ class Guarded(RuleBasedStateMachine):
             if not self.stopped:
                 self.one_step()
 
-    @rule(latency=st.integers(0, 12), loud=st.booleans())
-    def strike(self, latency, loud):
+    @rule(latency=st.integers(0, 12), loud=st.booleans(), inside=st.booleans())
+    def strike(self, latency, loud, inside):
+        """Break the state, between two steps or inside the next one."""
         latency = min(latency, self.guard.confirm_steps)
-        self.faults |= {Fault(self.step, 0 if loud else latency, loud)}
+        self.faults |= {Fault(self.step + inside, 0 if loud else latency, loud)}
+
+    @rule(times=st.integers(1, 6), between=st.integers(1, 4))
+    def strike_again_and_again(self, times, between):
+        """Break it anew before the episode is over."""
+        for _ in range(times):
+            self.strike(latency=0, loud=True, inside=False)
+            self.train(between + self.lag)
 
     @precondition(lambda self: not self.stopped)
     @rule(bad=st.sampled_from([BAD_BATCH, SPIKE]), count=st.integers(1, 6))
@@ -147,12 +155,15 @@ class Guarded(RuleBasedStateMachine):
         sound = not any(fault.loud for fault in self.contents[ticket.index])
         self.both(lambda r: r.ring.finish(ticket, sound=sound))
 
-    @rule(which=st.integers(0, 4))
-    def pin(self, which):
-        index = which % len(self.ring.slots)
-        if self.ring.slots[index].held and sum(s.pins for s in self.ring.slots) == 0:
+    @rule(age=st.integers(0, 4))
+    def pin(self, age):
+        """Hold one snapshot, as a spill to disk does."""
+        held = self.ring.sound()
+        if not any(slot.pins for slot in held):
+            index = held[age % len(held)].index
             self.both(lambda r: r.ring.pin(r.ring.slots[index]))
 
+    @precondition(lambda self: any(slot.pins for slot in self.ring.slots))
     @rule()
     def unpin(self):
         for index in range(len(self.ring.slots)):
@@ -354,3 +365,14 @@ def test_an_interval_that_the_slots_cannot_keep_up_with_is_stretched():
     assert legal_interval(5, 5, 21) == 7
     assert legal_interval(2, 5, 21) == 21
     assert Ring(3, 5, 21).every == 21
+
+
+def test_a_snapshot_is_trusted_after_confirm_steps_and_not_one_earlier():
+    """A fault in it may show as late as in the verdict on the ``confirm``-th step after it."""
+    for confirm in (1, 2, 21):
+        ring = Ring(3, 100, confirm)
+        ring.finish(ring.begin(7), sound=True)
+        ring.healthy(7 + confirm - 1)
+        assert ring.verified() == []
+        ring.healthy(7 + confirm)
+        assert [slot.step for slot in ring.verified()] == [7]
