@@ -87,7 +87,7 @@ class Guardian:
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
         """Surround the inner step: there is a way back from it, and our factor on its lr."""
-        self._keeper.begin(step, self._judge.spikes.state_dict())
+        self._keeper.begin(step, self._judge.spikes.state_dict)
         with ExitStack() as stack:
             stack.enter_context(scaled_lr(self._optimizer, self._policy.lr_scale))
             stack.enter_context(self._watch.watch(self._optimizer))

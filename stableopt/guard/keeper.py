@@ -60,7 +60,7 @@ class Keeper:
         self.ring = Ring(self.plan.slots, guard.every, guard.confirm_steps)
         self._snapshots = [Snapshot(self.plan.memory) for _ in self.ring.slots]
 
-    def begin(self, step: int, baselines: Mapping[str, Any]) -> None:
+    def begin(self, step: int, baselines: Callable[[], Mapping[str, Any]]) -> None:
         """Make sure that there is a way back from the step that is about to be taken.
 
         What training begins with is the first snapshot, and trusted: so is what a checkpoint
@@ -73,7 +73,7 @@ class Keeper:
             return
         self.ring.clear()
         self._judge.accept()
-        ticket = self._write(step, baselines)
+        ticket = self._write(step, baselines())
         if ticket is not None:
             self.ring.accept(ticket)
 
@@ -114,7 +114,8 @@ class Keeper:
         """
         slot = next(s for s in self.ring.sound() if s.step == rollback.to_step)
         snapshot = self._snapshots[slot.index]
-        if self._judge.poisoned(snapshot.inspect(self._judge.inspection())):
+        # Its moments were held against each other before they were copied.
+        if self._judge.poisoned(snapshot.inspect(self._judge.inspection(laws=False))):
             logger.warning("the snapshot of step %d has been damaged: it is given up", slot.step)
             self.ring.discard(slot)
             return None

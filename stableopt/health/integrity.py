@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,6 +25,11 @@ _NAMED = 3
 """How many names a sentence has before it says how many more there are."""
 
 _UNBOUNDED = math.inf
+
+_BATCH = 1 << 18
+"""Elements that are looked at together: 1 MiB of float32 stays in a cache."""
+
+_Bound: TypeAlias = "tuple[Label, Tensor, Tensor, float, float]"
 
 
 class Label(NamedTuple):
@@ -48,28 +53,44 @@ class Inspection:
     Each is screened by one scalar, the 2-norm above all: it is NaN or Inf exactly if a value
     is, or if the square of one overflows. What is suspicious is looked at element by element
     before it is called a fault.
+
+    Args:
+        inspector: What is allowed.
+        laws: Whether moments are also held against each other.
     """
 
     inspector: Inspector
+    laws: bool = True
     _norms: list[tuple[Label, Tensor, float]] = field(default_factory=list)
     _floors: list[tuple[Label, Tensor]] = field(default_factory=list)
-    _bounds: list[tuple[Label, Tensor, Tensor, float, float]] = field(default_factory=list)
+    _bounds: list[_Bound] = field(default_factory=list)
 
-    def add_parameter(
-        self,
-        place: Position,
-        value: Tensor,
-        state: Mapping[str, Any],
-        span: tuple[int, int] | None = None,
-    ) -> None:
+    def add_parameter(self, place: Position, value: Tensor, state: Mapping[str, Any]) -> None:
         """Check a parameter and its state.
 
         Args:
             place: Where it stands in the optimizer.
             value: Its values.
             state: Its entry in the optimizer's state.
-            span: Look at these elements alone; state of another shape is looked at with the
-                first ones. Only for contiguous parameters.
+        """
+        for span in spans(value):
+            self.add_part(place, value, state, span)
+
+    def add_part(
+        self,
+        place: Position,
+        value: Tensor,
+        state: Mapping[str, Any],
+        span: tuple[int, int] | None,
+    ) -> None:
+        """Check some elements of a parameter, and the state that belongs to them.
+
+        Args:
+            place: Where it stands in the optimizer.
+            value: Its values.
+            state: Its entry in the optimizer's state; what is of another shape than the
+                parameter is looked at with the first elements.
+            span: Which elements, of those that :func:`spans` gives.
         """
         weight = Label("weight", place)
         self._add_norm(weight, _part(value.detach(), span), self.inspector.max_weight(value))
@@ -80,7 +101,8 @@ class Inspection:
                     self._add_state(Label("state", place, key), _part(tensor, span))
                 elif span is None or span[0] == 0:
                     self._add_state(Label("state", place, key), tensor)
-            self._add_bound(place, value, state, span)
+            if self.laws:
+                self._add_bound(place, value, state, span)
 
     def add_buffer(self, owner: Hashable, value: Tensor) -> None:
         """Check a buffer."""
@@ -93,7 +115,9 @@ class Inspection:
         # Sums of squares grow without bound; only what is not finite is wrong with them.
         self._add_norm(label, tensor, _UNBOUNDED if second else _largest(tensor.dtype))
         known = label in self.inspector.exempt
-        if second and tensor.numel() and not tensor.is_complex() and not known:
+        # Where there is a bound on the first moment, it fails for a negative second one.
+        bounded = self.inspector.laws.has_bound and label.key == SECOND
+        if second and not bounded and tensor.numel() and not tensor.is_complex() and not known:
             self._floors.append((label, tensor))
 
     def _add_norm(self, label: Label, tensor: Tensor, limit: float) -> None:
@@ -129,8 +153,18 @@ class Inspection:
         """Return the scalars that tell whether anything is suspicious; no synchronisation."""
         norms = tensor_norms([tensor for _, tensor, _ in self._norms]) if self._norms else []
         floors = [tensor.amin() for _, tensor in self._floors]
-        bounds = [_excess(first, second, c2) for _, first, second, c2, _ in self._bounds]
-        return [*norms, *floors, *bounds]
+        return [*norms, *floors, *self._excesses()]
+
+    def _excesses(self) -> list[Tensor]:
+        """Return the largest of m² - c² v for every pair of moments."""
+        excesses: list[Tensor] = []
+        for batch in _batches(self._bounds):
+            firsts = [_widened(first) for _, first, _, _, _ in batch]
+            seconds = [_widened(second) for _, _, second, _, _ in batch]
+            allowed = torch._foreach_mul(seconds, [-c2 for _, _, _, c2, _ in batch])
+            torch._foreach_addcmul_(allowed, firsts, firsts)
+            excesses += torch._foreach_max(allowed)
+        return excesses
 
     @torch.no_grad()
     def faults(self, values: Sequence[float]) -> list[tuple[str, Label]]:
@@ -145,10 +179,10 @@ class Inspection:
             if fault:
                 faults.append((f"{fault}_{label.kind}", label))
         faults += [("negative_moment", label) for label, _ in self._floors if next(numbers) < 0]
-        for label, _, _, _, smallest in self._bounds:
+        for label, _, second, _, smallest in self._bounds:
             # What is not finite is known already; NaN is larger than nothing.
             if next(numbers) > smallest and ("nonfinite_state", label) not in faults:
-                faults.append(("moment_bound", label))
+                faults += _which_moment(label, second)
         return faults
 
 
@@ -202,6 +236,29 @@ class Inspector:
         self.exempt.update(labels)
 
 
+def spans(parameter: Tensor) -> Iterator[tuple[int, int] | None]:
+    """Yield ranges of elements that are looked at together; ``None`` for all of them."""
+    if parameter.numel() <= _BATCH or not parameter.is_contiguous():
+        yield None
+        return
+    for start in range(0, parameter.numel(), _BATCH):
+        yield start, min(start + _BATCH, parameter.numel())
+
+
+def _batches(bounds: list[_Bound]) -> Iterator[list[_Bound]]:
+    """Yield pairs of moments in batches whose temporary copies fit into a cache."""
+    batch: list[_Bound] = []
+    size = 0
+    for bound in bounds:
+        if batch and size + bound[1].numel() > _BATCH:
+            yield batch
+            batch, size = [], 0
+        batch.append(bound)
+        size += bound[1].numel()
+    if batch:
+        yield batch
+
+
 def _part(tensor: Tensor, span: tuple[int, int] | None) -> Tensor:
     return tensor if span is None else tensor.view(-1)[span[0] : span[1]]
 
@@ -228,14 +285,18 @@ def _largest(dtype: torch.dtype) -> float:
     return math.inf if dtype is torch.float16 else math.sqrt(torch.finfo(dtype).max)
 
 
-def _excess(first: Tensor, second: Tensor, c2: float) -> Tensor:
-    """Return the largest of m² - c² v."""
-    if first.is_complex():
-        first, second = torch.view_as_real(first), torch.view_as_real(second)
-    if first.dtype in (torch.float16, torch.bfloat16):
-        first, second = first.float(), second.float()
-    allowed = second * -c2
-    return allowed.addcmul_(first, first).amax()
+def _widened(moment: Tensor) -> Tensor:
+    """Return a moment as real numbers whose squares do not lose everything to rounding."""
+    if moment.is_complex():
+        return torch.view_as_real(moment)
+    return moment.float() if moment.dtype in (torch.float16, torch.bfloat16) else moment
+
+
+def _which_moment(label: Label, second: Tensor) -> list[tuple[str, Label]]:
+    """Return the fault behind a broken bound: a square that is negative, or the first moment."""
+    if float(_widened(second).amin()) < 0:
+        return [("negative_moment", label._replace(key=SECOND))]
+    return [("moment_bound", label)]
 
 
 def _look_closely(tensor: Tensor, limit: float) -> str | None:

@@ -97,9 +97,9 @@ class Judge:
         """Tell whether there is a fault in what ``inspection`` looks at."""
         return bool(self._faults(inspection))
 
-    def inspection(self) -> Inspection:
-        """Return an empty inspection by the same rules."""
-        return Inspection(self._inspector)
+    def inspection(self, *, laws: bool = True) -> Inspection:
+        """Return an empty inspection by the same rules, or by those for values alone."""
+        return Inspection(self._inspector, laws)
 
     def restart(self) -> None:
         """Begin the scan anew: weights and state are others than before."""

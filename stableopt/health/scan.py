@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from stableopt.health.integrity import Inspection, Inspector
+from stableopt.health.integrity import Inspection, Inspector, spans
 from stableopt.runtime.state_copy import positions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator
+    from collections.abc import Callable, Hashable, Iterable
 
     from torch import Tensor
     from torch.optim import Optimizer
 
     from stableopt.runtime.state_copy import Position
-
-_WORTH_SPLITTING = 1 << 16
-"""Elements above which a parameter is looked at in parts."""
 
 _OVERHEAD = 1 << 12
 """What starting the checks of one part costs, in elements that are read in the same time."""
@@ -66,7 +63,7 @@ class RotatingScan:
         groups, state = self._optimizer.param_groups, self._optimizer.state
         for place, span in self._parts.pop():
             parameter = groups[place.group]["params"][place.place]
-            inspection.add_parameter(place, parameter, state.get(parameter, {}), span)
+            inspection.add_part(place, parameter, state.get(parameter, {}), span)
         return inspection
 
     def everything(self) -> Inspection:
@@ -86,7 +83,7 @@ class RotatingScan:
         parts: list[list[_Part]] = [[] for _ in range(self._period)]
         spent = 0.0
         for place, parameter in known.items():
-            for span in _spans(parameter, int(quota)):
+            for span in spans(parameter):
                 count = parameter.numel() if span is None else span[1] - span[0]
                 parts[min(int(spent / quota), self._period - 1)].append((place, span))
                 spent += count + _OVERHEAD * count / max(1, parameter.numel())
@@ -94,13 +91,3 @@ class RotatingScan:
 
 
 _Part: TypeAlias = "tuple[Position, tuple[int, int] | None]"
-
-
-def _spans(parameter: Tensor, quota: int) -> Iterator[tuple[int, int] | None]:
-    """Yield the ranges of elements in which a parameter is looked at; ``None`` for all."""
-    length = max(quota, _WORTH_SPLITTING)
-    if parameter.numel() <= length or not parameter.is_contiguous():
-        yield None
-        return
-    for start in range(0, parameter.numel(), length):
-        yield start, min(start + length, parameter.numel())

@@ -45,6 +45,7 @@ class StateCopy:
         self._state: dict[Any, Any] = {}
         self._groups: list[dict[str, Any]] = []
         self._reserved: dict[Any, Any] = {}
+        self._shape: list[int] = []
 
     @torch.no_grad()
     def take(self, optimizer: Optimizer) -> None:
@@ -59,9 +60,11 @@ class StateCopy:
         else:
             self._params = [self._memory.copy(p) for p in data]
         self._places = list(places)
+        self._shape = _shape(optimizer)
         old = {**self._reserved, **self._state}
         self._state, self._reserved = _copied_state(optimizer, places, saver, old), {}
         self._groups = [saver.copy(_options(group), None) for group in optimizer.param_groups]
+        saver.finish()
 
     @torch.no_grad()
     def restore(
@@ -74,8 +77,9 @@ class StateCopy:
             restores: Which options of its groups go back; the others stay as they are.
         """
         places = positions(optimizer)
-        for place, saved in zip(self._places, self._params, strict=True):
-            places[place].copy_(saved)
+        if self._places:
+            live_params = [places[place].detach() for place in self._places]
+            torch._foreach_copy_(live_params, self._params)
         # Parameters that the state refers to stay themselves: they are never copied.
         restorer = TreeRestorer(self._memory, keep=list(places.values()))
         device = next((p.device for p in places.values()), torch.device("cpu"))
@@ -90,6 +94,7 @@ class StateCopy:
         optimizer.state.update(state)
         for group, saved_options in zip(optimizer.param_groups, self._groups, strict=True):
             _restore_options(group, saved_options, restorer, restores, device)
+        restorer.finish()
 
     @torch.no_grad()
     def reserve(self, optimizer: Optimizer) -> None:
@@ -97,11 +102,12 @@ class StateCopy:
         places = positions(optimizer)
         saver = TreeSaver(self._memory, keep=list(places.values()))
         missing = _copied_state(optimizer, places, saver, self._reserved)
+        saver.finish()
         self._reserved = {k: v for k, v in missing.items() if k not in self._state}
 
     def fits(self, optimizer: Optimizer) -> bool:
-        """Tell whether ``optimizer`` still has the parameters that were copied."""
-        return self._places == list(positions(optimizer))
+        """Tell whether ``optimizer`` still has as many parameters as when it was copied."""
+        return self._shape == _shape(optimizer)
 
     def parts(self) -> Iterator[tuple[Position, Tensor, Mapping[str, Any]]]:
         """Yield place, value and state of every parameter in the copy."""
@@ -123,6 +129,10 @@ def positions(optimizer: Optimizer) -> dict[Position, Tensor]:
         for i, parameter in enumerate(group["params"])
         if not is_lazy(parameter)
     }
+
+
+def _shape(optimizer: Optimizer) -> list[int]:
+    return [len(group["params"]) for group in optimizer.param_groups]
 
 
 def state_bytes(optimizer: Optimizer) -> int:

@@ -78,6 +78,7 @@ class Tracked:
         for name, items in self._items.items():
             now = [_accessors(item)[0]() for item in items]
             states[name] = saver.copy(now, before.get(name))
+        saver.finish()
         return TrackedCopy(states)
 
     def restore(self, copy: TrackedCopy, *, replay: bool) -> None:
@@ -158,7 +159,7 @@ def _accessors(item: Any) -> Any:
 def _loader(item: _Stateful) -> Callable[[Any], None]:
     def load(saved: Any) -> None:
         # A loader may keep what it is given: the copy must stay ours.
-        item.load_state_dict(TreeRestorer(Memory.SAME).put(None, saved))
+        item.load_state_dict(TreeRestorer(Memory.SAME).put(None, saved))  # nothing is reused
 
     return load
 

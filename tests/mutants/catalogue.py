@@ -301,8 +301,8 @@ MUTANTS = {
     ),
     "parameters stay": Mutant(
         "stableopt.runtime.state_copy",
-        "places[place].copy_(saved)",
-        "places[place].copy_(places[place])",
+        "torch._foreach_copy_(live_params, self._params)",
+        "pass",
         (ROLLBACK, "-k", "AdamW-default and never_saw"),
     ),
     "the options of a tracked schedule stay": Mutant(
