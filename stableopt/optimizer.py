@@ -142,7 +142,8 @@ class StableOptimizer(Optimizer):
             ...     torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1),
             ...     {"guard": {"max_skips": 3}, "telemetry": None},
             ... )
-            >>> opt.summary()["guard"]["max_skips"]
+            >>> guard = opt.summary()["guard"]
+            >>> guard["max_skips"]
             3
         """
         return cls(optimizer, model=model, **checks.arguments_from(config))
@@ -193,8 +194,8 @@ class StableOptimizer(Optimizer):
             >>> import torch
             >>> opt = StableOptimizer(torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1))
             >>> opt.track(scheduler=torch.optim.lr_scheduler.ExponentialLR(opt, 0.9))
-            >>> opt.summary()["tracked"]
-            ['scheduler']
+            >>> print(*opt.summary()["tracked"])
+            scheduler
         """
         self._guardian("track()").tracked.add(items)
 

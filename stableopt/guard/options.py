@@ -22,8 +22,7 @@ class Guard:
         every: Steps between two snapshots, at least 1; stretched where ``slots`` could not
             keep them apart until they are trusted.
         confirm: Healthy steps after which a snapshot is trusted; ``"auto"`` for one more
-            than a scan of all weights and state takes (21, or ``every + 1`` if that is
-            less).
+            than a scan of all weights and state takes (21, or ``every`` if that is less).
         max_rollbacks: Rollbacks in one episode; the next failure stops the run.
         max_skips: Steps in a row that may be skipped. The next one that cannot be used rolls
             back; one that is merely unlike the others is taken for the new normal.
@@ -92,8 +91,8 @@ how many steps in a row may be skipped
     @property
     def scan_period(self) -> int:
         """Steps in which all weights and state are scanned once."""
-        confirm = self.every + 1 if isinstance(self.confirm, str) else self.confirm
-        return max(1, min(SCAN_PERIOD, self.every, confirm - 1))
+        confirm = self.every if isinstance(self.confirm, str) else self.confirm
+        return max(1, min(SCAN_PERIOD, confirm - 1))
 
     @property
     def confirm_steps(self) -> int:

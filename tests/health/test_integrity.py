@@ -128,7 +128,7 @@ def test_what_nothing_else_shows_is_found_within_one_scan(fault, adam):
 def test_a_snapshot_never_holds_it(fault):
     """Every step takes a snapshot: what is copied was looked at before."""
     _, strike = SILENT[fault]
-    model, opt = start(every=1, confirm=30)
+    model, opt = start(every=1, confirm=21, slots=24)
     strike(model, opt)
     latency, event = calls_until_found(model, opt)
     # The first snapshot that is due after it finds it, and the next call acts.
@@ -137,11 +137,11 @@ def test_a_snapshot_never_holds_it(fault):
 
 
 def test_the_names_are_those_of_the_model():
-    model, opt = start(every=1, confirm=30)
+    model, opt = start(every=1, confirm=21, slots=24)
     corrupt_buffer(model, name="norm.running_var")
     _, event = calls_until_found(model, opt)
     assert "the buffers norm.running_var are not finite themselves" in event.reason
-    model, opt = start(every=1, confirm=30)
+    model, opt = start(every=1, confirm=21, slots=24)
     corrupt_moment(opt, "exp_avg_sq", math.inf, model=model, name="rows.weight")
     _, event = calls_until_found(model, opt)
     assert "exp_avg_sq of rows.weight is not finite" in event.reason
@@ -257,7 +257,7 @@ class TestMomentLaws:
 
 
 def test_bit_flips_of_first_moments_are_found_at_once():
-    model, opt = start(every=1, confirm=30)
+    model, opt = start(every=1, confirm=21, slots=24)
     moment = opt.state[model.rows.weight]["exp_avg"]
     flip_bit(moment, 30, index=3)
     _, event = calls_until_found(model, opt)
