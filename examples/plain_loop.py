@@ -1,4 +1,7 @@
-"""A plain training loop that survives a poisoned batch: ``python examples/plain_loop.py``."""
+"""A training loop that survives a poisoned batch and a flipped bit in a weight.
+
+Run it: ``python examples/plain_loop.py``.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import torch
 from torch import nn
 
 from stableopt import ClipGradNorm, StableOptimizer
-from stableopt.testing import poison_batch
+from stableopt.testing import corrupt_weight, poison_batch
 
 torch.manual_seed(0)
 x = torch.rand(4096, 8) * 2 - 1
@@ -19,12 +22,15 @@ opt = StableOptimizer(
     transforms=[ClipGradNorm(1.0)],  # shares the norm that the guard has measured
 )
 scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(opt, T_max=300)
+opt.track(scheduler=scheduler)  # goes back together with the weights
 
 for step in range(300):
     rows = torch.randint(len(x), (64,))
     batch = x[rows], y[rows]
     if step == 150:
         batch = poison_batch(batch)  # one NaN among 512 numbers: enough to kill a run
+    if step == 220:
+        corrupt_weight(opt, bit=30, model=model)  # finite, and of the order of 1e37
     opt.zero_grad()
     loss = nn.functional.mse_loss(model(batch[0]), batch[1])
     loss.backward()

@@ -11,7 +11,11 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 SHOWS = {
-    "plain_loop.py": ("call 151: skip, because the loss is nan", "integrity OK"),
+    "plain_loop.py": (
+        "call 151: skip, because the loss is nan",
+        "call 221: roll_back, because",
+        "integrity OK",
+    ),
 }
 
 

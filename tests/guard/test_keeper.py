@@ -161,6 +161,7 @@ class TestByHand:
             opt.rollback()
             train(model, opt, steps=2, first=call)
         assert [e.action for e in opt.ledger] == [Action.ROLL_BACK] * 5
+        assert opt.summary()["rollbacks_left"] == 1
 
     def test_a_snapshot_asked_for_is_kept_until_the_next_one_is(self):
         model, opt = start(every=1, confirm=2, slots=4)

@@ -98,6 +98,10 @@ SILENT = {
             o, "exp_avg", 0.1, model=m, name="rows.weight", index=UNSEEN_ROW
         ),
     ),
+    "m of a trained weight": (
+        "moment_bound",
+        lambda m, o: corrupt_moment(o, "exp_avg", 1e3, model=m, name="head.weight", index=1),
+    ),
     "NaN in running statistics": (
         "nonfinite_buffer",
         lambda m, o: corrupt_buffer(m, name="norm.running_var"),

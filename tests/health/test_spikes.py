@@ -163,6 +163,21 @@ def test_either_can_be_switched_off(option):
     assert len(opt.ledger) == (0 if option == "loss_spike" else 1)
 
 
+def test_baselines_go_back_with_the_weights():
+    w = torch.nn.Parameter(torch.zeros(1))
+    opt = StableOptimizer(torch.optim.SGD([w], lr=1.0), guard=Guard(every=10, confirm=2))
+    baselines = {}
+    for call, loss in enumerate(noisy(2.0, 0.01, 25)):
+        w.grad = torch.full((1,), -1.0)
+        opt.observe(loss=loss)
+        if call == 24:
+            w.data.fill_(math.nan)
+        opt.step()
+        baselines[call + 1] = opt.state_dict()["stableopt"]["baselines"]
+    assert opt.verdict.rollback.to_step == 20
+    assert baselines[25] == baselines[20] != baselines[24]
+
+
 def test_baselines_survive_a_checkpoint():
     _, opt = spiking(noisy(2.0, 0.01))
     w = torch.nn.Parameter(torch.zeros(1))

@@ -28,6 +28,9 @@ BITWISE = "tests/contract/test_bitwise.py"
 SKIP = "tests/contract/test_skip.py"
 ROLLBACK = "tests/contract/test_rollback.py"
 TRACKED = "tests/contract/test_tracked.py"
+KEEPER = "tests/guard/test_keeper.py"
+INTEGRITY = "tests/health/test_integrity.py"
+SPIKES = "tests/health/test_spikes.py"
 MACHINE = "tests/guard/test_state_machine.py"
 CHECKPOINT = "tests/contract/test_checkpoint.py"
 JSON = "tests/telemetry/test_json_lines.py"
@@ -346,6 +349,104 @@ MUTANTS = {
         '            group["lr"] = lr\n\n\ndef learning_rates',
         "            pass\n\n\ndef learning_rates",
         (ROLLBACK, "-k", "lower_rate"),
+    ),
+    # Promise 3: what was flagged enters no baseline; nothing is healthy unlooked at.
+    "flagged values become normal": Mutant(
+        "stableopt.guardian",
+        "        self._policy.note(verdict, step)\n",
+        "        self._policy.note(verdict, step)\n        self._judge.spikes.learn(observation)\n",
+        (f"{SPIKES}::test_spikes_between_good_batches_are_all_skipped",),
+    ),
+    "a shift is rolled back": Mutant(
+        "stableopt.guard.policy",
+        "if Scope.BATCH in scopes:",
+        "if True:",
+        (f"{SPIKES}::test_a_shift_is_never_rolled_back_and_becomes_the_new_normal",),
+    ),
+    "baselines do not go back": Mutant(
+        "stableopt.guardian",
+        "self._judge.spikes.load_state_dict(baselines)",
+        "pass",
+        (f"{SPIKES}::test_baselines_go_back_with_the_weights",),
+    ),
+    "near zero everything is a spike": Mutant(
+        "stableopt.health.spikes",
+        "floor = LOSS_FLOOR * abs(self._loss.first_median or 0.0)",
+        "floor = 0.0",
+        (f"{SPIKES}::TestLoss::test_near_zero_nothing_is_a_spike",),
+    ),
+    "the scan stands still": Mutant(
+        "stableopt.health.scan",
+        "for place, span in self._parts.pop():",
+        "for place, span in self._parts.pop()[:0]:",
+        (f"{INTEGRITY}::test_what_nothing_else_shows_is_found_within_one_scan",),
+    ),
+    "buffers are not scanned": Mutant(
+        "stableopt.health.scan",
+        "            self._parts = self._plan()\n            for owner, buffer in self._buffers():",
+        "            self._parts = self._plan()\n            for owner, buffer in ():",
+        (f"{INTEGRITY}::test_what_nothing_else_shows_is_found_within_one_scan",),
+    ),
+    "huge is healthy": Mutant(
+        "stableopt.health.integrity",
+        'return "huge" if float(tensor.abs().amax()) > limit else None',
+        "return None",
+        (f"{INTEGRITY}::test_what_nothing_else_shows_is_found_within_one_scan",),
+    ),
+    "first moments are free": Mutant(
+        "stableopt.health.laws",
+        "return _SLACK * squared, smallest**2",
+        "return 1e30 * squared, smallest**2",
+        (f"{INTEGRITY}::test_what_nothing_else_shows_is_found_within_one_scan",),
+    ),
+    "the bound is too strict": Mutant(
+        "stableopt.health.laws",
+        "return _SLACK * squared, smallest**2",
+        "return 0.01 * squared, smallest**2",
+        (f"{INTEGRITY}::TestMomentLaws",),
+    ),
+    "what was always so is a fault": Mutant(
+        "stableopt.health.integrity",
+        "self.exempt.update(labels)",
+        "pass",
+        (f"{INTEGRITY}::test_what_was_never_finite_is_left_alone",),
+    ),
+    # Promise 2, in the real loop: nothing with a fault in it is kept or restored.
+    "snapshots are taken unlooked at": Mutant(
+        "stableopt.guard.keeper",
+        "        findings = self._judge.damage()",
+        "        findings = ()",
+        (f"{INTEGRITY}::test_a_snapshot_never_holds_it",),
+    ),
+    "snapshots are restored unlooked at": Mutant(
+        "stableopt.guard.keeper",
+        "if self._judge.poisoned(snapshot.inspect(self._judge.inspection(laws=False))):",
+        "if False:",
+        (f"{KEEPER}::TestSafety::test_a_snapshot_that_was_damaged_at_rest_is_given_up",),
+    ),
+    "a checkpoint keeps the ring": Mutant(
+        "stableopt.guardian",
+        "self._keeper.forget()",
+        "pass",
+        (f"{KEEPER}::TestSafety::test_loading_a_checkpoint_empties_the_ring",),
+    ),
+    "a stop leaves what is there": Mutant(
+        "stableopt.guard.policy",
+        "if newest is not None:",
+        "if False:",
+        (f"{KEEPER}::TestSafety::test_a_stop_leaves_the_newest_verified_weights",),
+    ),
+    "a rollback by hand counts": Mutant(
+        "stableopt.guard.policy",
+        "if rollback.attempt == 0:",
+        "if False:",
+        (f"{KEEPER}::TestByHand::test_it_counts_against_no_limit",),
+    ),
+    "memory is taken anew": Mutant(
+        "stableopt.runtime.tree_copy",
+        "if self._memory.fits(old, value) and id(old) not in self._reused:",
+        "if False:",
+        (f"{KEEPER}::TestMemory::test_nothing_is_allocated_after_the_first_step",),
     ),
     # Promise 6: resume.
     "clocks are not loaded": Mutant(
