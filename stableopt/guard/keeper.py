@@ -59,6 +59,7 @@ class Keeper:
         self.plan = self._make_plan()
         self.ring = Ring(self.plan.slots, guard.every, guard.confirm_steps)
         self._snapshots = [Snapshot(self.plan.memory) for _ in self.ring.slots]
+        self._held = [0] * len(self._snapshots)
 
     def begin(self, step: int, baselines: Callable[[], Mapping[str, Any]]) -> None:
         """Make sure that there is a way back from the step that is about to be taken.
@@ -137,6 +138,7 @@ class Keeper:
         empty = Ring(self.plan.slots, self._guard.every, self._guard.confirm_steps)
         snapshots = [Snapshot(self.plan.memory) for _ in empty.slots]
         kept = {**self.__dict__, "ring": empty, "_snapshots": snapshots}
+        kept["_held"] = [0] * len(snapshots)
         return {**kept, "_allocated": False, "wanted": False}
 
     def summary(self) -> dict[str, Any]:
@@ -147,7 +149,7 @@ class Keeper:
             "confirm": self.ring.confirm,
             "memory": self.plan.memory.value,
             "slot_bytes": self.plan.slot_bytes,
-            "bytes": sum(snapshot.nbytes for snapshot in self._snapshots),
+            "bytes": sum(self._held),
             "bytes_at_most": self.plan.bytes,
             "taken": self.taken,
             "steps": [self._tell(slot) for slot in self.ring.sound()],
@@ -172,8 +174,7 @@ class Keeper:
         except (torch.OutOfMemoryError, MemoryError) as error:
             logger.warning("the snapshot of step %d was not taken: %s", step, error)
         self.taken += sound
-        if snapshot.nbytes > self.plan.slot_bytes:
-            self._grow(snapshot.nbytes)
+        self._measure(ticket.index)
         return ticket if self.ring.finish(ticket, sound=sound) else None
 
     def _copy(self, snapshot: Snapshot, baselines: Mapping[str, Any]) -> None:
@@ -199,11 +200,17 @@ class Keeper:
         self.plan = self._make_plan()
         self.ring.shrink(self.plan.slots)
         del self._snapshots[self.plan.slots :]
+        del self._held[self.plan.slots :]
         for slot, snapshot in zip(self.ring.slots, self._snapshots, strict=True):
             if slot.state is SlotState.FREE:
                 self._copy(snapshot, baselines)
             else:
                 snapshot.reserve(self._optimizer)
+            self._measure(slot.index)
 
-    def _grow(self, slot_bytes: int) -> None:
-        self.plan = Plan(slots=self.plan.slots, memory=self.plan.memory, slot_bytes=slot_bytes)
+    def _measure(self, index: int) -> None:
+        """Note what a slot holds now: the summary is written on another thread."""
+        held = self._snapshots[index].nbytes
+        self._held[index] = held
+        if held > self.plan.slot_bytes:  # an optimizer whose state grows
+            self.plan = Plan(slots=self.plan.slots, memory=self.plan.memory, slot_bytes=held)

@@ -40,7 +40,7 @@ class RandomState:
         numpy = sys.modules.get("numpy")
         return cls(
             torch.get_rng_state(),
-            tuple((d, torch.get_device_module(d).get_rng_state(d)) for d in accelerators),
+            tuple((d, _module(d).get_rng_state(*_address(d))) for d in accelerators),
             random.getstate(),
             None if numpy is None else numpy.random.get_state(),
         )
@@ -49,8 +49,17 @@ class RandomState:
         """Put every generator back."""
         torch.set_rng_state(self._cpu)
         for device, state in self._devices:
-            torch.get_device_module(device).set_rng_state(state, device)
+            _module(device).set_rng_state(state, *_address(device))
         random.setstate(self._python)
         numpy = sys.modules.get("numpy")
         if numpy is not None and self._numpy is not None:
             numpy.random.set_state(self._numpy)
+
+
+def _module(device: torch.device) -> Any:
+    return torch.get_device_module(device)
+
+
+def _address(device: torch.device) -> tuple[torch.device, ...]:
+    """Return how its module is told which device is meant; of MPS there is one only."""
+    return () if device.type == "mps" else (device,)
