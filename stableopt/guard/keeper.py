@@ -197,6 +197,7 @@ class Keeper:
     def _allocate(self, baselines: Mapping[str, Any]) -> None:
         """Take the memory of all slots now that the state exists, not in the middle of a run."""
         self._allocated = True
+        self._judge.accept_state()
         self.plan = self._make_plan()
         self.ring.shrink(self.plan.slots)
         del self._snapshots[self.plan.slots :]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from torch.optim import Optimizer
 
-    from stableopt.health.integrity import Inspection
+    from stableopt.health.inspection import Inspection
     from stableopt.runtime.buffers import BufferShadow
     from stableopt.runtime.tracked import Tracked, TrackedCopy
     from stableopt.runtime.tree_copy import Memory

@@ -6,7 +6,9 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any
 
-from stableopt.health.integrity import Inspection, Inspector, Label, describe
+from stableopt.health.describe import Label, describe
+from stableopt.health.inspection import Inspection
+from stableopt.health.inspector import Inspector
 from stableopt.health.nonfinite import find_nonfinite
 from stableopt.health.scan import RotatingScan
 from stableopt.health.spikes import SpikeDetector
@@ -92,6 +94,12 @@ class Judge:
                 "before the first step %s: this is left alone, and not looked at again",
                 "; ".join(finding.message for finding in findings),
             )
+
+    def accept_state(self) -> None:
+        """Take what an optimizer of others has made for its state for meant to be so."""
+        if not self._inspector.laws.of_torch:
+            faults = self._faults(self._scan.everything())
+            self._inspector.accept(label for _, label in faults if label.kind == "state")
 
     def poisoned(self, inspection: Inspection) -> bool:
         """Tell whether there is a fault in what ``inspection`` looks at."""

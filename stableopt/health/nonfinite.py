@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from stableopt.health.integrity import shown
+from stableopt.health.describe import shown
 from stableopt.types import Finding
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from stableopt.health.integrity import Inspection, Inspector, spans
+from stableopt.health.inspection import Inspection, spans
 from stableopt.runtime.state_copy import positions
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
+    from stableopt.health.inspector import Inspector
     from stableopt.runtime.state_copy import Position
 
 _OVERHEAD = 1 << 12

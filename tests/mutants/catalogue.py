@@ -29,7 +29,7 @@ SKIP = "tests/contract/test_skip.py"
 ROLLBACK = "tests/contract/test_rollback.py"
 TRACKED = "tests/contract/test_tracked.py"
 KEEPER = "tests/guard/test_keeper.py"
-INTEGRITY = "tests/health/test_integrity.py"
+INSPECTION = "tests/health/test_inspection.py"
 SPIKES = "tests/health/test_spikes.py"
 MACHINE = "tests/guard/test_state_machine.py"
 CHECKPOINT = "tests/contract/test_checkpoint.py"
@@ -379,44 +379,44 @@ MUTANTS = {
         "stableopt.health.scan",
         "for place, span in self._parts.pop():",
         "for place, span in self._parts.pop()[:0]:",
-        (f"{INTEGRITY}::test_what_nothing_else_shows_is_found_within_one_scan",),
+        (f"{INSPECTION}::test_what_nothing_else_shows_is_found_within_one_scan",),
     ),
     "buffers are not scanned": Mutant(
         "stableopt.health.scan",
         "            self._parts = self._plan()\n            for owner, buffer in self._buffers():",
         "            self._parts = self._plan()\n            for owner, buffer in ():",
-        (f"{INTEGRITY}::test_what_nothing_else_shows_is_found_within_one_scan",),
+        (f"{INSPECTION}::test_what_nothing_else_shows_is_found_within_one_scan",),
     ),
     "huge is healthy": Mutant(
-        "stableopt.health.integrity",
+        "stableopt.health.inspection",
         'return "huge" if float(tensor.abs().amax()) > limit else None',
         "return None",
-        (f"{INTEGRITY}::test_what_nothing_else_shows_is_found_within_one_scan",),
+        (f"{INSPECTION}::test_what_nothing_else_shows_is_found_within_one_scan",),
     ),
     "first moments are free": Mutant(
         "stableopt.health.laws",
         "return _SLACK * squared, smallest**2",
         "return 1e30 * squared, smallest**2",
-        (f"{INTEGRITY}::test_what_nothing_else_shows_is_found_within_one_scan",),
+        (f"{INSPECTION}::test_what_nothing_else_shows_is_found_within_one_scan",),
     ),
     "the bound is too strict": Mutant(
         "stableopt.health.laws",
         "return _SLACK * squared, smallest**2",
         "return 0.01 * squared, smallest**2",
-        (f"{INTEGRITY}::TestMomentLaws",),
+        (f"{INSPECTION}::TestMomentLaws",),
     ),
     "what was always so is a fault": Mutant(
-        "stableopt.health.integrity",
+        "stableopt.health.inspector",
         "self.exempt.update(labels)",
         "pass",
-        (f"{INTEGRITY}::test_what_was_never_finite_is_left_alone",),
+        (f"{INSPECTION}::test_what_was_never_finite_is_left_alone",),
     ),
     # Promise 2, in the real loop: nothing with a fault in it is kept or restored.
     "snapshots are taken unlooked at": Mutant(
         "stableopt.guard.keeper",
         "        findings = self._judge.damage()",
         "        findings = ()",
-        (f"{INTEGRITY}::test_a_snapshot_never_holds_it",),
+        (f"{INSPECTION}::test_a_snapshot_never_holds_it",),
     ),
     "snapshots are restored unlooked at": Mutant(
         "stableopt.guard.keeper",

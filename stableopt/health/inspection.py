@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from stableopt.functional import dense_values, tensor_norms
-from stableopt.health.laws import FIRST, SECOND, MomentLaws
-from stableopt.types import Finding, Scope
+from stableopt.health.describe import Label
+from stableopt.health.inspector import largest
+from stableopt.health.laws import FIRST, SECOND
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Hashable, Iterator, Mapping, Sequence
 
-    from torch.optim import Optimizer
-
+    from stableopt.health.inspector import Inspector
     from stableopt.runtime.state_copy import Position
-
-_NAMED = 3
-"""How many names a sentence has before it says how many more there are."""
 
 _UNBOUNDED = math.inf
 
@@ -30,20 +27,6 @@ _BATCH = 1 << 18
 """Elements that are looked at together: 1 MiB of float32 stays in a cache."""
 
 _Bound: TypeAlias = "tuple[Label, Tensor, Tensor, float, float]"
-
-
-class Label(NamedTuple):
-    """What a tensor is.
-
-    Attributes:
-        kind: ``"weight"``, ``"state"`` or ``"buffer"``.
-        owner: The place of the parameter, or what the buffer is known by.
-        key: Which entry of the state; empty otherwise.
-    """
-
-    kind: str
-    owner: Hashable
-    key: str = ""
 
 
 @dataclass(slots=True)
@@ -95,7 +78,7 @@ class Inspection:
         weight = Label("weight", place)
         self._add_norm(weight, _part(value.detach(), span), self.inspector.max_weight(value))
         if isinstance(state, dict):
-            for key, tensor in _floating(state):
+            for key, tensor in floating_tensors(state):
                 alike = span is not None and tensor.shape == value.shape
                 if alike and tensor.is_contiguous():
                     self._add_state(Label("state", place, key), _part(tensor, span))
@@ -108,12 +91,12 @@ class Inspection:
         """Check a buffer."""
         if value.is_floating_point() or value.is_complex():
             label = Label("buffer", owner)
-            self._add_norm(label, value.detach(), _largest(value.dtype))
+            self._add_norm(label, value.detach(), largest(value.dtype))
 
     def _add_state(self, label: Label, tensor: Tensor) -> None:
         second = label.key in self.inspector.laws.nonnegative
         # Sums of squares grow without bound; only what is not finite is wrong with them.
-        self._add_norm(label, tensor, _UNBOUNDED if second else _largest(tensor.dtype))
+        self._add_norm(label, tensor, _UNBOUNDED if second else largest(tensor.dtype))
         known = label in self.inspector.exempt
         # Where there is a bound on the first moment, it fails for a negative second one.
         bounded = self.inspector.laws.has_bound and label.key == SECOND
@@ -186,56 +169,6 @@ class Inspection:
         return faults
 
 
-class Inspector:
-    """Knows what is allowed in the tensors of one optimizer.
-
-    A buffer, or the state of an optimizer that is not torch's, that is not finite when it is
-    first seen is meant to be so (a mask of -inf): it is left alone from then on.
-
-    Args:
-        optimizer: Whose weights and state.
-        max_weight: Largest magnitude of a weight; ``None`` for the square root of the largest
-            number of its dtype.
-    """
-
-    def __init__(self, optimizer: Optimizer, max_weight: float | None) -> None:
-        self.laws = MomentLaws(optimizer)
-        self.exempt: set[Label] = set()
-        self._optimizer = optimizer
-        self._max_weight = max_weight
-        self._finite: set[Label] = set()
-
-    def max_weight(self, weight: Tensor) -> float:
-        """Return the largest magnitude that a value of ``weight`` may have."""
-        return _largest(weight.dtype) if self._max_weight is None else self._max_weight
-
-    def bound(self, group: int) -> tuple[float, float] | None:
-        """Return the bound on first moments; see :class:`~stableopt.health.laws.MomentLaws`."""
-        return self.laws.bound(group, self._optimizer.param_groups[group])
-
-    def unless_always_so(self, label: Label, fault: str | None) -> str | None:
-        """Return ``fault``, unless it was there when the tensor was first seen."""
-        if label.kind == "weight" or (label.kind == "state" and self.laws.of_torch):
-            return fault
-        if fault is None:
-            self._finite.add(label)
-            return None
-        if label in self._finite:
-            return fault
-        self.exempt.add(label)
-        return None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Keep what is known by name in copies: buffers are known by where they are."""
-        known = {label for label in self.exempt if label.kind != "buffer"}
-        seen = {label for label in self._finite if label.kind != "buffer"}
-        return {**self.__dict__, "exempt": known, "_finite": seen}
-
-    def accept(self, labels: Iterable[Label]) -> None:
-        """Leave these tensors alone from now on."""
-        self.exempt.update(labels)
-
-
 def spans(parameter: Tensor) -> Iterator[tuple[int, int] | None]:
     """Yield ranges of elements that are looked at together; ``None`` for all of them."""
     if parameter.numel() <= _BATCH or not parameter.is_contiguous():
@@ -263,7 +196,7 @@ def _part(tensor: Tensor, span: tuple[int, int] | None) -> Tensor:
     return tensor if span is None else tensor.view(-1)[span[0] : span[1]]
 
 
-def _floating(state: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+def floating_tensors(state: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
     """Yield every plain floating tensor in a state, whatever it is nested in, with its path."""
     if isinstance(state, Tensor):
         if type(state) in (Tensor, Parameter):
@@ -271,18 +204,13 @@ def _floating(state: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
                 yield path, state.detach()
         elif hasattr(state, "__tensor_flatten__"):
             for name in state.__tensor_flatten__()[0]:
-                yield from _floating(getattr(state, name), f"{path}.{name}")
+                yield from floating_tensors(getattr(state, name), f"{path}.{name}")
     elif isinstance(state, dict):
         for key, value in state.items():
-            yield from _floating(value, f"{path}.{key}" if path else str(key))
+            yield from floating_tensors(value, f"{path}.{key}" if path else str(key))
     elif isinstance(state, (list, tuple)):
         for i, value in enumerate(state):
-            yield from _floating(value, f"{path}.{i}")
-
-
-def _largest(dtype: torch.dtype) -> float:
-    """Return the magnitude above which squares overflow; float16 overflows by itself first."""
-    return math.inf if dtype is torch.float16 else math.sqrt(torch.finfo(dtype).max)
+            yield from floating_tensors(value, f"{path}.{i}")
 
 
 def _widened(moment: Tensor) -> Tensor:
@@ -303,43 +231,3 @@ def _look_closely(tensor: Tensor, limit: float) -> str | None:
     if not torch.isfinite(tensor).all():
         return "nonfinite"
     return "huge" if float(tensor.abs().amax()) > limit else None
-
-
-_SAYS = {
-    "nonfinite": "{} not finite themselves",
-    "huge": "{} absurdly large",
-    "negative_moment": "{} negative, which squares never are",
-    "moment_bound": "{} larger than the second moment allows",
-}
-
-
-def describe(
-    faults: Sequence[tuple[str, Label]], name: Callable[[Label], str]
-) -> tuple[Finding, ...]:
-    """Return one finding per kind of fault and kind of tensor.
-
-    Args:
-        faults: What :meth:`Inspection.faults` returned.
-        name: How people call a tensor.
-    """
-    together: dict[tuple[str, str, str], list[str]] = {}
-    for kind, label in faults:
-        names = together.setdefault((kind, label.kind, label.key), [])
-        if (called := name(label)) not in names:
-            names.append(called)
-    findings = []
-    for (kind, what, key), names in together.items():
-        subject = {"weight": "the weights of ", "state": f"{key} of ", "buffer": "the buffers "}
-        verb = "is" if what == "state" else "are"
-        says = next(text for start, text in _SAYS.items() if kind.startswith(start)).format(verb)
-        if verb == "is":
-            says = says.replace(" themselves", "")
-        message = f"{subject[what]}{shown(names)} {says}"
-        findings.append(Finding(kind=kind, message=message, scope=Scope.STATE, where=tuple(names)))
-    return tuple(findings)
-
-
-def shown(where: Sequence[str]) -> str:
-    """Return the first few names, and how many more there are."""
-    more = f" and {len(where) - _NAMED} more" if len(where) > _NAMED else ""
-    return ", ".join(where[:_NAMED]) + more

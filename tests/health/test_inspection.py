@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stableopt import Action, Guard, StableOptimizer
 from stableopt.guard.options import SCAN_PERIOD
-from stableopt.health.integrity import _floating
+from stableopt.health.inspection import floating_tensors
 from stableopt.health.laws import MomentLaws
 from stableopt.testing import corrupt_buffer, corrupt_moment, corrupt_weight, flip_bit
 from tests.contract.specs import VARIANTS, variant_id
@@ -205,7 +205,7 @@ def test_a_nan_in_any_kind_of_state_is_found_or_overwritten(pair):
         tensors[0].view(-1)[0] = math.nan
     for batch in range(6, 12):
         loop.step(batch)
-    left = [t for state in loop.inner.state.values() for _, t in _floating(state)]
+    left = [t for state in loop.inner.state.values() for _, t in floating_tensors(state)]
     assert all(torch.isfinite(t).all() for t in [*left, *loop.model.parameters()])
     # Some write their state anew in every step, with or without us.
     assert loop.opt.ledger or spec.name in ("ASGD", "LBFGS", "Rprop")
@@ -266,3 +266,24 @@ def test_bit_flips_of_first_moments_are_found_at_once():
     flip_bit(moment, 30, index=3)
     _, event = calls_until_found(model, opt)
     assert event.findings[-1].kind in ("moment_bound", "huge_state", "nonfinite_weight")
+
+
+class Sentinel(torch.optim.SGD):
+    """An optimizer of others, whose state has a place that is meant to be infinite."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                best = self.state[p].setdefault("best", torch.full_like(p, math.inf))
+                best.view(-1)[0] = p.abs().sum()
+        return super().step(closure)
+
+
+def test_the_state_of_others_may_be_what_it_was_when_it_was_made():
+    w = torch.nn.Parameter(torch.ones(600, 600))  # looked at in several parts
+    opt = StableOptimizer(Sentinel([w], lr=0.1), guard=Guard(every=4))
+    for _ in range(30):
+        w.grad = torch.ones_like(w)
+        opt.step()
+    assert opt.ledger == ()

@@ -1,0 +1,67 @@
+"""What is wrong with which tensor, in a sentence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from stableopt.types import Finding, Scope
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+_NAMED = 3
+"""How many names a sentence has before it says how many more there are."""
+
+
+class Label(NamedTuple):
+    """What a tensor is.
+
+    Attributes:
+        kind: ``"weight"``, ``"state"`` or ``"buffer"``.
+        owner: The place of the parameter, or what the buffer is known by.
+        key: Which entry of the state; empty otherwise.
+    """
+
+    kind: str
+    owner: Hashable
+    key: str = ""
+
+
+_SAYS = {
+    "nonfinite": "{} not finite themselves",
+    "huge": "{} absurdly large",
+    "negative_moment": "{} negative, which squares never are",
+    "moment_bound": "{} larger than the second moment allows",
+}
+
+
+def describe(
+    faults: Sequence[tuple[str, Label]], name: Callable[[Label], str]
+) -> tuple[Finding, ...]:
+    """Return one finding per kind of fault and kind of tensor.
+
+    Args:
+        faults: What :meth:`Inspection.faults` returned.
+        name: How people call a tensor.
+    """
+    together: dict[tuple[str, str, str], list[str]] = {}
+    for kind, label in faults:
+        names = together.setdefault((kind, label.kind, label.key), [])
+        if (called := name(label)) not in names:
+            names.append(called)
+    findings = []
+    for (kind, what, key), names in together.items():
+        subject = {"weight": "the weights of ", "state": f"{key} of ", "buffer": "the buffers "}
+        verb = "is" if what == "state" else "are"
+        says = next(text for start, text in _SAYS.items() if kind.startswith(start)).format(verb)
+        if verb == "is":
+            says = says.replace(" themselves", "")
+        message = f"{subject[what]}{shown(names)} {says}"
+        findings.append(Finding(kind=kind, message=message, scope=Scope.STATE, where=tuple(names)))
+    return tuple(findings)
+
+
+def shown(where: Sequence[str]) -> str:
+    """Return the first few names, and how many more there are."""
+    more = f" and {len(where) - _NAMED} more" if len(where) > _NAMED else ""
+    return ", ".join(where[:_NAMED]) + more

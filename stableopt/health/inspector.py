@@ -1,0 +1,73 @@
+"""What is allowed in the tensors of one optimizer."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stableopt.health.laws import MomentLaws
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from stableopt.health.describe import Label
+
+
+class Inspector:
+    """Knows what is allowed in the tensors of one optimizer.
+
+    A buffer, or the state of an optimizer that is not torch's, that is not finite when it is
+    first seen is meant to be so (a mask of -inf): it is left alone from then on.
+
+    Args:
+        optimizer: Whose weights and state.
+        max_weight: Largest magnitude of a weight; ``None`` for the square root of the largest
+            number of its dtype.
+    """
+
+    def __init__(self, optimizer: Optimizer, max_weight: float | None) -> None:
+        self.laws = MomentLaws(optimizer)
+        self.exempt: set[Label] = set()
+        self._optimizer = optimizer
+        self._max_weight = max_weight
+        self._finite: set[Label] = set()
+
+    def max_weight(self, weight: Tensor) -> float:
+        """Return the largest magnitude that a value of ``weight`` may have."""
+        return largest(weight.dtype) if self._max_weight is None else self._max_weight
+
+    def bound(self, group: int) -> tuple[float, float] | None:
+        """Return the bound on first moments; see :class:`~stableopt.health.laws.MomentLaws`."""
+        return self.laws.bound(group, self._optimizer.param_groups[group])
+
+    def unless_always_so(self, label: Label, fault: str | None) -> str | None:
+        """Return ``fault``, unless it was there when the tensor was first seen."""
+        if label.kind == "weight" or (label.kind == "state" and self.laws.of_torch):
+            return fault
+        if fault is None:
+            self._finite.add(label)
+            return None
+        if label in self._finite:
+            return fault
+        self.exempt.add(label)
+        return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Keep what is known by name in copies: buffers are known by where they are."""
+        known = {label for label in self.exempt if label.kind != "buffer"}
+        seen = {label for label in self._finite if label.kind != "buffer"}
+        return {**self.__dict__, "exempt": known, "_finite": seen}
+
+    def accept(self, labels: Iterable[Label]) -> None:
+        """Leave these tensors alone from now on."""
+        self.exempt.update(labels)
+
+
+def largest(dtype: torch.dtype) -> float:
+    """Return the magnitude above which squares overflow; float16 overflows by itself first."""
+    return math.inf if dtype is torch.float16 else math.sqrt(torch.finfo(dtype).max)
