@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stableopt.errors import ConfigError
@@ -13,7 +14,7 @@ from stableopt.health.judge import Judge
 from stableopt.inner import OptionWatch, scaled_lr
 from stableopt.runtime.buffers import BufferShadow
 from stableopt.runtime.tracked import Tracked, forgive_overflow
-from stableopt.types import Action, Verdict
+from stableopt.types import Action, Scope, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from stableopt.guard import Guard
-    from stableopt.types import Finding, Observation
+    from stableopt.types import Finding, Observation, Rollback
 
 logger = logging.getLogger("stableopt")
 
@@ -41,7 +42,7 @@ class Guardian:
         self.tracked = Tracked()
         self._optimizer = optimizer
         self._buffers = None if model is None else BufferShadow(model)
-        self._judge = Judge(optimizer, model, self._buffers, options)
+        self._judge = Judge(optimizer, model, self._buffers, options, self.tracked)
         self._policy = Policy(options)
         self._keeper = Keeper(optimizer, options, self._judge, self._buffers, self.tracked)
         self._watch = OptionWatch()
@@ -99,15 +100,15 @@ class Guardian:
         A snapshot with a fault in it is given up, and the policy asked again.
         """
         while verdict.rollback is not None:
-            baselines = self._keeper.restore(verdict.rollback, self._goes_back)
-            if baselines is not None:
-                self._judge.spikes.load_state_dict(baselines)
+            restored = self._keeper.restore(verdict.rollback, self._goes_back)
+            if restored is not None:
+                self._judge.spikes.load_state_dict(restored.baselines)
                 self._judge.restart()
                 for scaler in self.tracked.scalers:
                     forgive_overflow(scaler)
                 if self._buffers is not None:
                     self._buffers.refresh()
-                return verdict
+                return _with(verdict, verdict.rollback, restored.left_behind)
             verdict = self.decide_on(verdict.findings, step)
         return verdict
 
@@ -125,8 +126,8 @@ class Guardian:
         self._manual = None
         if verdict.action is Action.TAKE:
             self._settle_taken(verdict, observation, step)
-        elif self._buffers is not None and verdict.rollback is None:
-            self._buffers.restore()
+        elif verdict.rollback is None:
+            self._settle_skipped(verdict)
 
     def _settle_taken(self, verdict: Verdict, observation: Observation, step: int) -> None:
         if self._buffers is not None:
@@ -140,6 +141,12 @@ class Guardian:
         self._suspect = bool(found)
         if self._untold and self._keeper.taken > 1:
             self._tell_untracked()
+
+    def _settle_skipped(self, verdict: Verdict) -> None:
+        if self._buffers is not None:
+            self._buffers.restore()
+        if all(finding.scope is Scope.SPIKE for finding in verdict.findings):
+            self._judge.spikes.note_spike(verdict.findings)
 
     def _goes_back(self, option: str) -> bool:
         return self.tracked.has_scheduler or option in self._watch.moved
@@ -187,18 +194,25 @@ class Guardian:
         """
         self._scaled = True
         self._asked_by_scaler += 1
+        if self._buffers is not None and self._buffers.spoilt():
+            # The scaler will skip this batch: what it did to the running statistics stays.
+            self._buffers.restore()
         return self._asked_by_scaler > 1 and bool(self._judge.damage())
 
     _scaled = False
 
     # checkpoints, copies and summaries
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Let copies tell anew what is not tracked: they track nothing."""
+        return {**self.__dict__, "_untold": True, "_manual": None}
+
     def accept(self) -> None:
         """Begin anew with what is there now: a checkpoint was loaded."""
         if self._buffers is not None:
             self._buffers.refresh()
         self._keeper.forget()
-        self._judge.restart()
+        self._judge.forget()
         self._suspect = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -223,3 +237,12 @@ class Guardian:
             "tracked": list(self.tracked.names),
             "snapshots": self._keeper.summary(),
         }
+
+
+def _with(verdict: Verdict, rollback: Rollback, left_behind: tuple[str, ...]) -> Verdict:
+    """Return ``verdict``, saying what has not gone back."""
+    if not left_behind:
+        return verdict
+    names = ", ".join(left_behind)
+    reason = f"{verdict.reason}; {names} raised and has NOT gone back (see the log)"
+    return replace(verdict, reason=reason, rollback=replace(rollback, left_behind=left_behind))

@@ -77,8 +77,8 @@ class Finding:
     """One thing that a detector holds against a step.
 
     Attributes:
-        kind: ``"nonfinite_"`` before ``"loss"``, ``"gradient"``, ``"weight"``, ``"state"`` or
-            ``"buffer"``; ``"huge_weight"``, ``"huge_state"``, ``"huge_buffer"``;
+        kind: ``"nonfinite_"`` before ``"loss"``, ``"gradient"``, ``"weight"``, ``"state"``,
+            ``"buffer"`` or ``"tracked"``; ``"huge_weight"``, ``"huge_state"``, ``"huge_buffer"``;
             ``"moment_bound"``, ``"negative_moment"``; ``"loss_spike"``, ``"gradient_spike"``.
         message: The finding as a sentence.
         scope: What it is held against.
@@ -104,6 +104,7 @@ class Rollback:
         lr_scale: Factor on every learning rate from here on.
         restores_rng: Whether random states go back as well, so that a fault that does not
             recur leaves no trace at all.
+        left_behind: Names of tracked objects that raised instead of going back.
     """
 
     from_step: int
@@ -111,6 +112,7 @@ class Rollback:
     attempt: int
     lr_scale: float
     restores_rng: bool
+    left_behind: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

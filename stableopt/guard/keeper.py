@@ -9,8 +9,9 @@ import torch
 
 from stableopt.guard.memory import Plan, estimate_bytes, plan_memory
 from stableopt.guard.ring import Ring, Slot, SlotState
-from stableopt.guard.snapshot import Snapshot
+from stableopt.guard.snapshot import Restored, Snapshot
 from stableopt.runtime.state_copy import positions, state_bytes
+from stableopt.runtime.tracked import TrackedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -103,7 +104,7 @@ class Keeper:
             self.wanted = not self.ring.pin_manual(step)
         return ()
 
-    def restore(self, rollback: Rollback, goes_back: Callable[[str], bool]) -> Any:
+    def restore(self, rollback: Rollback, goes_back: Callable[[str], bool]) -> Restored | None:
         """Put the run back to a snapshot, unless a fault has got into the copy since.
 
         Args:
@@ -111,7 +112,7 @@ class Keeper:
             goes_back: Which options of the parameter groups are restored.
 
         Returns:
-            The baselines of that moment; ``None`` if the copy was of no use and is given up.
+            What came of it; ``None`` if the copy was of no use and is given up.
         """
         slot = next(s for s in self.ring.sound() if s.step == rollback.to_step)
         snapshot = self._snapshots[slot.index]
@@ -120,14 +121,14 @@ class Keeper:
             logger.warning("the snapshot of step %d has been damaged: it is given up", slot.step)
             self.ring.discard(slot)
             return None
-        baselines = snapshot.restore(
+        restored = snapshot.restore(
             self._optimizer,
             tracked=self._tracked,
             goes_back=goes_back,
             replay=rollback.restores_rng,
         )
         self.ring.rewind(slot)
-        return baselines
+        return restored
 
     def forget(self) -> None:
         """Give up every snapshot: a checkpoint was loaded."""
@@ -171,7 +172,7 @@ class Keeper:
         try:
             self._copy(snapshot, baselines)
             sound = True
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (torch.OutOfMemoryError, MemoryError, TrackedError) as error:
             logger.warning("the snapshot of step %d was not taken: %s", step, error)
         self.taken += sound
         self._measure(ticket.index)

@@ -209,6 +209,7 @@ class Policy:
     def _note_rollback(self, rollback: Rollback) -> None:
         if rollback.attempt == 0:
             return
+        self.skips_in_a_row = 0  # what comes after it is judged anew
         self.attempts = rollback.attempt
         self.tokens -= 1
         self._furthest = max(self._furthest, rollback.from_step)

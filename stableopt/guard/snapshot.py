@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stableopt.runtime.rng import RandomState
 from stableopt.runtime.state_copy import StateCopy, positions
@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from stableopt.runtime.buffers import BufferShadow
     from stableopt.runtime.tracked import Tracked, TrackedCopy
     from stableopt.runtime.tree_copy import Memory
+
+
+class Restored(NamedTuple):
+    """What came of restoring a snapshot.
+
+    Attributes:
+        baselines: Of the detectors, at that moment.
+        left_behind: Names of tracked objects that raised instead of going back.
+    """
+
+    baselines: Mapping[str, Any]
+    left_behind: tuple[str, ...]
 
 
 class Snapshot:
@@ -72,7 +84,7 @@ class Snapshot:
         tracked: Tracked,
         goes_back: Callable[[str], bool],
         replay: bool,
-    ) -> Mapping[str, Any]:
+    ) -> Restored:
         """Put everything back, in place.
 
         Args:
@@ -82,16 +94,17 @@ class Snapshot:
             replay: Whether random states and tracked data go back as well.
 
         Returns:
-            The baselines of that moment.
+            The baselines of that moment, and what has not gone back.
         """
         self._state.restore(optimizer, goes_back)
         if self._buffers is not None:
             self._buffers.restore()
+        left_behind: tuple[str, ...] = ()
         if self._tracked is not None:
-            tracked.restore(self._tracked, replay=replay)
+            left_behind = tracked.restore(self._tracked, replay=replay)
         if replay and self._rng is not None:
             self._rng.restore()
-        return self._baselines
+        return Restored(self._baselines, left_behind)
 
     def reserve(self, optimizer: Optimizer) -> None:
         """Take the memory for state that ``optimizer`` has only had since."""

@@ -17,7 +17,7 @@ class Label(NamedTuple):
     """What a tensor is.
 
     Attributes:
-        kind: ``"weight"``, ``"state"`` or ``"buffer"``.
+        kind: ``"weight"``, ``"state"``, ``"buffer"`` or ``"tracked"``.
         owner: The place of the parameter, or what the buffer is known by.
         key: Which entry of the state; empty otherwise.
     """
@@ -52,7 +52,8 @@ def describe(
     findings = []
     for (kind, what, key), names in together.items():
         subject = {"weight": "the weights of ", "state": f"{key} of ", "buffer": "the buffers "}
-        verb = "is" if what == "state" else "are"
+        subject["tracked"] = "what is tracked as "
+        verb = "is" if what in ("state", "tracked") else "are"
         says = next(text for start, text in _SAYS.items() if kind.startswith(start)).format(verb)
         if verb == "is":
             says = says.replace(" themselves", "")

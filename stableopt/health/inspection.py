@@ -93,6 +93,11 @@ class Inspection:
             label = Label("buffer", owner)
             self._add_norm(label, value.detach(), largest(value.dtype))
 
+    def add_tracked(self, name: str, value: Tensor) -> None:
+        """Check a tensor of something that is tracked."""
+        if value.is_floating_point() or value.is_complex():
+            self._add_norm(Label("tracked", name), value.detach(), largest(value.dtype))
+
     def _add_state(self, label: Label, tensor: Tensor) -> None:
         second = label.key in self.inspector.laws.nonnegative
         # Sums of squares grow without bound; only what is not finite is wrong with them.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from stableopt.guard import Guard
     from stableopt.runtime.buffers import BufferShadow
+    from stableopt.runtime.tracked import Tracked
     from stableopt.types import Finding, Observation
 
 logger = logging.getLogger("stableopt")
@@ -37,6 +38,7 @@ class Judge:
         buffers: The model's buffers as of the last healthy step: what a batch that is
             skipped did to them does not count.
         guard: The limits.
+        tracked: What the user moves beside the optimizer; looked at with everything else.
     """
 
     def __init__(
@@ -45,15 +47,18 @@ class Judge:
         model: nn.Module | None,
         buffers: BufferShadow | None,
         guard: Guard,
+        tracked: Tracked,
     ) -> None:
         self._optimizer = optimizer
         self._model = model
         self._buffers = buffers
+        self._tracked = tracked
         self._inspector = Inspector(optimizer, guard.max_weight)
         self._scan = RotatingScan(
             optimizer, self._inspector, guard.scan_period, self._protected_buffers
         )
         self._part = self.inspection()
+        self._accepted = False
         self.spikes = SpikeDetector(guard.loss_spike, guard.gradient_spike)
 
     def start(self) -> list[Tensor]:
@@ -70,7 +75,7 @@ class Judge:
         """
         part, self._part = self._part, self.inspection()
         found = self.nonfinite(observation) or self.spikes.judge(observation)
-        if found or part.faults(numbers):
+        if found or (part.faults(numbers) and self._accepted):
             return (*found, *self.damage())
         return ()
 
@@ -82,11 +87,12 @@ class Judge:
 
     def damage(self) -> tuple[Finding, ...]:
         """Look at all weights, state and buffers; return what is wrong with them."""
-        return describe(self._faults(self._scan.everything()), self._names())
+        return describe(self._faults(self._everything()), self._names())
 
     def accept(self) -> None:
         """Take what is there now for meant to be so: training begins with it."""
-        faults = self._faults(self._scan.everything())
+        self._accepted = True
+        faults = self._faults(self._everything())
         if faults:
             self._inspector.accept(label for _, label in faults)
             findings = describe(faults, self._names())
@@ -112,6 +118,17 @@ class Judge:
     def restart(self) -> None:
         """Begin the scan anew: weights and state are others than before."""
         self._scan.restart()
+
+    def forget(self) -> None:
+        """Begin with what is there at the next step: a checkpoint was loaded."""
+        self._scan.restart()
+        self._accepted = False
+
+    def _everything(self) -> Inspection:
+        inspection = self._scan.everything()
+        for name, tensor in self._tracked.tensors():
+            inspection.add_tracked(name, tensor)
+        return inspection
 
     def _faults(self, inspection: Inspection) -> list[tuple[str, Label]]:
         return inspection.faults(read_scalars(inspection.start()))

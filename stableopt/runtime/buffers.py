@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch.nn.parameter import is_lazy
 
+from stableopt.functional import all_finite, tensor_norms, total_norm
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -33,6 +35,7 @@ class BufferShadow:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._slots: dict[tuple[int, str], _Slot] = {}
+        self._infinite: set[tuple[int, str]] = set()
         self.refresh()
 
     @torch.no_grad()
@@ -72,11 +75,34 @@ class BufferShadow:
             else:
                 owner[key] = copy.clone() if live is None else copy.to(live, copy=True)
 
+    @torch.no_grad()
+    def spoilt(self) -> bool:
+        """Tell whether a buffer is not finite that was so after the last healthy step.
+
+        Cost:
+            One read of the floating buffers and one host synchronisation while they are finite.
+        """
+        pairs = {
+            slot: (owner[key], copy)
+            for slot, (owner, key, copy) in self._slots.items()
+            if slot not in self._infinite and copy is not None and copy.is_floating_point()
+        }
+        lives = [live for live, _ in pairs.values() if live is not None and live.numel()]
+        if not lives or bool(torch.isfinite(total_norm(tensor_norms(lives)))):
+            return False
+        # A mask of -inf is one for good: it is not looked at again.
+        self._infinite |= {slot for slot, (_, copy) in pairs.items() if not all_finite(copy)}
+        return any(
+            live is not None and slot not in self._infinite and not all_finite(live)
+            for slot, (live, _) in pairs.items()
+        )
+
     def copy_into(self, other: BufferShadow | None) -> BufferShadow:
         """Return a copy of this shadow, in the memory of ``other`` if there is one."""
         twin = BufferShadow.__new__(BufferShadow)
         twin._model = self._model
         twin._slots = {}
+        twin._infinite = set()
         old = {} if other is None else other._slots
         for slot, (owner, key, copy) in self._slots.items():
             before = old.get(slot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,11 +13,15 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from stableopt.errors import ConfigError
+from stableopt.errors import ConfigError, StableOptError
 from stableopt.runtime.tree_copy import Memory, TreeRestorer, TreeSaver, tree_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+logger = logging.getLogger("stableopt")
 
 REPLAYS = frozenset({"dataloader", "generators"})
 """Names of what decides on the data and the noise: they go back only for a replay."""
@@ -70,33 +75,56 @@ class Tracked:
         """Track nothing in a copy: what is tracked here belongs to the original."""
         return {"_items": {}}
 
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors of tracked modules (an EMA), and what they are called."""
+        for name, item in self._each():
+            if isinstance(item, nn.Module):
+                for path, tensor in _module_tensors(item).items():
+                    yield f"{name}.{path}", tensor
+
     def take(self, old: TrackedCopy | None, memory: Memory) -> TrackedCopy:
         """Copy the state of everything tracked, into the memory of ``old`` where it fits."""
         saver = TreeSaver(memory)
         before = old.states if old is not None else {}
         states = {}
         for name, items in self._items.items():
-            now = [_accessors(item)[0]() for item in items]
+            try:
+                now = [_accessors(item)[0]() for item in items]
+            except Exception as error:
+                raise TrackedError(f"{name} does not give its state: {error!r}") from error
             states[name] = saver.copy(now, before.get(name))
         saver.finish()
         return TrackedCopy(states)
 
-    def restore(self, copy: TrackedCopy, *, replay: bool) -> None:
+    def restore(self, copy: TrackedCopy, *, replay: bool) -> tuple[str, ...]:
         """Put everything back that is in ``copy`` and still tracked.
 
         Args:
             copy: What :meth:`take` returned.
             replay: Whether data and noise go back as well.
+
+        Returns:
+            The names of what raised instead: the others have gone back all the same.
         """
+        left_behind = []
         for name, items in self._items.items():
             if name in copy.states and (replay or not _is_replayed(name, items)):
                 for item, state in zip(items, copy.states[name], strict=False):
-                    _accessors(item)[1](state)
+                    try:
+                        _accessors(item)[1](state)
+                    except Exception:
+                        logger.exception("%s=%s did not go back", name, type(item).__name__)
+                        left_behind.append(name)
+        return tuple(left_behind)
 
     def _each(self) -> Iterator[tuple[str, Any]]:
         for name, items in self._items.items():
             for item in items:
                 yield name, item
+
+
+class TrackedError(StableOptError):
+    """A tracked object raised when it was asked for its state."""
 
 
 class TrackedCopy:

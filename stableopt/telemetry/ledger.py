@@ -31,6 +31,7 @@ class Ledger:
         self.interventions: list[Event] = []
         self.last_loss: float | None = None
         self.steps_lost = 0
+        self._incomplete = False
         self._counts: Counter[Action] = Counter()
 
     def add(self, event: Event) -> None:
@@ -39,6 +40,7 @@ class Ledger:
         self._counts[event.action] += 1
         if event.action is Action.ROLL_BACK and event.rollback is not None:
             self.steps_lost += event.rollback.from_step - event.rollback.to_step
+            self._incomplete |= bool(event.rollback.left_behind)
 
     def count(self, action: Action) -> int:
         """Return how many interventions took ``action``."""
@@ -48,11 +50,12 @@ class Ledger:
         """Return whether a fault is known to remain.
 
         ``"OK"``: nothing harmful remained; steps that were skipped or undone are no harm.
-        ``"COMPROMISED"``: the run was stopped, or it trains on with a loss that is not
-        finite. ``"UNCHECKED"``: there is no guard that could know.
+        ``"COMPROMISED"``: the run was stopped, it trains on with a loss that is not finite, or
+        something that is tracked did not go back. ``"UNCHECKED"``: there is no guard that
+        could know.
         """
         bad_loss = self.last_loss is not None and not math.isfinite(self.last_loss)
-        if self.count(Action.STOP) or bad_loss:
+        if self.count(Action.STOP) or bad_loss or self._incomplete:
             return "COMPROMISED"
         return "OK" if guarded else "UNCHECKED"
 

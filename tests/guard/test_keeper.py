@@ -199,6 +199,92 @@ class TestByHand:
             getattr(bare, call)()
 
 
+class TestWhatUsersDo:
+    def test_bad_batches_are_skipped_anew_after_a_rollback(self):
+        """Nine NaN batches in a row cost a rollback, and no run."""
+        model, opt = start(every=10, confirm=5)
+        train(model, opt, steps=50)
+        for _ in range(9):
+            opt.observe(loss=math.nan)
+            opt.step()
+        train(model, opt, steps=5, first=50)
+        actions = [event.action.value for event in opt.ledger]
+        assert actions == ["skip"] * 6 + ["roll_back"] + ["skip"] * 2
+        assert opt.summary()["steps_lost"] <= 20
+
+    @pytest.mark.parametrize("every", [1, 2, 3, 100])
+    def test_a_mask_that_is_a_parameter(self, every):
+        model = torch.nn.Linear(6, 3)
+        mask = torch.nn.Parameter(torch.tensor([0.0, -math.inf, 0.0]), requires_grad=False)
+        inner = torch.optim.AdamW([*model.parameters(), mask])
+        opt = StableOptimizer(inner, guard=Guard(every=every))
+        for _ in range(30):
+            opt.zero_grad()
+            out = (model(torch.ones(4, 6)) + mask).log_softmax(1)[:, 0]
+            (-out.mean()).backward()
+            opt.step()
+        assert opt.ledger == ()
+
+    def test_a_fault_in_an_average_is_found_and_undone(self):
+        model, opt = start(every=5)
+        ema = torch.optim.swa_utils.AveragedModel(model)
+        opt.track(ema=ema)
+        for call in range(20):
+            if call == 12:
+                ema.module[0].weight.data[3, 4] = math.nan
+            train(model, opt, first=call)
+        (event,) = opt.ledger
+        assert "what is tracked as ema.module.0.weight is not finite" in event.reason
+        assert ema.module[0].weight.isfinite().all()
+
+    def test_a_batch_that_the_scaler_skips_leaves_no_statistics(self):
+        model, opt = start()
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        opt.track(scaler=scaler)
+        for call in range(40):
+            x = torch.randn(8, 64) * (math.nan if call in (10, 20, 30) else 1.0)
+            opt.zero_grad()
+            scaler.scale(model(x).pow(2).mean()).backward()
+            scaler.step(opt)
+            scaler.update()
+            assert all(b.isfinite().all() for b in model.buffers())
+        assert opt.ledger == ()
+        assert opt.summary()["steps"] == 37
+
+    def test_what_cannot_go_back_is_named_and_the_rest_goes_back(self, caplog):
+        class Stuck:
+            def state_dict(self):
+                return {}
+
+            def load_state_dict(self, state):
+                raise ValueError("I will not")
+
+        model, opt = start(every=5, confirm=2)
+        opt.track(stuck=Stuck())
+        train(model, opt, steps=12)
+        corrupt_weight(opt, math.nan)
+        train(model, opt, first=12)
+        assert opt.verdict.rollback.left_behind == ("stuck",)
+        assert "stuck raised and has NOT gone back" in opt.verdict.reason
+        assert opt.summary()["steps"] == 10
+        assert opt.summary()["integrity"] == "COMPROMISED"
+        assert "I will not" in caplog.text
+
+    def test_what_does_not_give_its_state_costs_the_snapshot_alone(self, caplog):
+        class Mute:
+            def state_dict(self):
+                raise ValueError("I say nothing")
+
+            def load_state_dict(self, state): ...
+
+        model, opt = start(every=5, confirm=2)
+        train(model, opt, steps=7)
+        opt.track(mute=Mute())
+        train(model, opt, steps=7, first=7)
+        assert opt.ledger == ()
+        assert "mute does not give its state" in caplog.text
+
+
 class TestSafety:
     def test_a_snapshot_that_was_damaged_at_rest_is_given_up(self, caplog):
         model, opt = start(every=2, confirm=2, slots=4)

@@ -239,6 +239,7 @@ class Guarded(RuleBasedStateMachine):
         if slot.state is SlotState.PENDING:
             assert rollback.attempt == 1, "only the first attempt is optimistic"
         self.note_rollback(rollback)
+        self.spikes = 0
         self.faults = self.contents[slot.index]
         if slot.state is SlotState.VERIFIED:
             assert not self.faults, "training continues from a fault"

@@ -355,7 +355,7 @@ MUTANTS = {
         "stableopt.guardian",
         "        self._policy.note(verdict, step)\n",
         "        self._policy.note(verdict, step)\n        self._judge.spikes.learn(observation)\n",
-        (f"{SPIKES}::test_spikes_between_good_batches_are_all_skipped",),
+        (f"{SPIKES}::test_a_flagged_value_does_not_enter_the_baseline",),
     ),
     "a shift is rolled back": Mutant(
         "stableopt.guard.policy",
@@ -363,9 +363,15 @@ MUTANTS = {
         "if True:",
         (f"{SPIKES}::test_a_shift_is_never_rolled_back_and_becomes_the_new_normal",),
     ),
+    "tails are spikes for ever": Mutant(
+        "stableopt.health.spikes",
+        "if len(self._alone) < TAIL:",
+        "if True:",
+        (f"{SPIKES}::test_what_has_stood_alone_twice_is_a_tail",),
+    ),
     "baselines do not go back": Mutant(
         "stableopt.guardian",
-        "self._judge.spikes.load_state_dict(baselines)",
+        "self._judge.spikes.load_state_dict(restored.baselines)",
         "pass",
         (f"{SPIKES}::test_baselines_go_back_with_the_weights",),
     ),
