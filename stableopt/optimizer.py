@@ -176,7 +176,8 @@ class StableOptimizer(Optimizer):
         A scheduler, a gradient scaler, an EMA, generators, a stateful data loader: anything
         with ``state_dict`` and ``load_state_dict``, a module, a generator of torch, Python or
         numpy, or a list of these. Global random states and, with ``model=``, buffers go back
-        without being tracked. A learning rate goes back only if its scheduler does.
+        without being tracked. A learning rate goes back only if its scheduler does. A copy or
+        a pickle of the optimizer tracks nothing.
 
         Args:
             **items: Objects by name; ``None`` ends the tracking of a name. What is called

@@ -25,7 +25,8 @@ class Guard:
             than a scan of all weights and state takes (21, or ``every`` if that is less).
         max_rollbacks: Rollbacks in one episode; the next failure stops the run.
         max_skips: Steps in a row that may be skipped. The next one that cannot be used rolls
-            back; one that is merely unlike the others is taken for the new normal.
+            back, after which as many may be skipped again; one that is merely unlike the others
+            is taken for the new normal.
         cooldown: Healthy steps beyond the furthest failure that end an episode.
         budget: Rollbacks at hand at the start, and at most; one more per 1,000 new steps.
         lr_backoff: Factor on the learning rate from the second rollback of an episode on.
@@ -34,14 +35,14 @@ class Guard:
         loss_spike: Robust z-score above which a loss is a spike; ``None`` not to look.
         gradient_spike: The same for the logarithm of the global gradient norm.
         max_weight: Largest magnitude that a weight may have; ``None`` for the square root of
-            the largest number of its dtype (1.8e19 in float32 and bfloat16).
+            the largest number of its dtype (1.8e19 in float32 and bfloat16; none in float16).
         memory: Where snapshots lie: ``"device"``, ``"host"`` (pinned, for an accelerator) or
             ``"auto"``, the first of these where they fit.
 
     Cost:
         Memory: ``slots`` copies of parameters, optimizer state, buffers and what is tracked.
         Time: one copy and one scan of all that per ``every`` steps, and one scan of weights
-        and state spread over ``confirm`` steps.
+        and state spread over at most 20 steps.
 
     Example:
         >>> Guard(every=200, max_skips=2).every
