@@ -1,20 +1,22 @@
-"""Put the short table of the overhead results into the README: ``python -m benchmarks.readme``."""
+"""Put the short tables of the results into the README: ``python -m benchmarks.readme``."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.variants import VARIANTS
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-RESULTS = ROOT / "benchmarks" / "results" / "overhead.json"
-BEGIN, END = "<!-- overhead: python -m benchmarks.readme -->", "<!-- /overhead -->"
+RESULTS = ROOT / "benchmarks" / "results"
 
 
-def digest(result: dict[str, Any]) -> str:
+def overhead(result: dict[str, Any]) -> str:
     """Return one row per variant and one column per cell with the fused optimizer.
 
     A cell has what the update adds to a bare training step and, in brackets, the wall time
@@ -30,11 +32,59 @@ def digest(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def replaced(text: str, table: str) -> str:
-    """Return ``text`` with ``table`` between the two marks."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+def faults(result: dict[str, Any]) -> str:
+    """Return one row per fault, under the first of the guards that were measured."""
+    block = result["blocks"][0]
+    lines = [
+        "| fault | runs | survived | AdamW + clip | found after | steps lost | identical |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in block["rows"]:
+        lines.append(
+            f"| {row['title']} | {row['runs']} | {row['survived']} | "
+            f"{row['bare_survived']} of {row['bare_runs']} | {_range(row['latency'])} | "
+            f"{_range(row['steps_lost'])} | {row['identical']} |"
+        )
+    restores = sum(row["poisoned_restores"] for row in block["rows"])
+    lines += ["", f"Restores of a copy with the fault in it: {restores}."]
+    return "\n".join(lines)
+
+
+def snapshots(result: dict[str, Any]) -> str:
+    """Return what snapshots and rollbacks cost, as sentences."""
+    sentences = []
+    for cell in result["cells"]:
+        sentences.append(
+            f"{cell['name'].replace('-', ' at ')} tokens: a snapshot takes as long as "
+            f"{cell['snapshot_in_copies']:.1f} plain copies of parameters and moments, a rollback "
+            f"as {cell['rollback_in_copies']:.1f}; one snapshot in {result['every']} steps is "
+            f"{cell['snapshots_of_a_step']:.3%} of training."
+        )
+        if cell["whole"]:
+            sentences[-1] += (
+                f" Wall time of {cell['whole']['intervals']} whole intervals, guarded by bare: "
+                f"x{cell['whole']['ratio']:.3f}."
+            )
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "overhead": overhead,
+    "faults": faults,
+    "snapshots": snapshots,
+}
+"""What is quoted, by the name of its result file and of its marks in the README."""
+
+
+def updated(text: str) -> str:
+    """Return ``text`` with every block as the committed results have it."""
+    for name, digest in BLOCKS.items():
+        result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        begin, end = f"<!-- {name}: python -m benchmarks.readme -->", f"<!-- /{name} -->"
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        text = f"{before}{begin}\n{digest(result)}\n{end}{after}"
+    return text
 
 
 def _entry(variant: dict[str, Any]) -> str:
@@ -43,6 +93,11 @@ def _entry(variant: dict[str, Any]) -> str:
     return f"{added:+.2%} (x{whole:.2f})"
 
 
+def _range(spread: dict[str, float | None] | None) -> str:
+    if not spread or spread["median"] is None:
+        return "-"
+    return f"{spread['median']:g}, at most {spread['max']:g}"
+
+
 if __name__ == "__main__":
-    table = digest(json.loads(RESULTS.read_text(encoding="utf-8")))
-    README.write_text(replaced(README.read_text(encoding="utf-8"), table), encoding="utf-8")
+    README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")

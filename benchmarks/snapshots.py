@@ -86,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "command": shlex.join(["python", "-m", "benchmarks.snapshots", *arguments]),
             "environment": describe_environment(),
             "every": EVERY,
+            "complete": not options.quick,
             "cells": [measure(cell) for cell in (QUICK if options.quick else CELLS)],
         }
     finally:

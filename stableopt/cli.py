@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from stableopt.demo.options import DEFAULT_STEPS, DemoOptions, Inject, Recipe
+from stableopt.demo.faults import Inject
+from stableopt.demo.options import DEFAULT_STEPS, DemoOptions, Recipe
 from stableopt.errors import MissingExtraError, StableOptError
 from stableopt.version import __version__
 
@@ -45,12 +46,12 @@ def root(
 
 @app.command()
 def demo(
-    inject: Annotated[
-        Inject, typer.Option(help="The fault: one bad element in one gradient, once.")
-    ] = Inject.NAN_GRAD,
+    inject: Annotated[Inject, typer.Option(help="What goes wrong, once.")] = Inject.WEIGHTS,
     at: Annotated[
         int | None,
-        typer.Option(help="The step of the fault, from 1.", show_default="half of the steps"),
+        typer.Option(
+            help="The step of the fault, from 1.", show_default="half of the steps; 70% for batch"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the data.")] = 0,
     no_guard: Annotated[

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 
 from stableopt.errors import ConfigError, unknown_name
 from stableopt.guard import Guard
+from stableopt.presets import PRESETS
 from stableopt.telemetry import JsonLines, Writer
 from stableopt.telemetry.dispatch import Dispatcher
 from stableopt.transforms import ClipGradNorm, GradientTransform
@@ -139,23 +142,39 @@ def _check_writer(writer: object) -> Writer:
 
 
 def arguments_from(config: object) -> dict[str, Any]:
-    """Turn a plain dict (YAML, Hydra) into keyword arguments of ``StableOptimizer``."""
-    options = _mapping("config", config)
-    readers = {
-        "guard": _read_guard,
+    """Turn a plain dict (YAML, Hydra) into keyword arguments of ``StableOptimizer``.
+
+    ``preset`` names one of :mod:`stableopt.presets`; what is given beside it comes on top,
+    the options of the guard one by one.
+    """
+    options = dict(_mapping("config", config))
+    preset = _read_preset(options.pop("preset", None))
+    readers: dict[str, Callable[[Any], Any]] = {
+        "guard": partial(_read_guard, preset=preset.get("guard")),
         "transforms": _read_transforms,
         "telemetry": _read_telemetry,
     }
     for key in options:
         if key not in readers:
-            raise unknown_name("config key", key, readers)
-    return {key: readers[key](value) for key, value in options.items()}
+            raise unknown_name("config key", key, ["preset", *readers])
+    return {**preset, **{key: readers[key](value) for key, value in options.items()}}
 
 
-def _read_guard(value: Any) -> Guard | bool | None:
-    if value is None or isinstance(value, (bool, Guard)):
-        return None if value is True else value
-    return _build("guard", Guard, _mapping("guard", value))
+def _read_preset(name: Any) -> dict[str, Any]:
+    if name is None:
+        return {}
+    if not isinstance(name, str) or name not in PRESETS:
+        raise unknown_name("preset", name, PRESETS)
+    return PRESETS[name]()
+
+
+def _read_guard(value: Any, preset: Guard | None = None) -> Guard | bool | None:
+    if value is None or value is True:
+        return preset
+    if value is False or isinstance(value, Guard):
+        return value
+    given = _mapping("guard", value)
+    return _build("guard", Guard, given if preset is None else {**asdict(preset), **given})
 
 
 def _read_transforms(value: Any) -> list[GradientTransform]:

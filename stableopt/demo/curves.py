@@ -1,4 +1,4 @@
-"""The picture: what each run lost, and where the fault struck."""
+"""The picture: what each run lost, where the fault struck, and what the guard did then."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from stableopt.demo.options import spell
+from stableopt.demo.outcome import SCARRED, fate_of
+from stableopt.types import Action
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from stableopt.demo.options import Fault
+    from stableopt.demo.faults import Fault
     from stableopt.demo.train import Run
 
 _INK = "#3c4048"
 _FAULT = "#8a8f98"
 _DEAD = "#d1495b"
 _GUARDED = "#1d4e89"
+_BACK = "#e07a1f"
 _REFERENCE = "#a9c9e8"
 # Runs coincide until the fault, so that the wider line lies below.
 _LINES: dict[str, dict[str, Any]] = {
@@ -33,6 +35,14 @@ _LINES: dict[str, dict[str, Any]] = {
     "no guard": {"color": _DEAD, "linewidth": 2.6, "zorder": 2},
 }
 _AROUND = 12
+_FURTHEST = 40
+"""Steps before the fault up to which the second panel shows where a rollback led to."""
+_SANE = 2.0
+"""Losses above so many times the first one are left out."""
+_LANE = 0.04
+"""Height above the axis, as a share of it, of what the guard did."""
+_ROOM = 0.1
+_COLUMNS = 3
 _STYLE: dict[Any, Any] = {
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
@@ -62,13 +72,15 @@ def draw_curves(runs: Mapping[str, Run], fault: Fault | None, out: Path) -> tupl
         The files.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(10, 4.2), layout="constrained")
+        figure = Figure(figsize=(10, 4.6), layout="constrained")
         if fault is None:
             whole = figure.subplots()
         else:
             whole, near = figure.subplots(1, 2, width_ratios=[1.6, 1])
             _draw_near(near, runs, fault)
         _draw_whole(whole, runs, fault)
+        handles, labels = whole.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=_COLUMNS, frameon=False)
         paths = (out / "curves.svg", out / "curves.png")
         figure.savefig(paths[0], metadata={"Date": None})
         figure.savefig(paths[1], dpi=150)
@@ -79,23 +91,51 @@ def _draw_whole(axes: Axes, runs: Mapping[str, Run], fault: Fault | None) -> Non
     for title in _LINES:
         if title in runs:
             losses = runs[title].losses
-            axes.plot(range(1, len(losses) + 1), losses, label=title, **_LINES[title])
+            scarred = fate_of(runs[title]) == SCARRED
+            label = f"{title}: the fault stays in it" if scarred else title
+            axes.plot(range(1, len(losses) + 1), losses, label=label, **_LINES[title])
     _mark_events(axes, runs, fault)
-    axes.set(title="Loss of the whole run", xlabel="step", ylabel="loss (nats per byte)")
+    axes.set(title="Loss of every batch", xlabel="call of step()", ylabel="loss (nats per byte)")
     axes.margins(x=0.01)
-    axes.legend(frameon=False, loc="upper right")
+    _limit(axes, runs)
 
 
 def _draw_near(axes: Axes, runs: Mapping[str, Run], fault: Fault) -> None:
-    first, last = max(1, fault.at - _AROUND), fault.at + _AROUND
+    first, last = _window(runs, fault)
     for title in _LINES:
         if title in runs:
             losses = runs[title].losses[first - 1 : last]
             steps = range(first, first + len(losses))
             axes.plot(steps, losses, marker="o", markersize=3, **_LINES[title])
     _mark_events(axes, runs, fault)
-    axes.set(title=f"Around step {fault.at}", xlabel="step")
+    axes.set(title=f"Around step {fault.at}", xlabel="call of step()")
     axes.set_xlim(first - 0.5, last + 0.5)
+    _limit(axes, runs, first, last)
+
+
+def _window(runs: Mapping[str, Run], fault: Fault) -> tuple[int, int]:
+    """Return the first and the last step of the second panel."""
+    steps = max(len(run.losses) for run in runs.values())
+    first, last = fault.at - _AROUND, fault.at + _AROUND
+    for run in runs.values():
+        for call, back in run.rollbacks:
+            last = max(last, call + _AROUND // 2)
+            if back.to_step >= fault.at - _FURTHEST:
+                first = min(first, back.to_step - 2)
+    # As many steps as there would be around a fault in the middle.
+    first -= max(0, last - steps)
+    last += max(0, 1 - first)
+    return max(1, first), min(last, steps)
+
+
+def _limit(axes: Axes, runs: Mapping[str, Run], first: int = 1, last: int | None = None) -> None:
+    """Leave out what a broken weight does to a loss: nobody could see the others beside it."""
+    most = _SANE * max(run.losses[0] for run in runs.values())
+    shown = [loss for run in runs.values() for loss in run.losses[first - 1 : last]]
+    sane = [loss for loss in shown if loss <= most]
+    room = _ROOM * (max(sane) - min(sane)) if sane else 0.0
+    if room:
+        axes.set_ylim(min(sane) - room, max(sane) + room)
 
 
 def _mark_events(axes: Axes, runs: Mapping[str, Run], fault: Fault | None) -> None:
@@ -105,10 +145,11 @@ def _mark_events(axes: Axes, runs: Mapping[str, Run], fault: Fault | None) -> No
             color=_FAULT,
             linestyle=":",
             zorder=0,
-            label=f"{spell(fault.value)} in one gradient",
+            label=fault.does.label,
         )
     for run in runs.values():
         _mark_skips(axes, run)
+        _mark_rollbacks(axes, run)
         _mark_death(axes, run)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -117,16 +158,51 @@ def _mark_skips(axes: Axes, run: Run) -> None:
     if run.skipped:
         axes.plot(
             run.skipped,
-            [0.0] * len(run.skipped),
+            [_LANE] * len(run.skipped),
             transform=axes.get_xaxis_transform(),
-            clip_on=False,
             color=_GUARDED,
             linestyle="none",
             marker="^",
-            markersize=10,
+            markersize=9,
             zorder=4,
             label="skipped",
         )
+
+
+def _mark_rollbacks(axes: Axes, run: Run) -> None:
+    """Mark each rollback, and draw an arrow along the axis to where it led."""
+    for call, back in run.rollbacks:
+        axes.plot(
+            call,
+            _LANE,
+            transform=axes.get_xaxis_transform(),
+            color=_BACK,
+            linestyle="none",
+            marker="D",
+            markersize=7,
+            zorder=4,
+            label=f"rolled back to step {back.to_step}",
+        )
+        axes.annotate(
+            "",
+            xy=(_call_of(run, call, back.to_step), _LANE),
+            xytext=(call, _LANE),
+            xycoords=axes.get_xaxis_transform(),
+            annotation_clip=False,
+            clip_on=True,
+            arrowprops={"arrowstyle": "-|>", "color": _BACK, "lw": 1.8, "shrinkA": 0, "shrinkB": 0},
+        )
+
+
+def _call_of(run: Run, before: int, to_step: int) -> int:
+    """Return the call of ``step()`` that made the update which a rollback led back to."""
+    gone_back = {call: back.to_step for call, back in run.rollbacks}
+    steps, found = 0, 0
+    for call, action in enumerate(run.actions[: before - 1], 1):
+        steps = gone_back.get(call, steps + (action is Action.TAKE))
+        if action is Action.TAKE and steps == to_step:
+            found = call
+    return found
 
 
 def _mark_death(axes: Axes, run: Run) -> None:

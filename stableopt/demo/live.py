@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from stableopt.demo.options import spell
 from stableopt.types import Action
 
 if TYPE_CHECKING:
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from stableopt.testing import Injection
-
 _PLAIN_LINES = 10
-_STYLES = {"skip": "yellow", "stop": "bold red"}
+_ROOMY = 100
+"""Columns of a terminal that has room for everything."""
+_COUNTED = {Action.TAKE: "taken", Action.SKIP: "skipped", Action.ROLL_BACK: "rolled back"}
+_STYLES = {"skip": "yellow", "roll_back": "bold cyan", "stop": "bold red"}
 
 
 class Live:
@@ -36,7 +37,7 @@ class Live:
         self._console = console
         self._title = title
         self._steps = steps
-        self._skipped = 0
+        self._counts: Counter[Action] = Counter()
         self._bar = Progress(
             TextColumn("{task.description:<10}"),
             BarColumn(bar_width=None),
@@ -58,18 +59,17 @@ class Live:
 
     def stepped(self, step: int, loss: float, lr: float, action: Action) -> None:
         """Show the numbers of a step."""
-        self._skipped += action is Action.SKIP
-        counts = f"taken {step - self._skipped}  skipped {self._skipped}"
-        numbers = f"loss {loss:<5.3f}  lr {lr:.1e}  {counts}"
+        self._counts[action] += 1
+        counts = "  ".join(f"{word} {self._counts[done]}" for done, word in _COUNTED.items())
+        narrow = self._console.is_terminal and self._console.width < _ROOMY
+        numbers = f"loss {loss:<5.3f}  {'' if narrow else f'lr {lr:.1e}  '}{counts}"
         self._bar.update(self._task, completed=step, numbers=numbers)
         if not self._console.is_terminal and self._is_due(step):
             self._console.print(f"{self._title:<10} {step:>4}/{self._steps}  {numbers}")
 
-    def injected(self, step: int, injection: Injection) -> None:
+    def struck(self, strike: str) -> None:
         """Say that a fault was injected."""
-        where = f"{injection.target}[{injection.index}]"
-        text = f"step {step}: injected {spell(injection.after)} into {where}"
-        self._console.print(Text(text, style="magenta"), soft_wrap=True)
+        self._console.print(Text(f"injected {strike}", style="magenta"), soft_wrap=True)
 
     def _is_due(self, step: int) -> bool:
         return step == self._steps or step % max(1, self._steps // _PLAIN_LINES) == 0

@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812 - the name everybody reads
 
 _BYTES = 256
 _INIT_STD = 0.02
+_LONGEST_WAVE = 10_000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +21,7 @@ class ModelOptions:
 
     Attributes:
         context: Bytes that it sees at once.
-        width: Features of each; a multiple of ``heads``.
+        width: Features of each; even, and a multiple of ``heads``.
         depth: Blocks.
         heads: Attention heads per block.
     """
@@ -34,24 +35,31 @@ class ModelOptions:
 class GPT(nn.Module):
     """A pre-LN transformer decoder over bytes, with tied input and output embeddings.
 
+    Positions are a fixed table in a buffer that no checkpoint holds: what is damaged in it
+    stays damaged, unless somebody has a copy.
+
     Args:
         options: Its shape.
 
     Reference:
-        Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
+        Radford et al., "Language Models are Unsupervised Multitask Learners", 2019;
+        Vaswani et al., "Attention Is All You Need", 2017, arXiv:1706.03762 (the positions).
     """
+
+    positions: Tensor
 
     def __init__(self, options: ModelOptions) -> None:
         super().__init__()
         self.bytes = nn.Embedding(_BYTES, options.width)
-        self.positions = nn.Embedding(options.context, options.width)
+        table = _waves(options.context, options.width)
+        self.register_buffer("positions", table, persistent=False)
         self.blocks = nn.ModuleList(Block(options) for _ in range(options.depth))
         self.norm = nn.LayerNorm(options.width)
         self._initialize(options.depth)
 
     def forward(self, text: Tensor) -> Tensor:
         """Return the logits of the next byte, ``(batch, context, 256)``."""
-        x = self.bytes(text) + self.positions.weight[: text.shape[1]]
+        x = self.bytes(text) + self.positions[: text.shape[1]]
         for block in self.blocks:
             x = block(x)
         return F.linear(self.norm(x), self.bytes.weight)
@@ -117,3 +125,10 @@ class FeedForward(nn.Sequential):
         self.input = nn.Linear(width, 4 * width, bias=False)
         self.gelu = nn.GELU()
         self.output = nn.Linear(4 * width, width, bias=False)
+
+
+def _waves(count: int, width: int) -> Tensor:
+    """Return sines and cosines of ``count`` positions, about as large as embeddings at first."""
+    frequencies = _LONGEST_WAVE ** -(torch.arange(0, width, 2) / width)
+    angles = torch.arange(count)[:, None] * frequencies
+    return _INIT_STD * torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -2,44 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 
+from stableopt.demo.faults import KINDS, Fault, Inject, Stage
 from stableopt.demo.model import ModelOptions
 from stableopt.errors import ConfigError
 
 DEFAULT_STEPS = 250
 MIN_STEPS = 10
 MAX_SEED = 2**32 - 1
-
-
-class Inject(str, Enum):
-    """Which fault to inject."""
-
-    NONE = "none"
-    NAN_GRAD = "nan-grad"
-    INF_GRAD = "inf-grad"
-
-    @property
-    def value_written(self) -> float | None:
-        """What is written into one element of one gradient, if anything."""
-        return {"nan-grad": math.nan, "inf-grad": math.inf}.get(self.value)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """One bad element in one gradient, once.
-
-    Attributes:
-        value: What is written: NaN or Inf.
-        at: In which step, from 1, between its backward pass and the optimizer's step.
-    """
-
-    value: float
-    at: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +53,8 @@ class DemoOptions:
     Attributes:
         recipe: How each run trains.
         inject: Which fault.
-        at: In which step, from 1; half of the steps if ``None``.
-        guard: Whether the guard is on; without it only the run that dies is shown.
+        at: In or after which step, from 1; if ``None`` half of the steps, or later for ``batch``.
+        guard: Whether the guard is on; without it only the run that nobody guards is shown.
         out: Where telemetry and picture go.
 
     Raises:
@@ -90,7 +63,7 @@ class DemoOptions:
 
     recipe: Recipe
     out: Path
-    inject: Inject = Inject.NAN_GRAD
+    inject: Inject = Inject.WEIGHTS
     at: int | None = None
     guard: bool = True
 
@@ -99,33 +72,30 @@ class DemoOptions:
         if self.inject is Inject.NONE and not self.guard:
             raise ConfigError(
                 "inject=none with --no-guard has nothing to show: choose a fault, "
-                "e.g. --inject nan-grad, or leave the guard on"
+                "e.g. --inject weights, or leave the guard on"
             )
         if self.at is None:
             return
         if self.inject is Inject.NONE:
             raise ConfigError(
                 f"at={self.at} must not be given with inject=none: leave it out, or choose a "
-                "fault, e.g. --inject nan-grad"
+                "fault, e.g. --inject weights"
             )
-        if not 1 <= self.at <= steps:
+        last = steps - (KINDS[self.inject].stage is Stage.STATE)
+        if not 1 <= self.at <= last:
+            why = ", which needs a step after it to show" if last < steps else ""
             raise ConfigError(
-                f"at={self.at} must be a step from 1 to {steps} (steps={steps}): "
+                f"at={self.at} must be a step from 1 to {last} (steps={steps}){why}: "
                 "choose an earlier step for the fault, or train for more steps"
             )
 
     @property
     def fault(self) -> Fault | None:
         """The fault to inject, if any."""
-        value = self.inject.value_written
-        if value is None:
+        if self.inject is Inject.NONE:
             return None
-        return Fault(value=value, at=self.recipe.steps // 2 if self.at is None else self.at)
-
-
-def spell(value: float) -> str:
-    """Return a fault's value as people write it."""
-    return "NaN" if math.isnan(value) else "Inf"
+        usual = int(KINDS[self.inject].place * self.recipe.steps)
+        return Fault(kind=self.inject, at=usual if self.at is None else self.at)
 
 
 def claim_directory(out: Path) -> Path:

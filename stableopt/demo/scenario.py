@@ -10,19 +10,24 @@ from stableopt.demo.curves import draw_curves
 from stableopt.demo.live import Live, log_to
 from stableopt.demo.model import GPT
 from stableopt.demo.options import claim_directory
+from stableopt.demo.outcome import judge_outcome
 from stableopt.demo.train import identical, train, train_bare
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from stableopt.demo.corpus import Corpus
-    from stableopt.demo.options import DemoOptions, Fault
+    from stableopt.demo.faults import Fault
+    from stableopt.demo.options import DemoOptions
     from stableopt.demo.train import Run
 
 GUARDED = "guarded"
 UNGUARDED = "no guard"
 CLEAN = "no fault"
 BARE = "bare AdamW"
+
+SUMMARY = "summary.json"
+"""The file in ``out`` that says what became of the run that was asked for."""
 
 
 def run_demo(options: DemoOptions, console: Console) -> int:
@@ -33,8 +38,8 @@ def run_demo(options: DemoOptions, console: Console) -> int:
         console: Where to print.
 
     Returns:
-        The exit code: 0 if the requested run survived (and, without a fault, equals bare
-        AdamW), else 1.
+        The exit code: 0 if the requested run ended with no fault in it (or, where none was
+        injected, equals bare AdamW), else 1.
 
     Raises:
         ConfigError: ``out`` cannot be written, or there is no text to train on.
@@ -44,14 +49,24 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     report.announce(console, options, corpus, GPT(options.recipe.model))
     with log_to(console):
         runs = _Stage(options, corpus, console).play()
-    requested = next(iter(runs.values()))
-    good = requested.died_at is None
     report.compare(console, runs)
-    if BARE in runs:
-        good = identical(requested, runs[BARE])
-        report.tell_identity(console, good)
-    report.point_to_files(console, runs, draw_curves(runs, options.fault, options.out))
-    return 0 if good else 1
+    pictures = draw_curves(runs, options.fault, options.out)
+    summary = None if options.fault is None else options.out / SUMMARY
+    report.point_to_files(console, runs, pictures, summary)
+    return 0 if _conclude(options, console, runs) else 1
+
+
+def _conclude(options: DemoOptions, console: Console, runs: dict[str, Run]) -> bool:
+    """Say how it ended; return whether it ended well."""
+    requested = next(iter(runs.values()))
+    if options.fault is None:
+        same = identical(requested, runs[BARE])
+        report.tell_identity(console, same)
+        return same
+    outcome = judge_outcome(options.fault, requested, runs, runs.get(CLEAN))
+    outcome.write(options.out / SUMMARY)
+    report.tell_outcome(console, outcome)
+    return outcome.good
 
 
 class _Stage:

@@ -8,13 +8,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch.nn import functional as F  # noqa: N812 - the name everybody reads
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from stableopt.demo.gremlin import Gremlin, scars
 from stableopt.demo.model import GPT
 from stableopt.optimizer import StableOptimizer
 from stableopt.telemetry import JsonLines
-from stableopt.testing import inject_gradient
 from stableopt.transforms import ClipGradNorm
 from stableopt.types import Action
 
@@ -25,14 +26,15 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from stableopt.demo.corpus import Corpus
-    from stableopt.demo.options import Fault, Recipe
-    from stableopt.testing import Injection
+    from stableopt.demo.faults import Fault
+    from stableopt.demo.options import Recipe
+    from stableopt.types import Event, Rollback
 
 DEAD_AFTER = 5
 """Losses in a row that are not finite before a run counts as dead."""
 
 TAIL = 20
-"""Losses at the end of a run whose mean is its final training loss."""
+"""Batches that were taken, at the end of a run, whose mean loss is its final training loss."""
 
 _WARMUP = 20
 _LAST_LR = 0.1
@@ -45,7 +47,7 @@ class Watcher(Protocol):
     def stepped(self, step: int, loss: float, lr: float, action: Action) -> None:
         """A step ended."""
 
-    def injected(self, step: int, injection: Injection) -> None:
+    def struck(self, strike: str) -> None:
         """A fault was injected."""
 
 
@@ -56,10 +58,13 @@ class Run:
     Attributes:
         losses: Of every batch, before its step.
         actions: What was done with each.
+        ledger: Every intervention.
         validation_loss: Of the final weights.
+        validation_error: Its standard error, over the windows that it is the mean of.
         weights: Those weights.
         died_at: First step from which on the run was lost; ``None`` if it survived.
-        injection: What the fault did.
+        strikes: What the fault did, one sentence for each time.
+        scars: Names of the final weights, moments and buffers that hold a value no sane run has.
         summary: Of the optimizer; ``None`` for a bare one.
         telemetry: The event file.
         summary_path: The file with the summary.
@@ -67,24 +72,38 @@ class Run:
 
     losses: list[float] = field(default_factory=list)
     actions: list[Action] = field(default_factory=list)
+    ledger: tuple[Event, ...] = ()
     validation_loss: float = math.nan
+    validation_error: float = math.nan
     weights: dict[str, Tensor] = field(default_factory=dict)
     died_at: int | None = None
-    injection: Injection | None = None
+    strikes: list[str] = field(default_factory=list)
+    scars: tuple[str, ...] = ()
     summary: dict[str, Any] | None = None
     telemetry: Path | None = None
     summary_path: Path | None = None
 
     @property
+    def tail(self) -> list[float]:
+        """The losses of the last batches that were taken."""
+        pairs = zip(self.losses, self.actions, strict=True)
+        return [loss for loss, action in pairs if action is Action.TAKE][-TAIL:]
+
+    @property
     def training_loss(self) -> float:
-        """Mean loss of the last batches."""
-        tail = self.losses[-TAIL:]
-        return sum(tail) / len(tail)
+        """Mean loss of the last batches that were taken."""
+        return sum(self.tail) / max(1, len(self.tail))
 
     @property
     def skipped(self) -> list[int]:
         """The steps that were skipped, from 1."""
         return [i for i, action in enumerate(self.actions, 1) if action is Action.SKIP]
+
+    @property
+    def rollbacks(self) -> list[tuple[int, Rollback]]:
+        """The steps that found a fault in the state, from 1, and where each led back to."""
+        events = [event for event in self.ledger if event.action is Action.ROLL_BACK]
+        return [(event.call, event.rollback) for event in events if event.rollback is not None]
 
 
 def train(
@@ -111,6 +130,8 @@ def train(
     """
     model, adamw = _build(recipe)
     writer = JsonLines(out)
+    # The default guard: it snapshots what training begins with and every 100th step, so that
+    # a fault in the middle of these few hundred steps has a snapshot of the run before it.
     optimizer = StableOptimizer(
         adamw,
         model=model,
@@ -119,27 +140,36 @@ def train(
         telemetry=writer,
     )
     schedule = _schedule(optimizer, recipe)
+    if guard:
+        optimizer.track(scheduler=schedule)
     run = Run(telemetry=writer.path, summary_path=writer.summary_path)
+
+    def tell(strike: str) -> None:
+        run.strikes.append(strike)
+        watcher.struck(strike)
+
+    gremlin = Gremlin(fault, model=model, optimizer=optimizer, seed=recipe.seed, tell=tell)
     try:
         for step in range(1, recipe.steps + 1):
-            loss = model.loss(*_batch(corpus, recipe, step))
+            loss = model.loss(*gremlin.on_batch(step, _batch(corpus, recipe, step)))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            if fault is not None and step == fault.at:
-                run.injection = inject_gradient(
-                    optimizer, fault.value, model=model, seed=recipe.seed
-                )
-                watcher.injected(step, run.injection)
+            gremlin.on_gradients(step)
             optimizer.observe(loss=loss)
             optimizer.step()
             _note(run, watcher, loss, optimizer)
             schedule.step()
+            gremlin.on_state(step)
             if _is_dead(run.losses):
                 break
+    except KeyboardInterrupt:
+        optimizer.close()
+        writer.write_summary({**optimizer.summary(), "status": "interrupted"})
+        raise
     finally:
         optimizer.close()
-    run.summary = optimizer.summary()
-    return _finish(run, model, corpus)
+    run.ledger, run.summary = optimizer.ledger, optimizer.summary()
+    return _finish(run, model, optimizer, corpus)
 
 
 def train_bare(corpus: Corpus, recipe: Recipe, watcher: Watcher) -> Run:
@@ -161,7 +191,7 @@ def train_bare(corpus: Corpus, recipe: Recipe, watcher: Watcher) -> Run:
         optimizer.step()
         _note(run, watcher, loss, optimizer)
         schedule.step()
-    return _finish(run, model, corpus)
+    return _finish(run, model, optimizer, corpus)
 
 
 def identical(a: Run, b: Run) -> bool:
@@ -210,8 +240,9 @@ def _is_dead(losses: list[float]) -> bool:
     return len(losses) >= DEAD_AFTER and not any(map(math.isfinite, losses[-DEAD_AFTER:]))
 
 
-def _finish(run: Run, model: GPT, corpus: Corpus) -> Run:
-    run.validation_loss = _validate(model, corpus)
+def _finish(run: Run, model: GPT, optimizer: Optimizer, corpus: Corpus) -> Run:
+    run.validation_loss, run.validation_error = _validate(model, corpus)
+    run.scars = scars(model, optimizer)
     run.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     if _is_dead(run.losses) or not math.isfinite(run.validation_loss):
         # What the last step kills has no later loss to show it: blame that step.
@@ -221,7 +252,9 @@ def _finish(run: Run, model: GPT, corpus: Corpus) -> Run:
 
 
 @torch.no_grad()
-def _validate(model: GPT, corpus: Corpus) -> float:
-    context = model.positions.num_embeddings
+def _validate(model: GPT, corpus: Corpus) -> tuple[float, float]:
+    """Return the mean loss of windows of text never trained on, and its standard error."""
+    context = len(model.positions)
     text, targets = corpus.validation_batch(size=_VALIDATION_WINDOWS, context=context)
-    return model.loss(text, targets).item()
+    losses = F.cross_entropy(model(text).mT, targets, reduction="none").mean(dim=1)
+    return losses.mean().item(), losses.std().item() / math.sqrt(len(losses))

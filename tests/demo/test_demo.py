@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,49 +19,10 @@ import stableopt
 from stableopt import ConfigError, __main__, cli
 from stableopt.demo import train as training
 from stableopt.demo.corpus import Corpus, load_corpus
-from stableopt.demo.model import GPT, ModelOptions
-from stableopt.demo.options import Fault, Recipe
+from stableopt.demo.faults import Fault, Inject
+from stableopt.demo.model import GPT
 from stableopt.telemetry import read_events
 from stableopt.types import Action
-
-TINY = ModelOptions(context=16, width=16, depth=1, heads=2)
-tiny_recipe = partial(Recipe, batch=4, model=TINY)
-
-
-class Silent:
-    def stepped(self, step, loss, lr, action):
-        pass
-
-    def injected(self, step, injection):
-        pass
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other are slow where other tests run beside them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def demo(monkeypatch, tmp_path):
-    """Run ``stableopt demo`` with a tiny model; returns the result and the directory."""
-    monkeypatch.setattr(cli, "Recipe", tiny_recipe)
-
-    def invoke(*options, out=tmp_path / "out"):
-        # Wide enough that no sentence is broken.
-        env = {"COLUMNS": "200"}
-        return CliRunner(env=env).invoke(cli.app, ["demo", "--out", str(out), *options])
-
-    invoke.out = tmp_path / "out"
-    return invoke
-
-
-@pytest.fixture(scope="module")
-def corpus():
-    return load_corpus()
 
 
 def events(directory: Path) -> list[dict]:
@@ -77,21 +37,21 @@ def test_guarded_survives_and_unguarded_dies(demo, inject):
     result = demo("--inject", inject, "--steps", "20", "--at", "8")
 
     assert result.exit_code == 0, result.output
-    assert re.search(r"guarded .* 1 +OK +survived", result.stdout)
-    assert re.search(r"no fault .* 0 +OK +survived", result.stdout)
+    assert re.search(r"guarded .* 1 +0 +OK +recovered", result.stdout)
+    assert re.search(r"no fault .* 0 +0 +OK +survived", result.stdout)
     assert re.search(r"no guard .* nan .* COMPROMISED +died at step 9", result.stdout)
     assert "no guard: died at step 9" in result.stdout
     assert "stopped after step 13" in result.stdout
 
 
 @pytest.mark.parametrize("inject", ["nan-grad", "inf-grad"])
-def test_skip_is_recorded_and_told_once(demo, inject):
+def test_skip_is_recorded_and_told_once(demo, tiny_recipe, inject):
     result = demo("--inject", inject, "--steps", "20", "--at", "8")
 
     (skip,) = [event for event in events(demo.out / "guarded") if event["action"] == "skip"]
     (where,) = skip["findings"][0]["where"]
     assert skip["call"] == 8
-    assert where in dict(GPT(TINY).named_parameters())
+    assert where in dict(GPT(tiny_recipe().model).named_parameters())
     assert result.output.count("call 8: skip: ") == 1
     assert f"skip: the gradient of {where} is not finite" in result.stdout
     assert not result.stderr
@@ -127,7 +87,7 @@ def test_without_the_guard_it_dies_and_says_so(demo):
 
 
 def test_a_fault_in_the_last_step_is_no_survival(demo):
-    result = demo("--no-guard", "--steps", "10", "--at", "10")
+    result = demo("--inject", "nan-grad", "--no-guard", "--steps", "10", "--at", "10")
 
     assert result.exit_code == 1, result.output
     assert "died at step 10: it left weights whose loss is not finite" in result.stdout
@@ -154,29 +114,28 @@ def test_a_difference_is_told(demo, monkeypatch):
     assert "DIFFER" in result.stdout
 
 
-def test_same_seed_gives_the_same_curve(corpus, tmp_path):
+def test_same_seed_gives_the_same_curve(corpus, tiny_recipe, recorder, tmp_path):
     runs = [
         training.train(
             corpus,
             tiny_recipe(steps=12, seed=seed),
-            Silent(),
+            recorder,
             out=tmp_path,
-            fault=Fault(value=math.nan, at=5),
+            fault=Fault(kind=Inject.NAN_GRAD, at=5),
         )
         for seed in (3, 3, 4)
     ]
 
     assert runs[0].losses == runs[1].losses
     assert training.identical(runs[0], runs[1])
-    assert runs[0].injection.target == runs[1].injection.target
-    assert runs[0].injection.index == runs[1].injection.index
+    assert runs[0].strikes == runs[1].strikes
     assert runs[0].losses != runs[2].losses
     assert not training.identical(runs[0], runs[2])
 
 
-def test_skipped_step_shows_in_the_run(corpus, tmp_path):
-    fault = Fault(value=math.inf, at=5)
-    run = training.train(corpus, tiny_recipe(steps=12), Silent(), out=tmp_path, fault=fault)
+def test_skipped_step_shows_in_the_run(corpus, tiny_recipe, recorder, tmp_path):
+    fault = Fault(kind=Inject.INF_GRAD, at=5)
+    run = training.train(corpus, tiny_recipe(steps=12), recorder, out=tmp_path, fault=fault)
 
     assert run.skipped == [5]
     assert run.actions.count(Action.TAKE) == 11
@@ -185,13 +144,13 @@ def test_skipped_step_shows_in_the_run(corpus, tmp_path):
     assert math.isfinite(run.validation_loss)
 
 
-def test_it_learns(corpus, tmp_path):
-    run = training.train(corpus, tiny_recipe(steps=60), Silent(), out=tmp_path)
+def test_it_learns(corpus, tiny_recipe, recorder, tmp_path):
+    run = training.train(corpus, tiny_recipe(steps=60), recorder, out=tmp_path)
 
     assert run.training_loss < run.losses[0] - 0.5
 
 
-def test_ctrl_c_closes_the_telemetry(demo, monkeypatch):
+def test_ctrl_c_is_told_by_the_summary(demo, monkeypatch):
     def interrupt(self, step, loss, lr, action):
         if step == 5:
             raise KeyboardInterrupt
@@ -201,7 +160,8 @@ def test_ctrl_c_closes_the_telemetry(demo, monkeypatch):
 
     assert result.exit_code == 130
     assert "Interrupted" in result.stderr
-    assert json.loads((demo.out / "guarded" / "summary.json").read_text())["status"] == "closed"
+    summary = json.loads((demo.out / "guarded" / "summary.json").read_text())
+    assert (summary["status"], summary["calls"]) == ("interrupted", 5)
 
 
 def test_logger_is_left_as_it_was(demo):
@@ -258,7 +218,11 @@ def test_corpus_without_sources(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--steps", "100", "--at", "500"], "at=500 must be a step from 1 to 100"),
+        (["--steps", "100", "--at", "100"], "at=100 must be a step from 1 to 99 (steps=100), whi"),
+        (
+            ["--inject", "batch", "--steps", "99", "--at", "100"],
+            "at=100 must be a step from 1 to 99",
+        ),
         (["--at", "0"], "at=0 must be a step from 1 to"),
         (["--steps", "9"], "steps=9 must be at least 10"),
         (["--seed", "-1"], "seed=-1 must be an int from 0 to"),
