@@ -39,7 +39,8 @@ def gradience(directory: str | os.PathLike[str] | None = None) -> dict[str, Any]
         >>> from stableopt import StableOptimizer, presets
         >>> adamw = torch.optim.AdamW(torch.nn.Linear(2, 2).parameters())
         >>> opt = StableOptimizer(adamw, **presets.gradience())
-        >>> opt.summary()["guard"]["max_weight"]
+        >>> guard = opt.summary()["guard"]
+        >>> guard["max_weight"]
         1000000.0
     """
     guard = Guard(every=100, max_rollbacks=3, lr_backoff=0.5, max_weight=1e6)

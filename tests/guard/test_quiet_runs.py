@@ -16,6 +16,10 @@ from torch.optim.lr_scheduler import ExponentialLR, StepLR
 from stableopt import Guard, StableOptimizer
 
 
+SEEN_ONCE = 3
+"""Batches of a heavy tail that may be left out before the tail is known."""
+
+
 class Run:
     """A training loop around the default guard, and the losses that it saw."""
 
@@ -35,12 +39,13 @@ class Run:
                 scheduler.step()
         return self
 
-    def assert_undisturbed(self):
+    def assert_undisturbed(self, left_out=0):
+        """Nothing was rolled back, and at most ``left_out`` batches that stand alone skipped."""
         summary = self.opt.summary()
-        assert summary["rollbacks"] == summary["skips"] == summary["baseline_resets"] == 0, (
-            self.opt.ledger[0].reason
-        )
-        assert summary["steps"] == summary["calls"] == len(self.losses)
+        assert summary["rollbacks"] == summary["baseline_resets"] == 0
+        assert summary["skips"] <= left_out, self.opt.ledger[0].reason
+        assert summary["steps"] == summary["calls"] - summary["skips"]
+        assert summary["calls"] == len(self.losses)
         assert summary["lr_scale"] == 1.0
 
 
@@ -202,7 +207,7 @@ def test_learning_by_heart(hard, size, draw):
     run.train(loss_of, 900)
     assert median(run.losses[-300:]) < 0.1
     assert max(run.losses[-300:]) > 10 * median(run.losses[-300:])
-    run.assert_undisturbed()
+    run.assert_undisturbed(left_out=SEEN_ONCE)
 
 
 # (e) noise
@@ -272,7 +277,7 @@ def test_noise(setting, steps, draw):
     run.train(loss_of, steps)
     usual = median(run.losses[-300:])
     assert max(run.losses[-300:]) > (1.3 if setting is different_lengths else 5) * usual
-    run.assert_undisturbed()
+    run.assert_undisturbed(left_out=SEEN_ONCE)
 
 
 # (f) a loss without a lower bound
