@@ -128,7 +128,8 @@ class StableOptimizer(Optimizer):
 
         Args:
             optimizer: The optimizer to wrap.
-            config: Any of ``guard`` (a dict of :class:`~stableopt.Guard` options, or
+            config: Any of ``preset`` (the name of one of :mod:`stableopt.presets`, on top of which
+                the rest is set), ``guard`` (a dict of :class:`~stableopt.Guard` options, or
                 ``False``), ``transforms`` (a list of ``{name: options}``), ``telemetry`` (a
                 directory, or ``{"directory": …, "every": …}``).
             model: As in the constructor.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from stableopt.types import Finding, Scope
@@ -14,8 +15,11 @@ if TYPE_CHECKING:
 
     from stableopt.types import Observation
 
-WINDOW = 128
+WINDOW = 64
 """Clean values that a baseline remembers."""
+
+NEWEST = 32
+"""Of these, how many a spike has to stand out from by far: early losses fall fast."""
 
 WARMUP = 32
 """Clean values before anything is judged."""
@@ -24,13 +28,13 @@ LOSS_FLOOR = 0.02
 """Smallest spread of a loss, as a share of the median of the first losses."""
 
 LOSS_REACH = 3.0
-"""How often further than anything in the window a loss has to lie above the median."""
+"""How often further than any of the newest a loss has to lie above the median."""
 
 GRADIENT_FLOOR = 0.4
 """Smallest spread of the logarithm of the gradient norm."""
 
 GRADIENT_REACH = math.log(3.0)
-"""How much larger than any in the window the logarithm of a gradient norm has to be."""
+"""How much larger than any of the newest the logarithm of a gradient norm has to be."""
 
 TAIL = 2
 """Isolated spikes after which values like them are the tail of a distribution, not faults."""
@@ -49,8 +53,7 @@ class Baseline:
     """What was normal lately: the median, how far values lie above it, and which tail they have.
 
     The spread is taken from the upper quartile alone, because only what lies above is ever
-    judged, and because a loss that falls stretches the other side. Flagged values are never
-    added, so that a fault cannot become the new normal unnoticed. But a value that was flagged
+    judged. Flagged values are never added, so that a fault cannot become the new normal unnoticed. But a value that was flagged
     and followed by a clean one stood alone; once that has happened twice, the data have a tail
     (a rare class, a wrong label), and what lies no further out is left to training.
     """
@@ -101,8 +104,8 @@ class Baseline:
 
     @property
     def largest(self) -> float:
-        """The largest of the remembered values."""
-        return self._sorted[-1]
+        """The largest of the newest values."""
+        return max(islice(reversed(self._recent), NEWEST))
 
     def score(self, value: float, floor: float) -> float:
         """Return how many spreads ``value`` lies above the median.
@@ -151,9 +154,9 @@ class SpikeDetector:
 
     A loss is a spike if it lies more than ``loss_limit`` spreads above the recent median
     (a spread is at least 2% of the first losses: near zero nothing is a spike), and three
-    times further than anything in the window. A gradient norm is one if its logarithm lies
-    so many spreads above (a spread is at least 0.4, so that six are a factor of 11), if it is
-    three times as large as anything in the window, and larger than the first norms were. What
+    times further than any of the newest 32. A gradient norm is one if its logarithm lies so
+    many spreads above (a spread is at least 0.4, so that six are a factor of 11), if it is three
+    times as large as any of the newest, and larger than the first norms were. What
     has stood alone twice is a tail of the data, and no spike any more.
 
     Args:
@@ -184,7 +187,8 @@ class SpikeDetector:
         base = self._loss
         score = base.score(loss, LOSS_FLOOR * abs(base.first_median or 0.0))
         out = loss - base.median
-        beyond = out > LOSS_REACH * (base.largest - base.median)
+        # Of a loss that falls, even the newest may lie below the median.
+        beyond = out > LOSS_REACH * max(0.0, base.largest - base.median)
         # At most so many times as far out as what is known of the tail.
         further = (1 - 1 / TAIL_FACTOR) * out
         if score > limit and beyond and not base.has_tail_to(loss, further):

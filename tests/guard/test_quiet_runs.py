@@ -15,7 +15,6 @@ from torch.optim.lr_scheduler import ExponentialLR, StepLR
 
 from stableopt import Guard, StableOptimizer
 
-
 SEEN_ONCE = 3
 """Batches of a heavy tail that may be left out before the tail is known."""
 

@@ -44,7 +44,7 @@ class TestLoss:
         detector = learned(noisy(2.0, 0.02))
         (finding,) = detector.judge(seen(loss=3.0))
         assert (finding.kind, finding.scope, finding.value) == ("loss_spike", Scope.SPIKE, 3.0)
-        assert finding.message.startswith("the loss is 3 where 1.998 is usual (robust z ")
+        assert finding.message.startswith("the loss is 3 where 1.999 is usual (robust z ")
 
     def test_it_is_one_sided(self):
         assert learned(noisy(2.0, 0.02)).judge(seen(loss=0.1)) == ()
@@ -71,6 +71,16 @@ class TestLoss:
     def test_a_constant_loss(self):
         assert learned([0.0] * 100).judge(seen(loss=0.0)) == ()
         assert learned([3.0] * 100).judge(seen(loss=3.1)) == ()
+
+    def test_the_first_losses_of_a_run_do_not_blind_it(self):
+        dice = random.Random(1)
+        falling = [2.5 + 2.9 * 0.93**n + 0.05 * dice.gauss(0, 1) for n in range(200)]
+        for step in (80, 100, 150):
+            assert learned(falling[:step]).judge(seen(loss=6.7)) != ()
+
+    def test_no_step_of_a_fast_start_is_a_spike(self):
+        dice = random.Random(2)
+        learned([2.5 + 2.9 * 0.93**n + 0.05 * dice.gauss(0, 1) for n in range(1000)])
 
 
 class TestGradient:
@@ -156,7 +166,7 @@ def test_what_has_stood_alone_twice_is_a_tail():
         batches += [9.0, 2.0, 2.0]
     _, opt = spiking(batches)
     assert opt.summary()["skips"] == 2
-    _, opt = spiking([*batches, 60.0])
+    _, opt = spiking([*batches, 200.0])
     assert opt.summary()["skips"] == 3, "what lies much further out is a spike all the same"
 
 
