@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
     from stableopt.types import Observation
 
-WINDOW = 64
+WINDOW = 96
 """Clean values that a baseline remembers."""
 
-NEWEST = 32
+NEWEST = 64
 """Of these, how many a spike has to stand out from by far: early losses fall fast."""
 
 WARMUP = 32
@@ -30,11 +30,17 @@ LOSS_FLOOR = 0.02
 LOSS_REACH = 3.0
 """How often further than any of the newest a loss has to lie above the median."""
 
-GRADIENT_FLOOR = 0.4
+GRADIENT_FLOOR = 0.8
 """Smallest spread of the logarithm of the gradient norm."""
 
 GRADIENT_REACH = math.log(3.0)
 """How much larger than any of the newest the logarithm of a gradient norm has to be."""
+
+EARLIEST = 5
+"""Gradient norms after which one that is absurdly larger is a spike already."""
+
+EARLY_REACH = math.log(100.0)
+"""How much larger than all so far the logarithm of such a norm has to be."""
 
 TAIL = 2
 """Isolated spikes after which values like them are the tail of a distribution, not faults."""
@@ -53,9 +59,10 @@ class Baseline:
     """What was normal lately: the median, how far values lie above it, and which tail they have.
 
     The spread is taken from the upper quartile alone, because only what lies above is ever
-    judged. Flagged values are never added, so that a fault cannot become the new normal unnoticed. But a value that was flagged
-    and followed by a clean one stood alone; once that has happened twice, the data have a tail
-    (a rare class, a wrong label), and what lies no further out is left to training.
+    judged. Flagged values are never added, so that a fault cannot become the new normal
+    unnoticed. But a value that was flagged and followed by a clean one stood alone; once that
+    has happened twice, the data have a tail (a rare class, a wrong label), and what lies no
+    further out is left to training.
     """
 
     def __init__(self) -> None:
@@ -92,10 +99,14 @@ class Baseline:
         self._row = []
         self._alone.clear()
 
+    def has(self, count: int) -> bool:
+        """Tell whether so many values are remembered."""
+        return len(self._recent) >= count
+
     @property
     def ready(self) -> bool:
         """Whether there is enough to judge by."""
-        return len(self._recent) >= WARMUP
+        return self.has(WARMUP)
 
     @property
     def median(self) -> float:
@@ -154,10 +165,13 @@ class SpikeDetector:
 
     A loss is a spike if it lies more than ``loss_limit`` spreads above the recent median
     (a spread is at least 2% of the first losses: near zero nothing is a spike), and three
-    times further than any of the newest 32. A gradient norm is one if its logarithm lies so
-    many spreads above (a spread is at least 0.4, so that six are a factor of 11), if it is three
-    times as large as any of the newest, and larger than the first norms were. What
-    has stood alone twice is a tail of the data, and no spike any more.
+    times further than any of the newest. What has stood alone twice is a tail of the data, and
+    no spike any more.
+
+    A gradient norm is one if its logarithm lies so many spreads above (a spread is at least
+    0.8, so that six are a factor of 121), if it is three times as large as any of the newest,
+    and larger than the first norms were. Before there is a baseline it is one if it is a
+    hundred times as large as all before it.
 
     Args:
         loss_limit: z-score; ``None`` not to look.
@@ -179,7 +193,7 @@ class SpikeDetector:
         if self._loss_limit is not None and observation.loss is not None and self._loss.ready:
             findings += self._judge_loss(observation.loss, self._loss_limit)
         norm = _norm(observation)
-        if self._gradient_limit is not None and norm and self._gradient.ready:
+        if self._gradient_limit is not None and norm:
             findings += self._judge_gradient(norm, self._gradient_limit)
         return tuple(findings)
 
@@ -197,9 +211,13 @@ class SpikeDetector:
 
     def _judge_gradient(self, norm: float, limit: float) -> list[Finding]:
         base, value = self._gradient, math.log(norm)
+        if not base.ready:
+            if base.has(EARLIEST) and value > base.largest + EARLY_REACH:
+                return [_spike("gradient", norm, math.exp(base.median), math.inf)]
+            return []
         score = base.score(value, GRADIENT_FLOOR)
         beyond = value > max(base.largest + GRADIENT_REACH, base.first_median or 0.0)
-        if score > limit and beyond and not base.has_tail_to(value, math.log(TAIL_FACTOR)):
+        if score > limit and beyond:
             return [_spike("gradient", norm, math.exp(base.median), score)]
         return []
 
