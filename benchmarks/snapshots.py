@@ -78,7 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a tiny model: seconds")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write")
     options = parser.parse_args(arguments)
-    logging.getLogger("stableopt").setLevel(logging.ERROR)  # every rollback is a warning
+    logger = logging.getLogger("stableopt")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # every rollback is a warning
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -91,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
     finally:
         torch.set_num_threads(threads)
+        logger.setLevel(level)
     text = render(result)
     default = ROOT / ("runs/benchmarks" if options.quick else "benchmarks/results")
     directory = options.output or default
