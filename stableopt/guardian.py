@@ -49,6 +49,7 @@ class Guardian:
         self._suspect = False
         self._manual: str | None = None
         self._asked_by_scaler = 0
+        self._scaled = False
         self._untold = True
 
     @property
@@ -198,8 +199,6 @@ class Guardian:
             # The scaler will skip this batch: what it did to the running statistics stays.
             self._buffers.restore()
         return self._asked_by_scaler > 1 and bool(self._judge.damage())
-
-    _scaled = False
 
     # checkpoints, copies and summaries
 

@@ -69,6 +69,8 @@ class Keeper:
         brought, or what is left when parameters were added.
         """
         if not self.ring.slots:
+            if not self._judge.accepted:
+                self._judge.accept()
             return
         held = self.ring.sound()
         if held and self._snapshots[held[0].index].fits(self._optimizer):

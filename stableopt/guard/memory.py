@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from stableopt.errors import ConfigError
 from stableopt.runtime.tree_copy import Memory
@@ -111,7 +112,7 @@ def estimate_bytes(optimizer: Optimizer, known: int) -> int:
         per_parameter = 0
     per_parameter += bool(options.get("amsgrad"))
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    sizes: list[int] = [p.numel() * p.element_size() for p in params if not _is_lazy(p)]
+    sizes: list[int] = [p.numel() * p.element_size() for p in params if not is_lazy(p)]
     return known + per_parameter * sum(sizes)
 
 
@@ -165,10 +166,6 @@ def _free_of_container() -> int | None:
         except (OSError, ValueError):
             continue
     return None
-
-
-def _is_lazy(parameter: torch.Tensor) -> bool:
-    return torch.nn.parameter.is_lazy(parameter)
 
 
 def _size(count: int) -> str:

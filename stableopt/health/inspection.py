@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from stableopt.functional import dense_values, tensor_norms
+from stableopt.functional import all_finite, dense_values, tensor_norms
 from stableopt.health.describe import Label
 from stableopt.health.inspector import largest
 from stableopt.health.laws import FIRST, SECOND
@@ -89,14 +89,15 @@ class Inspection:
 
     def add_buffer(self, owner: Hashable, value: Tensor) -> None:
         """Check a buffer."""
-        if value.is_floating_point() or value.is_complex():
-            label = Label("buffer", owner)
-            self._add_norm(label, value.detach(), largest(value.dtype))
+        self._add_value(Label("buffer", owner), value)
 
     def add_tracked(self, name: str, value: Tensor) -> None:
         """Check a tensor of something that is tracked."""
+        self._add_value(Label("tracked", name), value)
+
+    def _add_value(self, label: Label, value: Tensor) -> None:
         if value.is_floating_point() or value.is_complex():
-            self._add_norm(Label("tracked", name), value.detach(), largest(value.dtype))
+            self._add_norm(label, value.detach(), largest(value.dtype))
 
     def _add_state(self, label: Label, tensor: Tensor) -> None:
         second = label.key in self.inspector.laws.nonnegative
@@ -233,6 +234,6 @@ def _which_moment(label: Label, second: Tensor) -> list[tuple[str, Label]]:
 
 
 def _look_closely(tensor: Tensor, limit: float) -> str | None:
-    if not torch.isfinite(tensor).all():
+    if not all_finite(tensor):
         return "nonfinite"
     return "huge" if float(tensor.abs().amax()) > limit else None

@@ -39,6 +39,10 @@ class Judge:
             skipped did to them does not count.
         guard: The limits.
         tracked: What the user moves beside the optimizer; looked at with everything else.
+
+    Attributes:
+        accepted: Whether what training begins with has been taken for meant to be so; until
+            then the scan alone is no reason for a finding.
     """
 
     def __init__(
@@ -58,7 +62,7 @@ class Judge:
             optimizer, self._inspector, guard.scan_period, self._protected_buffers
         )
         self._part = self.inspection()
-        self._accepted = False
+        self.accepted = False
         self.spikes = SpikeDetector(guard.loss_spike, guard.gradient_spike)
 
     def start(self) -> list[Tensor]:
@@ -75,7 +79,7 @@ class Judge:
         """
         part, self._part = self._part, self.inspection()
         found = self.nonfinite(observation) or self.spikes.judge(observation)
-        if found or (part.faults(numbers) and self._accepted):
+        if found or (part.faults(numbers) and self.accepted):
             return (*found, *self.damage())
         return ()
 
@@ -91,7 +95,7 @@ class Judge:
 
     def accept(self) -> None:
         """Take what is there now for meant to be so: training begins with it."""
-        self._accepted = True
+        self.accepted = True
         faults = self._faults(self._everything())
         if faults:
             self._inspector.accept(label for _, label in faults)
@@ -122,7 +126,7 @@ class Judge:
     def forget(self) -> None:
         """Begin with what is there at the next step: a checkpoint was loaded."""
         self._scan.restart()
-        self._accepted = False
+        self.accepted = False
 
     def _everything(self) -> Inspection:
         inspection = self._scan.everything()

@@ -225,6 +225,22 @@ class TestWhatUsersDo:
             opt.step()
         assert opt.ledger == ()
 
+    def test_without_snapshots_the_scan_still_ends_the_run(self):
+        """The weight is not used: neither loss nor gradients show it."""
+        spare = torch.nn.Parameter(torch.ones(3))
+        w = torch.nn.Parameter(torch.ones(3))
+        opt = StableOptimizer(torch.optim.SGD([w, spare], lr=0.1), guard=Guard(slots=0))
+        w.grad = torch.ones(3)
+        opt.step()
+        spare.data[1] = math.nan
+
+        def train_on():
+            for _ in range(25):
+                opt.step()
+
+        with pytest.raises(DivergenceError, match=r"the weights of 0\.1 are not finite.*slots=0"):
+            train_on()
+
     def test_a_fault_in_an_average_is_found_and_undone(self):
         model, opt = start(every=5)
         ema = torch.optim.swa_utils.AveragedModel(model)
