@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,62 @@ class Scope(str, Enum):
     """The batch is unlike those before it, which is no fault in itself."""
     STATE = "state"
     """Weights, optimizer state or buffers hold a fault; only a snapshot is without it."""
+
+
+class Standing(str, Enum):
+    """What a single reading says about a weight, by its shape alone."""
+
+    UNDEFINED = "undefined"
+    """There is no such number: a zero matrix, a NaN, too few rows, a sensor that failed."""
+    UNJUDGED = "unjudged"
+    """A number that no tier is known for."""
+    HEALTHY = "healthy"
+    WARNING = "warning"
+    DANGER = "danger"
+
+
+class RiskLevel(str, Enum):
+    """How much a run is in danger of spectral collapse; see :mod:`stableopt.health.risk`."""
+
+    STABLE = "stable"
+    """Every weight is in its healthy range, and no spectrum moves much."""
+    LEARNING = "learning"
+    """Every weight is in its healthy range, and some spectrum moves: training at work."""
+    WARNING = "warning"
+    """A weight has left the range that is healthy for its shape, or its own recent course."""
+    DANGER = "danger"
+    """A weight is where healthy training never was, or has left its course in two ways."""
+    INSTABILITY = "instability"
+    """Several weights at once are in danger, or one is not finite."""
+
+    @property
+    def rank(self) -> int:
+        """0 for ``STABLE`` to 4 for ``INSTABILITY``."""
+        return list(RiskLevel).index(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One number that a sensor has read from one weight.
+
+    Attributes:
+        name: Of the parameter.
+        metric: What was measured; the documentation lists every metric.
+        value: NaN where it is undefined.
+        step: Updates behind the weight when it was read.
+        standing: What it says by itself.
+    """
+
+    name: str
+    metric: str
+    value: float
+    step: int
+    standing: Standing = Standing.UNJUDGED
+
+    @property
+    def defined(self) -> bool:
+        """Whether there is such a number."""
+        return not math.isnan(self.value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,8 +80,8 @@ def condition_exceeds(weight: Tensor, limit: float) -> Tensor:
         return torch.zeros((), dtype=torch.bool, device=matrix.device)
     tall = quotient if matrix.shape[0] >= matrix.shape[1] else quotient.mH
     gram = tall.mH @ tall
-    sigma = torch.sqrt(torch.linalg.eigvalsh(gram)[-1])
-    shifted = gram - (sigma / limit) ** 2 * torch.eye(len(gram), dtype=gram.dtype)
+    bound = spectral_norm(gram).sigma / limit**2
+    shifted = gram - bound * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     failed: Tensor = torch.linalg.cholesky_ex(shifted).info > 0
     return failed
 

@@ -56,14 +56,17 @@ def effective_rank(weight: Tensor) -> Tensor:
 
 
 def effective_rank_of(values: Tensor) -> Tensor:
-    """Return the effective rank of a spectrum.
+    """Return the effective rank of a spectrum, or of a batch of them.
 
     Args:
-        values: Singular values, any order; not negative.
+        values: ``(..., r)`` singular values, any order; not negative.
+
+    Returns:
+        ``(...)``; NaN for a spectrum that is zero, empty or not finite.
     """
-    total = values.sum()
-    share = values / total
-    entropy = -torch.special.xlogy(share, share).sum()
+    total = values.sum(-1)
+    share = values / total[..., None]
+    entropy = -torch.special.xlogy(share, share).sum(-1)
     return torch.where(total > 0, torch.exp(entropy), torch.full_like(total, torch.nan))
 
 

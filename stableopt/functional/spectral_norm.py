@@ -77,18 +77,17 @@ def spectral_norm(
         3.0
     """
     matrix = as_matrix(weight)
-    noise = _noise(matrix, generator)
+    noise = unit_noise(matrix, generator)
     if matrix.numel() == 0:
         return SpectralNorm(noise.new_zeros((), dtype=_real(matrix)), noise)
-    largest = matrix.abs().amax().to(_real(matrix))
-    scale = torch.where(largest > 0, largest, torch.ones_like(largest))
-    product = LinearMap(lambda x: matrix @ (x / scale), lambda y: matrix.mH @ (y / scale))
-    if vector is not None:
-        start = _unit(vector.to(noise) + _KICK * noise)
-        sigma, found = _lanczos(product, start, min(steps, min(matrix.shape) + 1))
+    product, scale = scaled_product(matrix)
+    rank = min(matrix.shape)
+    if vector is None:
+        sigma, found = settled_norm(product, noise, rank)
     else:
-        sigma, found = settled_norm(product, noise, min(matrix.shape))
-    return SpectralNorm(_defined(sigma.to(scale.dtype) * scale, largest), found)
+        start = warm_start(vector, noise)
+        sigma, found = _top(bidiagonalize(product, start, min(steps, rank + 1)))
+    return SpectralNorm(sigma.to(scale.dtype) * scale, found)
 
 
 class LinearMap(NamedTuple):
@@ -103,6 +102,29 @@ class LinearMap(NamedTuple):
     adjoint: Callable[[Tensor], Tensor]
 
 
+def scaled_product(matrix: Tensor) -> tuple[LinearMap, Tensor]:
+    """Return the map ``matrix / scale``, and its largest magnitude as that scale.
+
+    Args:
+        matrix: ``(m, n)``, not empty.
+
+    Returns:
+        The map, and the scale, 0-dim, above 0; NaN for a matrix that is not finite.
+
+    Cost:
+        One pass; no host synchronisation.
+    """
+    if matrix.is_complex():
+        largest = matrix.abs().amax()
+    else:
+        low, high = torch.aminmax(matrix)
+        largest = torch.maximum(-low, high)
+    # Nothing is divided by a subnormal number, whose reciprocal overflows.
+    scale = largest.clamp(min=torch.finfo(largest.dtype).tiny)
+    scale = torch.where(torch.isfinite(scale), scale, torch.full_like(scale, torch.nan))
+    return LinearMap(lambda x: matrix @ (x / scale), lambda y: matrix.mH @ (y / scale)), scale
+
+
 def settled_norm(product: LinearMap, start: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return the norm of ``product`` once its Ritz value has settled, and its vector.
 
@@ -114,69 +136,131 @@ def settled_norm(product: LinearMap, start: Tensor, rank: int) -> tuple[Tensor, 
     Cost:
         At most ``24·9`` applications, and a host synchronisation for every 24.
     """
-    sigma, found = _lanczos(product, start, min(COLD_STEPS, rank + 1))
+    steps = min(COLD_STEPS, rank + 1)
+    sigma, found = _top(bidiagonalize(product, start, steps))
     for _ in range(_RESTARTS):
         before = sigma
-        sigma, found = _lanczos(product, _unit(found + 1e-3 * start), min(COLD_STEPS, rank + 1))
+        sigma, found = _top(bidiagonalize(product, _unit(found + 1e-3 * start), steps))
         if not bool((sigma - before).abs() > SETTLED * sigma.abs()):
             break
     return sigma, found
 
 
-def _lanczos(product: LinearMap, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Return the top Ritz value of a few steps, 0-dim float64, and its right vector."""
-    rights, lefts = [start], list[Tensor]()
-    alphas, betas = list[Tensor](), list[Tensor]()
+class Bidiagonal(NamedTuple):
+    """What a few Lanczos steps leave: a small bidiagonal matrix, and the basis it is in.
+
+    Attributes:
+        diagonal: ``(k,)``.
+        above: ``(k - 1,)``.
+        rights: ``(k, n)``, orthonormal rows.
+    """
+
+    diagonal: Tensor
+    above: Tensor
+    rights: Tensor
+
+
+def bidiagonalize(product: LinearMap, start: Tensor, steps: int) -> Bidiagonal:
+    """Take Golub-Kahan-Lanczos steps with full reorthogonalisation.
+
+    Args:
+        product: The map.
+        start: A unit vector, ``(n,)``.
+        steps: k, at least 1.
+
+    Cost:
+        2 k applications; no host synchronisation.
+    """
+    rights = start.new_zeros(steps, len(start))
+    rights[0] = start
     left = product.apply(start)
-    for step in range(max(1, steps)):
-        left = _against(left, lefts)
-        alpha = torch.linalg.vector_norm(left)
-        left = left / torch.where(alpha > 0, alpha, torch.ones_like(alpha))
-        alphas.append(alpha)
-        lefts.append(left)
-        if step + 1 >= steps:
+    lefts = left.new_zeros(steps, len(left))
+    diagonal, above = list[Tensor](), list[Tensor]()
+    for k in range(steps):
+        left, alpha = _normalized(_against(left, lefts[:k]))
+        lefts[k] = left
+        diagonal.append(alpha)
+        if k + 1 == steps:
             break
-        right = _against(product.adjoint(left), rights)
-        beta = torch.linalg.vector_norm(right)
-        right = right / torch.where(beta > 0, beta, torch.ones_like(beta))
-        betas.append(beta)
-        rights.append(right)
+        right, beta = _normalized(_against(product.adjoint(left), rights[: k + 1]))
+        rights[k + 1] = right
+        above.append(beta)
         left = product.apply(right) - beta * left
-    small = torch.diag(torch.stack(alphas).double())
-    if betas:
-        small = small + torch.diag(torch.stack(betas).double(), 1)
-    # What is not finite has no decomposition; its Ritz value is made NaN by the caller.
-    _, values, vectors = torch.linalg.svd(torch.nan_to_num(small, 0.0, 0.0, 0.0))
-    found = torch.stack(rights, dim=1) @ vectors[0].to(start.dtype)
-    return values[0], _unit(torch.nan_to_num(found))
+    return Bidiagonal(
+        torch.stack(diagonal), torch.stack(above) if above else diagonal[0].new_zeros(0), rights
+    )
 
 
-def _against(vector: Tensor, basis: list[Tensor]) -> Tensor:
-    """Make ``vector`` orthogonal to ``basis``; twice is enough (Kahan, Parlett)."""
-    if not basis:
-        return vector
-    span = torch.stack(basis, dim=1)
-    for _ in range(2):
-        vector = vector - span @ (span.mH @ vector)
+def top_ritz(diagonal: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest singular value of a small bidiagonal matrix, and its right vector.
+
+    Args:
+        diagonal: ``(k,)``, real.
+        above: ``(k - 1,)``, real.
+
+    Returns:
+        0-dim and ``(k,)``, float64. NaN, and a vector of zeros, if they are not finite.
+    """
+    small = torch.diag(diagonal.double())
+    if len(above):
+        small = small + torch.diag(above.double(), 1)
+    finite = torch.isfinite(small).all()
+    _, values, vectors = torch.linalg.svd(torch.where(finite, small, torch.zeros_like(small)))
+    value = torch.where(finite, values[0], torch.full_like(values[0], torch.nan))
+    return value, torch.where(finite, vectors[0], torch.zeros_like(vectors[0]))
+
+
+def right_vector(rights: Tensor, coefficients: Tensor) -> Tensor:
+    """Return the unit vector with those coefficients in the basis ``rights``.
+
+    Args:
+        rights: ``(k, n)``.
+        coefficients: ``(k,)``, real, on any device.
+    """
+    found = coefficients.to(device=rights.device, dtype=rights.dtype) @ rights
+    return _unit(torch.nan_to_num(found))
+
+
+def warm_start(vector: Tensor, noise: Tensor) -> Tensor:
+    """Return where a warm estimate starts: the last vector, and a little of everything else."""
+    return _unit(vector.to(noise) + _KICK * noise)
+
+
+def unit_noise(matrix: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return a random unit vector ``(n,)``, drawn on the CPU so that it is the same everywhere.
+
+    Args:
+        matrix: ``(m, n)``; gives size, dtype and device.
+        generator: Of the CPU; ``None`` for a new one with a fixed seed.
+    """
+    source = torch.Generator("cpu").manual_seed(0) if generator is None else generator
+    drawn = torch.randn(matrix.shape[1], generator=source, dtype=torch.float32, device="cpu")
+    if matrix.is_cuda:
+        drawn = drawn.pin_memory()
+    return _unit(drawn.to(device=matrix.device, non_blocking=True).to(matrix.dtype))
+
+
+def _top(found: Bidiagonal) -> tuple[Tensor, Tensor]:
+    sigma, coefficients = top_ritz(found.diagonal, found.above)
+    return sigma, right_vector(found.rights, coefficients)
+
+
+def _against(vector: Tensor, basis: Tensor) -> Tensor:
+    """Make ``vector`` orthogonal to the rows of ``basis``; twice is enough (Kahan, Parlett)."""
+    if len(basis):
+        for _ in range(2):
+            vector = torch.addmv(vector, basis.mT, torch.mv(basis.conj(), vector), alpha=-1)
     return vector
 
 
-def _noise(matrix: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Return a random unit vector, drawn on the CPU so that it is the same everywhere."""
-    source = torch.Generator().manual_seed(0) if generator is None else generator
-    drawn = torch.randn(matrix.shape[1], generator=source, dtype=torch.float64)
-    return _unit(drawn.to(device=matrix.device, dtype=matrix.dtype))
+def _normalized(vector: Tensor) -> tuple[Tensor, Tensor]:
+    norm = torch.linalg.vector_norm(vector)
+    return vector / norm.clamp(min=torch.finfo(norm.dtype).tiny), norm
 
 
 def _unit(vector: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(vector)
-    return vector / torch.where(norm > 0, norm, torch.ones_like(norm))
+    return _normalized(vector)[0]
 
 
 def _real(matrix: Tensor) -> torch.dtype:
     return matrix.real.dtype if matrix.is_complex() else matrix.dtype
-
-
-def _defined(sigma: Tensor, largest: Tensor) -> Tensor:
-    """Return ``sigma``, or NaN if the matrix holds a NaN or an Inf."""
-    return torch.where(torch.isfinite(largest), sigma, torch.full_like(sigma, torch.nan))
