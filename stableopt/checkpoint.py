@@ -10,6 +10,7 @@ from stableopt.errors import ConfigError
 from stableopt.guard import Guard
 from stableopt.guard.policy import Policy
 from stableopt.health.spikes import SpikeDetector
+from stableopt.sensing import check_sensing
 from stableopt.telemetry.ledger import clocks_of
 
 KEY = "stableopt"
@@ -31,6 +32,8 @@ def check_checkpoint(state: object) -> None:
             Policy(Guard()).load_state_dict(_numbers(state.get("policy", {})))
             if "baselines" in state:
                 SpikeDetector(None, None).load_state_dict(_numbers(state["baselines"]))
+            if "sensing" in state:
+                check_sensing(state["sensing"])
             return
     except (AttributeError, KeyError, TypeError, ValueError):
         pass

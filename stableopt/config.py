@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +15,17 @@ from torch import nn
 from stableopt.errors import ConfigError, unknown_name
 from stableopt.guard import Guard
 from stableopt.presets import PRESETS
+from stableopt.sensors import (
+    AssrConditionNumber,
+    AssrFiedler,
+    ConditionNumber,
+    KappaTilde,
+    SampledSpectrum,
+    Sampler,
+    Sensor,
+    Sensors,
+    SpectralNorm,
+)
 from stableopt.telemetry import JsonLines, Writer
 from stableopt.telemetry.dispatch import Dispatcher
 from stableopt.transforms import ClipGradNorm, GradientTransform
@@ -26,10 +37,22 @@ _T = TypeVar("_T")
 _EXAMPLES = {
     "config": "{'guard': {...}, 'transforms': [...], 'telemetry': ...}",
     "guard": "its options, e.g. {'max_skips': 6}; or False for no guard",
-    "transforms entry": "one name and its options, e.g. {'ClipGradNorm': {'max_norm': 1.0}}",
-    "ClipGradNorm": "its options, e.g. {'max_norm': 1.0}",
+    "transforms entry": "{'ClipGradNorm': {'max_norm': 1.0}}",
+    "sensors entry": "{'SampledSpectrum': {'rows': 64}}",
+    "use entry": "{'SampledSpectrum': {'rows': 64}}",
 }
 _TRANSFORMS: dict[str, Callable[..., GradientTransform]] = {"ClipGradNorm": ClipGradNorm}
+_SENSORS: dict[str, Callable[..., Sensor]] = {
+    kind.__name__: kind
+    for kind in (
+        SpectralNorm,
+        SampledSpectrum,
+        ConditionNumber,
+        AssrFiedler,
+        AssrConditionNumber,
+        KappaTilde,
+    )
+}
 
 
 def check_optimizer(optimizer: object) -> Optimizer:
@@ -102,6 +125,21 @@ def make_guard(guard: object) -> Guard | None:
     )
 
 
+def make_sensors(sensors: object) -> Sensors | None:
+    """Return the options for the ``sensors=`` argument; ``None`` stands for no sensors."""
+    if sensors is None:
+        return Sensors()
+    if isinstance(sensors, Sensors):
+        return sensors if sensors.use else None
+    if isinstance(sensors, (str, bool)) or not isinstance(sensors, Iterable):
+        raise ConfigError(
+            f"sensors={sensors!r} must be a list of sensors, e.g. [SpectralNorm()], () for none, "
+            "None for the default set, or stableopt.sensors.Sensors"
+        )
+    use = tuple(sensors)
+    return Sensors(use=use) if use else None
+
+
 def make_transforms(transforms: object) -> tuple[GradientTransform, ...]:
     """Return the transforms for the ``transforms=`` argument."""
     if isinstance(transforms, str) or not isinstance(transforms, Iterable):
@@ -151,6 +189,7 @@ def arguments_from(config: object) -> dict[str, Any]:
     preset = _read_preset(options.pop("preset", None))
     readers: dict[str, Callable[[Any], Any]] = {
         "guard": partial(_read_guard, preset=preset.get("guard")),
+        "sensors": partial(_read_sensors, preset=preset.get("sensors")),
         "transforms": _read_transforms,
         "telemetry": _read_telemetry,
     }
@@ -178,26 +217,42 @@ def _read_guard(value: Any, preset: Guard | None = None) -> Guard | bool | None:
 
 
 def _read_transforms(value: Any) -> list[GradientTransform]:
-    if value is None:
-        return []
+    return [] if value is None else _read_named("transforms", value, _TRANSFORMS)
+
+
+def _read_sensors(value: Any, preset: Sensors | None = None) -> Any:
+    if value is None or value is True:
+        return preset
+    if value is False:
+        return ()
+    if not isinstance(value, Mapping):
+        return _read_named("sensors", value, _SENSORS)
+    given = dict(value)
+    if isinstance(given.get("use"), list):
+        given["use"] = _read_named("use", given["use"], _SENSORS)
+    if isinstance(given.get("sampler"), Mapping):
+        given["sampler"] = _build("sampler", Sampler, given["sampler"])
+    known = {} if preset is None else {f.name: getattr(preset, f.name) for f in fields(preset)}
+    return _build("sensors", Sensors, {**known, **given})
+
+
+def _read_named(where: str, value: Any, known: Mapping[str, Callable[..., _T]]) -> list[_T]:
+    """Build a list of objects from ``{name: options}`` each, or a bare name."""
+    example = _EXAMPLES[f"{where} entry"]
     if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
-        raise ConfigError(
-            f"transforms={value!r} must be a list with one entry per transform, "
-            "e.g. [{'ClipGradNorm': {'max_norm': 1.0}}]"
-        )
-    transforms = []
+        raise ConfigError(f"{where}={value!r} must be a list with one entry each, e.g. [{example}]")
+    found = []
     for entry in value:
-        item = _mapping("transforms entry", entry)
+        item = {entry: {}} if isinstance(entry, str) else _mapping(f"{where} entry", entry)
         if len(item) != 1:
             raise ConfigError(
-                f"transforms entry={dict(item)!r} must have one key, the name of the "
-                "transform, e.g. {'ClipGradNorm': {'max_norm': 1.0}}"
+                f"{where} entry={dict(item)!r} must have one key, the name, e.g. {example}"
             )
         ((name, options),) = item.items()
-        if name not in _TRANSFORMS:
-            raise unknown_name("transform", name, _TRANSFORMS)
-        transforms.append(_build(name, _TRANSFORMS[name], _mapping(name, options or {})))
-    return transforms
+        if name not in known:
+            raise unknown_name(where.removesuffix("s"), name, known)
+        found.append(_build(name, known[name], _mapping(name, options or {})))
+    return found
 
 
 def _read_telemetry(value: Any) -> Any:
@@ -223,7 +278,8 @@ def _build(where: str, make: Callable[..., _T], options: Mapping[str, Any]) -> _
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{name}={value!r} must be a dict: {_EXAMPLES[name]}")
+        example = _EXAMPLES.get(name, "its options by name")
+        raise ConfigError(f"{name}={value!r} must be a dict: {example}")
     return value
 
 

@@ -14,7 +14,7 @@ from stableopt.health.judge import Judge
 from stableopt.inner import OptionWatch, scaled_lr
 from stableopt.runtime.buffers import BufferShadow
 from stableopt.runtime.tracked import Tracked, forgive_overflow
-from stableopt.types import Action, Scope, Verdict
+from stableopt.types import Action, RiskLevel, Scope, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from stableopt.guard import Guard
+    from stableopt.sensing import Sensing
     from stableopt.types import Finding, Observation, Rollback
 
 logger = logging.getLogger("stableopt")
@@ -35,10 +36,18 @@ class Guardian:
         optimizer: The inner optimizer.
         model: Gives names, and buffers to protect.
         options: The limits.
+        sensing: What the sensors remember goes back with the weights.
     """
 
-    def __init__(self, optimizer: Optimizer, model: nn.Module | None, options: Guard) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module | None,
+        options: Guard,
+        sensing: Sensing | None,
+    ) -> None:
         self.options = options
+        self._sensing = sensing
         self.tracked = Tracked()
         self._optimizer = optimizer
         self._buffers = None if model is None else BufferShadow(model)
@@ -64,19 +73,26 @@ class Guardian:
         self._asked_by_scaler = 0
         return self._judge.start()
 
-    def decide(self, observation: Observation, numbers: Sequence[float], step: int) -> Verdict:
+    def decide(
+        self,
+        observation: Observation,
+        numbers: Sequence[float],
+        step: int,
+        risen: tuple[Finding, ...] = (),
+    ) -> Verdict:
         """Judge an observation and decide.
 
         Args:
             observation: What is known about the step.
             numbers: What :meth:`start` asked for.
             step: Updates behind the weights.
+            risen: The risk, if it has risen.
         """
         findings = self._judge.findings(observation, numbers)
         if self._suspect and not findings:
             findings = self._judge.damage()
         self._suspect = False
-        return self.decide_on(findings, step)
+        return self.decide_on((*findings, *risen), step)
 
     def decide_on(self, findings: tuple[Finding, ...], step: int) -> Verdict:
         """Decide, given what is held against a step."""
@@ -89,7 +105,7 @@ class Guardian:
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
         """Surround the inner step: there is a way back from it, and our factor on its lr."""
-        self._keeper.begin(step, self._judge.spikes.state_dict)
+        self._keeper.begin(step, self._remembered)
         with ExitStack() as stack:
             stack.enter_context(scaled_lr(self._optimizer, self._policy.lr_scale))
             stack.enter_context(self._watch.watch(self._optimizer))
@@ -103,7 +119,7 @@ class Guardian:
         while verdict.rollback is not None:
             restored = self._keeper.restore(verdict.rollback, self._goes_back)
             if restored is not None:
-                self._judge.spikes.load_state_dict(restored.baselines)
+                self._remember(restored.baselines)
                 self._judge.restart()
                 for scaler in self.tracked.scalers:
                     forgive_overflow(scaler)
@@ -121,7 +137,7 @@ class Guardian:
             observation: What was known.
             step: Updates behind the weights before it.
         """
-        self._policy.note(verdict, step)
+        self._policy.note(verdict, step, endangered=self._endangered())
         if self._manual is not None and verdict.action is not Action.ROLL_BACK:
             logger.warning("there is no snapshot yet: the rollback that was asked for is dropped")
         self._manual = None
@@ -133,12 +149,14 @@ class Guardian:
     def _settle_taken(self, verdict: Verdict, observation: Observation, step: int) -> None:
         if self._buffers is not None:
             self._buffers.refresh()
-        if verdict.findings:
+        if verdict.baseline_reset:
             self._judge.spikes.reset()
             return
         self._judge.spikes.learn(observation)
-        self._keeper.ring.healthy(step)
-        found = self._keeper.after(step + 1, self._judge.spikes.state_dict)
+        if not self._endangered():
+            self._keeper.ring.healthy(step)
+        now = self.options.act_on_risk and bool(verdict.findings)
+        found = self._keeper.after(step + 1, self._remembered, now=now)
         self._suspect = bool(found)
         if self._untold and self._keeper.taken > 1:
             self._tell_untracked()
@@ -146,8 +164,28 @@ class Guardian:
     def _settle_skipped(self, verdict: Verdict) -> None:
         if self._buffers is not None:
             self._buffers.restore()
-        if all(finding.scope is Scope.SPIKE for finding in verdict.findings):
-            self._judge.spikes.note_spike(verdict.findings)
+        acute = tuple(f for f in verdict.findings if f.scope is not Scope.RISK)
+        if all(finding.scope is Scope.SPIKE for finding in acute):
+            self._judge.spikes.note_spike(acute)
+
+    def _endangered(self) -> bool:
+        """Tell whether the sensors see a danger that this guard acts upon."""
+        assessment = None if self._sensing is None else self._sensing.assessment
+        if assessment is None or not self.options.act_on_risk:
+            return False
+        return assessment.level.rank >= RiskLevel.DANGER.rank
+
+    def _remembered(self) -> dict[str, Any]:
+        """Return what goes back together with the weights."""
+        return {
+            "spikes": self._judge.spikes.state_dict(),
+            "sensing": {} if self._sensing is None else self._sensing.state_dict(),
+        }
+
+    def _remember(self, baselines: Mapping[str, Any]) -> None:
+        self._judge.spikes.load_state_dict(baselines["spikes"])
+        if self._sensing is not None:
+            self._sensing.load_state_dict(baselines["sensing"])
 
     def _goes_back(self, option: str) -> bool:
         return self.tracked.has_scheduler or option in self._watch.moved

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
     from stableopt.guard import Guard
     from stableopt.guardian import Guardian
+    from stableopt.sensors import Sensor, Sensors
     from stableopt.telemetry import Writer
     from stableopt.transforms import GradientTransform
-    from stableopt.types import Event, Verdict
+    from stableopt.types import Event, Reading, RiskLevel, Verdict
 
 
 class _Inner:
@@ -58,6 +59,9 @@ class StableOptimizer(Optimizer):
             skipped step restore the buffers (BatchNorm statistics) that its forward pass
             has already changed, to what they were after the last step that was taken. Load
             its weights before you build the wrapper, or an optimizer checkpoint afterwards.
+        sensors: What is measured on the weights between steps: ``None`` for the default set,
+            a list of sensors (empty for none), or :class:`~stableopt.sensors.Sensors` with a
+            schedule of its own. They read; they change nothing.
         transforms: Applied in order to the gradients of a step that is taken.
         guard: ``None`` for the default :class:`~stableopt.Guard`, or ``False`` for none.
         telemetry: ``None``, a directory for ``telemetry.jsonl`` and ``summary.json``, or a
@@ -101,6 +105,7 @@ class StableOptimizer(Optimizer):
         optimizer: Optimizer,
         *,
         model: nn.Module | None = None,
+        sensors: Sensors | Iterable[Sensor] | None = None,
         transforms: Iterable[GradientTransform] = (),
         guard: Guard | bool | None = None,
         telemetry: str | os.PathLike[str] | Writer | Sequence[Writer] | None = None,
@@ -114,6 +119,7 @@ class StableOptimizer(Optimizer):
         self._loop = StepLoop(
             optimizer,
             model=checks.check_model(model, optimizer),
+            sensors=checks.make_sensors(sensors),
             guard=options,
             transforms=checks.make_transforms(transforms),
             telemetry=checks.make_telemetry(telemetry),
@@ -129,9 +135,11 @@ class StableOptimizer(Optimizer):
         Args:
             optimizer: The optimizer to wrap.
             config: Any of ``preset`` (the name of one of :mod:`stableopt.presets`, on top of which
-                the rest is set), ``guard`` (a dict of :class:`~stableopt.Guard` options, or
-                ``False``), ``transforms`` (a list of ``{name: options}``), ``telemetry`` (a
-                directory, or ``{"directory": …, "every": …}``).
+                the rest is set), ``sensors`` (``False`` for none, or a dict of
+                :class:`~stableopt.sensors.Sensors` options), ``guard`` (a dict of
+                :class:`~stableopt.Guard` options, or ``False``), ``transforms`` (a list of
+                ``{name: options}``), ``telemetry`` (a directory, or
+                ``{"directory": …, "every": …}``).
             model: As in the constructor.
 
         Raises:
@@ -239,8 +247,20 @@ class StableOptimizer(Optimizer):
 
     @property
     def ledger(self) -> tuple[Event, ...]:
-        """Every intervention so far, oldest first."""
-        return tuple(self._loop.ledger.interventions)
+        """Every intervention and every rise of the risk so far, oldest first."""
+        return tuple(self._loop.ledger.entries)
+
+    @property
+    def readings(self) -> Mapping[str, Mapping[str, Reading]]:
+        """The newest reading of every metric of every weight, by name and metric."""
+        sensing = self._loop.sensing
+        weights = {} if sensing is None else sensing.weights
+        return {name: dict(health.readings) for name, health in weights.items()}
+
+    @property
+    def risk(self) -> RiskLevel | None:
+        """How much the run is in danger of spectral collapse; ``None`` while nothing is known."""
+        return self._loop.risk
 
     def summary(self) -> dict[str, Any]:
         """Return what happened so far as a dict of plain values.
@@ -290,6 +310,7 @@ class StableOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the inner optimizer."""
         checks.check_group(param_group)
+        self._loop.wait()
         self.optimizer.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
@@ -297,12 +318,14 @@ class StableOptimizer(Optimizer):
 
         A bare optimizer loads it as well; it is plain data (``weights_only=True``).
         """
+        self._loop.wait()
         return {**self.optimizer.state_dict(), CHECKPOINT_KEY: self._loop.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of a wrapped or of a bare optimizer."""
         ours = state_dict.get(CHECKPOINT_KEY, {})
         check_checkpoint(ours)  # refuse what is broken before anything moves
+        self._loop.wait()
         inner = {key: value for key, value in state_dict.items() if key != CHECKPOINT_KEY}
         self.optimizer.load_state_dict(inner)
         self._loop.load_state_dict(ours)
@@ -318,6 +341,7 @@ class StableOptimizer(Optimizer):
         return self._inner_method("eval")
 
     def _inner_method(self, name: str) -> Any:
+        self._loop.wait()
         method = getattr(self.optimizer, name, None)
         if method is None:
             raise AttributeError(f"{type(self.optimizer).__name__} has no {name}()")

@@ -19,6 +19,7 @@ from stableopt.health.signals import Signals, loss_of, summarize_signals
 from stableopt.inner import Replay, is_priming, learning_rates, requires_closure
 from stableopt.runtime.scalars import read_scalars
 from stableopt.runtime.state_copy import StateCopy
+from stableopt.sensing import Sensed, Sensing
 from stableopt.telemetry.ledger import Ledger
 from stableopt.telemetry.summary import summarize
 from stableopt.types import Action, Event, Finding, GradientNorms, Observation, Verdict
@@ -31,12 +32,12 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from stableopt.guard import Guard
+    from stableopt.sensors import Sensors
     from stableopt.telemetry.dispatch import Dispatcher
     from stableopt.transforms import GradientTransform
+    from stableopt.types import RiskLevel
 
 logger = logging.getLogger("stableopt")
-
-_HEALTHY = Verdict(action=Action.TAKE)
 
 
 class StepLoop:
@@ -45,6 +46,7 @@ class StepLoop:
     Args:
         optimizer: The inner optimizer.
         model: Gives names, and buffers to protect.
+        sensors: What is measured between steps; ``None`` for nothing.
         guard: Its options; ``None`` takes every step unjudged.
         transforms: Applied in order to the gradients of a step that is taken.
         telemetry: Where events go.
@@ -55,6 +57,7 @@ class StepLoop:
         optimizer: Optimizer,
         *,
         model: nn.Module | None,
+        sensors: Sensors | None,
         guard: Guard | None,
         transforms: Sequence[GradientTransform],
         telemetry: Dispatcher | None,
@@ -66,7 +69,9 @@ class StepLoop:
         self.signals = Signals()
         self.verdict: Verdict | None = None
         self.called = False
-        self.guardian = None if guard is None else Guardian(optimizer, model, guard)
+        acts = guard is not None and guard.act_on_risk
+        self.sensing = None if sensors is None else Sensing(optimizer, model, sensors, acts=acts)
+        self.guardian = None if guard is None else Guardian(optimizer, model, guard, self.sensing)
         self._before = StateCopy()
         self._requires_closure = requires_closure(optimizer)
         if telemetry is not None:
@@ -80,15 +85,21 @@ class StepLoop:
         told = closure is not None or observation.loss is not None
         if not told and is_priming(self.optimizer, _norm(observation)):
             return self.optimizer.step()
-        verdict, result = _HEALTHY, None
-        if self.guardian is not None:
-            verdict = self.guardian.decide(observation, numbers, self.ledger.steps)
+        sensed = Sensed() if self.sensing is None else self.sensing.join(self.ledger.steps)
+        result = None
+        if self.guardian is None:
+            verdict = _unjudged(sensed.risen)
+        else:
+            steps = self.ledger.steps
+            verdict = self.guardian.decide(observation, numbers, steps, sensed.risen)
         if verdict.action is Action.TAKE:
             result, late = self._take(closure, loss, observation)
             if late and self.guardian is not None:
                 verdict = self.guardian.decide_on(late, self.ledger.steps)
         verdict = self._settle(verdict, observation)
-        self._record(verdict, observation)
+        if self.sensing is not None and verdict.action is Action.TAKE:
+            self.sensing.launch(self.ledger.steps)
+        self._record(verdict, observation, sensed)
         return result if closure is None else loss
 
     def __getstate__(self) -> dict[str, Any]:
@@ -185,12 +196,12 @@ class StepLoop:
 
     # record
 
-    def _record(self, verdict: Verdict, observation: Observation) -> None:
-        routine = verdict.action is Action.TAKE and not verdict.findings
+    def _record(self, verdict: Verdict, observation: Observation, sensed: Sensed) -> None:
         if verdict.action is Action.TAKE:
             self.ledger.last_loss = observation.loss
-        wanted = self.telemetry is not None and self.telemetry.wants(self.ledger.steps)
-        if routine and not wanted:
+        always = bool(sensed.readings) or (self.sensing is not None and self.sensing.bursts)
+        routine = verdict.action is Action.TAKE and not verdict.findings
+        if routine and not (self.telemetry and (always or self.telemetry.wants(self.ledger.steps))):
             return
         event = Event(
             call=self.ledger.calls,
@@ -199,18 +210,21 @@ class StepLoop:
             reason=verdict.reason,
             findings=verdict.findings,
             rollback=verdict.rollback,
+            backs_off=verdict.backs_off,
             lr_scale=1.0 if self.guardian is None else self.guardian.lr_scale,
             loss=observation.loss,
             grad_norm=_norm(observation),
             lr=learning_rates(self.optimizer),
             signals=summarize_signals(observation.signals),
+            readings=sensed.readings,
+            risk=self.risk,
             time=time.time(),
         )
         if not routine:
             self.ledger.add(event)
             logger.warning("call %d: %s: %s", event.call, event.action.value, event.reason)
         if self.telemetry is not None:
-            self.telemetry.send(event)
+            self.telemetry.send(event, always=always)
             if not routine:
                 self.telemetry.send_summary(self.summary)
         if verdict.action is Action.STOP:
@@ -227,19 +241,33 @@ class StepLoop:
             "the data and the layers that this error's .ledger names, at the learning rate, and "
             "whether the gradients are reset after a step that was skipped",
             event,
-            self.ledger.interventions,
+            self.ledger.entries,
         )
 
     # checkpoints and summaries
 
+    @property
+    def risk(self) -> RiskLevel | None:
+        """The level that the sensors say the run is at; ``None`` while nothing is known."""
+        assessment = None if self.sensing is None else self.sensing.assessment
+        return None if assessment is None else assessment.level
+
+    def wait(self) -> None:
+        """Return once nothing reads the weights any more."""
+        if self.sensing is not None:
+            self.sensing.wait()
+
     def state_dict(self) -> dict[str, Any]:
         """Return what :meth:`load_state_dict` needs, as plain data."""
         guardian = {} if self.guardian is None else self.guardian.state_dict()
-        return {**self.ledger.state_dict(), **guardian}
+        sensing = {} if self.sensing is None else {"sensing": self.sensing.state_dict()}
+        return {**self.ledger.state_dict(), **guardian, **sensing}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where a checkpoint was written; what it lacks starts anew."""
         self.ledger.load_state_dict(state)
+        if self.sensing is not None:
+            self.sensing.load_state_dict(state.get("sensing", {}))
         if self.guardian is not None:
             self.guardian.load_state_dict(state)
             self.guardian.accept()
@@ -253,6 +281,7 @@ class StepLoop:
             "parameters": sum(p.numel() for g in groups for p in g["params"] if not is_lazy(p)),
             "guard": False if guardian is None else asdict(guardian.options),
             "transforms": [repr(transform) for transform in self.transforms],
+            "sensors": False if self.sensing is None else self.sensing.summary(),
             **({} if guardian is None else guardian.summary()),
         }
         return summarize(self.ledger, setup, self.telemetry, status)
@@ -269,6 +298,11 @@ class _BadEvaluationError(Exception):
     def __init__(self, findings: tuple[Finding, ...]) -> None:
         super().__init__()
         self.findings = findings
+
+
+def _unjudged(risen: tuple[Finding, ...]) -> Verdict:
+    reason = "; ".join(finding.message for finding in risen)
+    return Verdict(action=Action.TAKE, reason=reason, findings=risen)
 
 
 def _norm(observation: Observation) -> float | None:

@@ -33,6 +33,8 @@ class Scope(str, Enum):
     """The batch cannot be used; leaving it out is enough."""
     SPIKE = "spike"
     """The batch is unlike those before it, which is no fault in itself."""
+    RISK = "risk"
+    """Weights are leaving the range in which training is healthy; smaller steps may undo it."""
     STATE = "state"
     """Weights, optimizer state or buffers hold a fault; only a snapshot is without it."""
 
@@ -94,6 +96,29 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """A metric of a weight that has left its own course.
+
+    Attributes:
+        name: Of the parameter.
+        metric: What was measured.
+        value: What was read.
+        step: Updates behind the weight when it was read.
+        expected: What its past predicts.
+        limit: Beyond which it is a drift.
+        confirmed: Whether the reading before it was one, too.
+    """
+
+    name: str
+    metric: str
+    value: float
+    step: int
+    expected: float
+    limit: float
+    confirmed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GradientNorms:
     """The 2-norm of every gradient of one step, measured once and shared.
 
@@ -136,7 +161,8 @@ class Finding:
     Attributes:
         kind: ``"nonfinite_"`` before ``"loss"``, ``"gradient"``, ``"weight"``, ``"state"``,
             ``"buffer"`` or ``"tracked"``; ``"huge_weight"``, ``"huge_state"``, ``"huge_buffer"``;
-            ``"moment_bound"``, ``"negative_moment"``; ``"loss_spike"``, ``"gradient_spike"``.
+            ``"moment_bound"``, ``"negative_moment"``; ``"loss_spike"``, ``"gradient_spike"``;
+            ``"risk_warning"``, ``"risk_danger"``, ``"risk_instability"``.
         message: The finding as a sentence.
         scope: What it is held against.
         where: Names of the parameters concerned, in the optimizer's order.
@@ -181,17 +207,20 @@ class Verdict:
         reason: Why, as a sentence; empty for a healthy step.
         findings: What the detectors found.
         rollback: For ``ROLL_BACK``, and for ``STOP`` if there was a snapshot to restore.
+        backs_off: Whether the learning rate is lowered from this step on, without going back.
     """
 
     action: Action
     reason: str = ""
     findings: tuple[Finding, ...] = ()
     rollback: Rollback | None = None
+    backs_off: bool = False
 
     @property
     def baseline_reset(self) -> bool:
         """Whether what looked like a spike is taken for the new normal from here on."""
-        return self.action is Action.TAKE and bool(self.findings)
+        spikes = any(finding.scope is Scope.SPIKE for finding in self.findings)
+        return self.action is Action.TAKE and spikes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,11 +234,14 @@ class Event:
         reason: Why, as a sentence; empty for a healthy step.
         findings: What the detectors found.
         rollback: Where the run went back to, if it did.
+        backs_off: Whether the learning rate was lowered, without going back.
         lr_scale: Our factor on the learning rates; 1 unless a rollback has lowered it.
         loss: The observed loss.
         grad_norm: Global 2-norm of the gradients before any clipping of ours.
         lr: Learning rate of each parameter group, without our factor.
         signals: What else was observed; tensors as mean, min and max.
+        readings: What the sensors read from the weights as they were before this call.
+        risk: The level they say the run is at; ``None`` while nothing is known.
         time: Seconds since the epoch.
     """
 
@@ -219,17 +251,26 @@ class Event:
     reason: str = ""
     findings: tuple[Finding, ...] = ()
     rollback: Rollback | None = None
+    backs_off: bool = False
     lr_scale: float = 1.0
     loss: float | None = None
     grad_norm: float | None = None
     lr: tuple[float, ...] = ()
     signals: Mapping[str, Any] = field(default_factory=dict)
+    readings: tuple[Reading, ...] = ()
+    risk: RiskLevel | None = None
     time: float = 0.0
 
     @property
     def intervened(self) -> bool:
         """Whether the step was anything but simply taken: a reset of baselines counts."""
-        return self.action is not Action.TAKE or bool(self.findings)
+        moved = self.action is not Action.TAKE or self.backs_off
+        return moved or any(finding.scope is not Scope.RISK for finding in self.findings)
+
+    @property
+    def routine(self) -> bool:
+        """Whether there is nothing to say about the step: nobody intervened, no risk rose."""
+        return self.action is Action.TAKE and not self.findings
 
     def to_dict(self) -> dict[str, Any]:
         """Return the event as a dict of plain values, empty fields left out."""
@@ -252,8 +293,23 @@ class Event:
             ]
         if self.rollback is not None:
             record["rollback"] = asdict(self.rollback)
+        if self.backs_off:
+            record["backs_off"] = True
         if self.lr_scale != 1.0:
             record["lr_scale"] = self.lr_scale
         if self.signals:
             record["signals"] = dict(self.signals)
+        if self.risk is not None:
+            record["risk"] = self.risk.value
+        if self.readings:
+            record["readings"] = _by_name(self.readings)
         return record
+
+
+def _by_name(readings: Sequence[Reading]) -> dict[str, dict[str, float]]:
+    """Return readings as ``{weight: {"step": …, metric: value, …}}``, six digits each."""
+    found: dict[str, dict[str, float]] = {}
+    for reading in readings:
+        values = found.setdefault(reading.name, {"step": reading.step})
+        values[reading.metric] = float(f"{reading.value:.6g}")
+    return found

@@ -12,7 +12,9 @@ import torch
 from stableopt import ConfigError, Guard, StableOptimizer, presets
 from stableopt.telemetry import read_events
 
-GRADIENCE = asdict(Guard(every=100, max_rollbacks=3, lr_backoff=0.5, max_weight=1e6))
+GRADIENCE = asdict(
+    Guard(every=100, max_rollbacks=3, lr_backoff=0.5, max_weight=1e6, act_on_risk=True)
+)
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def test_gradience_writes_every_tenth_step(model, adamw, tmp_path):
     train(opt, model, 25)
     opt.close()
 
-    assert [event["step"] for event in read_events(tmp_path / "telemetry.jsonl")] == [10, 20]
+    assert [event["step"] for event in read_events(tmp_path / "telemetry.jsonl")] == [1, 10, 20]
     assert (tmp_path / "summary.json").exists()
 
 

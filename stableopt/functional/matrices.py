@@ -11,7 +11,8 @@ def as_matrix(weight: Tensor) -> Tensor:
 
     A convolution ``(out, in, kh, kw)`` becomes ``(out, in·kh·kw)``. The spectral norm of that
     matrix is below the norm of the convolution as an operator, by at most the square root of
-    ``kh·kw`` (Singla & Feizi, arXiv:1911.10258). float16 and bfloat16 become float32.
+    ``kh·kw`` (Singla & Feizi, arXiv:1911.10258). Dtypes of less than 32 bits become
+    float32.
 
     Args:
         weight: Of at least two dimensions, real or complex floating.
@@ -34,7 +35,9 @@ def as_matrix(weight: Tensor) -> Tensor:
     if not (weight.is_floating_point() or weight.is_complex()):
         raise ValueError(f"weight.dtype={weight.dtype} must be a floating or complex dtype")
     matrix = weight.detach().flatten(1)
-    return matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
+    if torch.finfo(matrix.dtype).bits >= 32:
+        return matrix
+    return matrix.to(torch.complex64 if matrix.is_complex() else torch.float32)
 
 
 def normalized(matrix: Tensor) -> tuple[Tensor, Tensor]:

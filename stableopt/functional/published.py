@@ -113,6 +113,6 @@ def kappa_tilde(weight: Tensor, sigma: Tensor | None = None) -> Tensor:
     norm = frobenius_norm(weight)
     estimate = spectral_norm(weight).sigma if sigma is None else sigma
     smaller = min(weight.shape[0], weight[0].numel() if weight.shape[0] else 0)
-    defined = torch.isfinite(norm) & (norm > 0)
     value = estimate.to(norm) * (10 * math.sqrt(smaller)) / norm
+    defined = torch.isfinite(value) & (norm > 0)
     return torch.where(defined, value, torch.full_like(norm, math.nan))

@@ -13,8 +13,8 @@ _NODES = 4001
 def gaussian_effective_rank(rows: int, columns: int) -> float:
     """Return the effective rank of a Gaussian matrix of that shape.
 
-    From the Marchenko-Pastur law by quadrature: no random draw, and within 0.5% of the mean
-    of draws from 32 rows and columns on (1.2% from 16 on).
+    From the Marchenko-Pastur law by quadrature: no random draw, and above the mean of draws by
+    at most 0.5% from 64 rows and columns on (0.9% from 32, 1.5% from 16). Exactly 1 for a vector.
 
     Args:
         rows: Of the matrix; at least 1.
@@ -38,6 +38,9 @@ def gaussian_effective_rank(rows: int, columns: int) -> float:
 
 def gaussian_kappa_p10(rows: int, columns: int) -> float:
     """Return σ₁ over the 10% quantile of the singular values of a Gaussian matrix.
+
+    Above the median of draws by at most 5% from 128 rows and columns on (12% from 32): σ₁ is a
+    little below the edge of the law. Exactly 1 for a vector.
 
     Args:
         rows: Of the matrix; at least 1.
@@ -85,11 +88,11 @@ def gaussian_condition_number(rows: int, columns: int) -> float:
 
 
 def square_condition_tail(size: int, limit: float) -> float:
-    """Return the probability that a Gaussian ``size × size`` matrix has κ above ``limit``.
+    """Return the probability that a Gaussian ``(size, size)`` matrix has κ above ``limit``.
 
     Args:
         size: n; the law is that of large n, good from about 10 on.
-        limit: Of the condition number; above 0.
+        limit: Of the condition number; above 0. No condition number is below 1.
 
     Raises:
         ValueError: ``size`` is below 1, or ``limit`` not above 0.
@@ -104,6 +107,8 @@ def square_condition_tail(size: int, limit: float) -> float:
     _check(size, size)
     if not limit > 0:
         raise ValueError(f"limit={limit} must be above 0")
+    if limit <= 1:
+        return 1.0
     x = limit / size
     return -math.expm1(-2 / x - 2 / (x * x))
 
@@ -111,7 +116,7 @@ def square_condition_tail(size: int, limit: float) -> float:
 def gaussian_fiedler_value(rows: int) -> float:
     """Return the Fiedler value of the cosines of Gaussian rows; hardly depends on their length.
 
-    1 - 1.511 / √p, a fit to draws: low by .013 for 128 rows, by .04 for 32.
+    1 - 1.511 / √p, a fit to draws: low by .01 for 128 rows, by .05 for 32, by .12 for 16.
 
     Args:
         rows: p, at least 2.
@@ -133,6 +138,8 @@ def _marchenko_pastur(rows: int, columns: int) -> tuple[float, float]:
     """Return effective rank and κ_p10 of the limiting law of that aspect."""
     _check(rows, columns)
     small, large = min(rows, columns), max(rows, columns)
+    if small == 1:
+        return 1.0, 1.0
     aspect = small / large
     low, high = 1 - math.sqrt(aspect), 1 + math.sqrt(aspect)
     # The squares of the singular values, in units of the variance times the larger dimension,

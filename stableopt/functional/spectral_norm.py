@@ -217,8 +217,10 @@ def right_vector(rights: Tensor, coefficients: Tensor) -> Tensor:
         rights: ``(k, n)``.
         coefficients: ``(k,)``, real, on any device.
     """
-    found = coefficients.to(device=rights.device, dtype=rights.dtype) @ rights
-    return _unit(torch.nan_to_num(found))
+    if rights.is_cuda and not coefficients.is_cuda:
+        coefficients = coefficients.pin_memory()  # else the host would wait for the copy
+    share = coefficients.to(device=rights.device, non_blocking=True).to(rights.dtype)
+    return _unit(torch.nan_to_num(share @ rights))
 
 
 def warm_start(vector: Tensor, noise: Tensor) -> Tensor:

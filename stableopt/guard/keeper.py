@@ -81,12 +81,15 @@ class Keeper:
         if ticket is not None:
             self.ring.accept(ticket)
 
-    def after(self, step: int, baselines: Callable[[], Mapping[str, Any]]) -> tuple[Finding, ...]:
+    def after(
+        self, step: int, baselines: Callable[[], Mapping[str, Any]], *, now: bool = False
+    ) -> tuple[Finding, ...]:
         """Take a snapshot after a healthy step, if one is due or asked for.
 
         Args:
             step: Updates behind the weights.
             baselines: Returns those of the detectors.
+            now: Whether one is taken though it is not due, if there is a slot for it.
 
         Returns:
             What is wrong with the state; it is then not copied.
@@ -97,7 +100,7 @@ class Keeper:
             self._allocate(baselines())
         if self.wanted and self.ring.pin_manual(step):
             self.wanted = False
-        if not self.wanted and not self.ring.due(step):
+        if not now and not self.wanted and not self.ring.due(step):
             return ()
         findings = self._judge.damage()
         if findings:

@@ -36,6 +36,9 @@ class Guard:
         gradient_spike: The same for the logarithm of the global gradient norm.
         max_weight: Largest magnitude that a weight may have; ``None`` for the square root of
             the largest number of its dtype (1.8e19 in float32 and bfloat16; none in float16).
+        act_on_risk: Whether a risk level of the spectral sensors is answered when it rises:
+            ``WARNING`` by a snapshot, ``DANGER`` by one and ``lr_backoff``, ``INSTABILITY`` by a
+            rollback with ``lr_backoff``, within ``max_rollbacks``. Otherwise it is only told.
         memory: Where snapshots lie: ``"device"``, ``"host"`` (pinned, for an accelerator) or
             ``"auto"``, the first of these where they fit.
 
@@ -66,6 +69,7 @@ how many steps in a row may be skipped
     loss_spike: float | None = 6.0
     gradient_spike: float | None = 6.0
     max_weight: float | None = None
+    act_on_risk: bool = False
     memory: str = "auto"
 
     def __post_init__(self) -> None:
@@ -84,6 +88,8 @@ how many steps in a row may be skipped
         for name in ("loss_spike", "gradient_spike", "max_weight"):
             if getattr(self, name) is not None:
                 _require_number(name, getattr(self, name), math.inf, "or None for the default")
+        if not isinstance(self.act_on_risk, bool):
+            raise ConfigError(f"act_on_risk={self.act_on_risk!r} must be True or False")
         if self.memory not in ("auto", "device", "host"):
             raise ConfigError(
                 f"memory={self.memory!r} must be 'auto', 'device' or 'host': where snapshots lie"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stableopt.types import Action, Rollback, Scope, Verdict
@@ -28,6 +29,10 @@ class Policy:
        learning rate as it is, random states restored: a transient fault leaves no trace.
     2. The newest verified one, the learning rate times ``lr_backoff``, other randomness.
     3. The next older one, the learning rate lowered once more; and so on.
+
+    A risk that rises is answered if the guard acts on it: a danger by a lower learning rate, an
+    instability by a rollback that begins with the second attempt's caution, because the same
+    steps would lead to the same place.
 
     What is counted here is never rolled back.
 
@@ -74,6 +79,8 @@ class Policy:
             return Verdict(action=Action.TAKE)
         cause = "; ".join(finding.message for finding in findings)
         scopes = {finding.scope for finding in findings}
+        if scopes == {Scope.RISK}:
+            return self._answer(cause, findings, step, ring)
         if Scope.STATE in scopes:
             return self._go_back(cause, findings, step, ring, lost=True)
         limit = self._guard.max_skips
@@ -85,6 +92,21 @@ class Policy:
             return self._go_back(row, findings, step, ring, lost=False)
         reason = f"{row}: taken for the new normal, baselines start anew"
         return Verdict(action=Action.TAKE, reason=reason, findings=findings)
+
+    def _answer(self, cause: str, findings: tuple[Finding, ...], step: int, ring: Ring) -> Verdict:
+        """Answer a risk that has risen."""
+        told = Verdict(action=Action.TAKE, reason=cause, findings=findings)
+        kinds = {finding.kind for finding in findings}
+        if not self._guard.act_on_risk or kinds == {"risk_warning"}:
+            return told
+        if "risk_instability" in kinds:
+            return self._go_back(cause, findings, step, ring, lost=False, lowers=True)
+        scale = self.lr_scale * self._guard.lr_backoff
+        lowest = self._guard.lr_backoff**self._guard.max_rollbacks
+        if scale < lowest:
+            reason = f"{cause}; the learning rate is as low as it may become (times {lowest:g})"
+            return replace(told, reason=reason)
+        return replace(told, reason=f"{cause}; learning rate times {scale:g}", backs_off=True)
 
     def _manual(
         self, reason: str, findings: tuple[Finding, ...], step: int, target: Slot
@@ -102,20 +124,28 @@ class Policy:
         )
 
     def _go_back(
-        self, cause: str, findings: tuple[Finding, ...], step: int, ring: Ring, *, lost: bool
+        self,
+        cause: str,
+        findings: tuple[Finding, ...],
+        step: int,
+        ring: Ring,
+        *,
+        lost: bool,
+        lowers: bool = False,
     ) -> Verdict:
         attempt = self.attempts + 1
         target = self._target(attempt, step, ring, lost=lost)
         obstacle = self._obstacle(attempt, target, ring)
         if target is None or obstacle:
             return self._stop(f"{cause}; {obstacle}", findings, step, ring)
-        scale = self.lr_scale * (self._guard.lr_backoff if attempt > 1 else 1.0)
+        lowers |= attempt > 1
+        scale = self.lr_scale * (self._guard.lr_backoff if lowers else 1.0)
         rollback = Rollback(
             from_step=step,
             to_step=target.step,
             attempt=attempt,
             lr_scale=scale,
-            restores_rng=attempt == 1,
+            restores_rng=not lowers,
         )
         again = "it recurred at the same step, so it is no transient fault; "
         reason = (
@@ -165,15 +195,19 @@ class Policy:
 
     # note: remember what became of a step
 
-    def note(self, verdict: Verdict, step: int) -> None:
+    def note(self, verdict: Verdict, step: int, *, endangered: bool = False) -> None:
         """Remember what became of a step.
 
         Args:
             verdict: What was done.
             step: Updates behind the weights before it was done.
+            endangered: Whether the risk is one that is acted upon.
         """
         if verdict.action is Action.TAKE:
-            self._note_taken(step, healthy=not verdict.findings)
+            if verdict.backs_off:
+                self.lr_scale *= self._guard.lr_backoff
+                self._recovery = (self.lr_scale, 0)
+            self._note_taken(step, healthy=not (verdict.baseline_reset or endangered))
         elif verdict.action is Action.SKIP:
             self.skips_in_a_row += 1
         elif verdict.action is Action.ROLL_BACK and verdict.rollback is not None:

@@ -23,7 +23,7 @@ class Restored(NamedTuple):
     """What came of restoring a snapshot.
 
     Attributes:
-        baselines: Of the detectors, at that moment.
+        baselines: Of the detectors and sensors, at that moment.
         left_behind: Names of tracked objects that raised instead of going back.
     """
 
@@ -69,7 +69,7 @@ class Snapshot:
             optimizer: The inner optimizer.
             buffers: The model's buffers after the last healthy step.
             tracked: What the user moves beside it.
-            baselines: Of the detectors; plain data.
+            baselines: Of the detectors and sensors; not written to afterwards.
         """
         self._state.take(optimizer)
         self._buffers = None if buffers is None else buffers.copy_into(self._buffers)

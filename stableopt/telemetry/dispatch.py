@@ -48,10 +48,10 @@ class Dispatcher:
         """Tell whether any writer wants a healthy step."""
         return not self._closed and any(wants(c.writer, step) for c in self._channels)
 
-    def send(self, event: Event) -> None:
-        """Queue an event for every writer that wants it; never blocks."""
+    def send(self, event: Event, *, always: bool = False) -> None:
+        """Queue an event for every writer that wants it, or for all of them; never blocks."""
         for channel in () if self._closed else self._channels:
-            if event.intervened or wants(channel.writer, event.step):
+            if always or not event.routine or wants(channel.writer, event.step):
                 channel.send(event)
 
     def send_summary(self, make: Callable[[], dict[str, Any]]) -> None:

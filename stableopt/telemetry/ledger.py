@@ -20,24 +20,28 @@ class Ledger:
     Attributes:
         calls: Calls of ``step()``; never goes back.
         steps: Updates behind the weights; goes back with a rollback.
-        interventions: The event of every call that was not simply taken.
+        entries: The event of every call that was not simply taken, or at which the risk rose.
         last_loss: The loss of the last step that was taken, if it was observed.
         steps_lost: Updates that rollbacks have undone.
+        back_offs: How often the learning rate was lowered without going back.
     """
 
     def __init__(self) -> None:
         self.calls = 0
         self.steps = 0
-        self.interventions: list[Event] = []
+        self.entries: list[Event] = []
         self.last_loss: float | None = None
         self.steps_lost = 0
+        self.back_offs = 0
         self._incomplete = False
         self._counts: Counter[Action] = Counter()
 
     def add(self, event: Event) -> None:
-        """Keep an intervention."""
-        self.interventions.append(event)
-        self._counts[event.action] += 1
+        """Keep an event that there is something to say about."""
+        self.entries.append(event)
+        if event.intervened:
+            self._counts[event.action] += not event.backs_off
+            self.back_offs += event.backs_off
         if event.action is Action.ROLL_BACK and event.rollback is not None:
             self.steps_lost += event.rollback.from_step - event.rollback.to_step
             self._incomplete |= bool(event.rollback.left_behind)

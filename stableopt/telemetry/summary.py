@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from stableopt.telemetry.ledger import Ledger
 
 NEWEST = 100
-"""How many interventions a summary lists."""
+"""How many entries of the ledger a summary lists."""
 
 
 def summarize(
@@ -44,6 +44,7 @@ def summarize(
         "rollbacks": ledger.count(Action.ROLL_BACK),
         "steps_lost": ledger.steps_lost,
         "baseline_resets": ledger.count(Action.TAKE),
+        "back_offs": ledger.back_offs,
         "stops": stops,
         "last_loss": ledger.last_loss,
         **setup,
@@ -54,5 +55,5 @@ def summarize(
             "python": platform.python_version(),
         },
         # The whole ledger is in the event file; here it would make every rewrite slower.
-        "ledger": [event.to_dict() for event in ledger.interventions[-NEWEST:]],
+        "ledger": [event.to_dict() for event in ledger.entries[-NEWEST:]],
     }

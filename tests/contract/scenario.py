@@ -19,6 +19,7 @@ from torch.optim.optimizer import (
 from torch.optim.swa_utils import SWALR
 
 from stableopt import Guard, StableOptimizer
+from stableopt.sensors import ConditionNumber, SampledSpectrum, Sampler, Sensors, SpectralNorm
 from tests.contract.specs import Spec
 
 STEPS = 20
@@ -35,8 +36,13 @@ def wrapped(inner: Optimizer, model: nn.Module) -> Optimizer:
 
 
 def guarded(inner: Optimizer, model: nn.Module) -> Optimizer:
-    """Snapshots every few steps, and the detectors of spikes, on."""
-    return StableOptimizer(inner, model=model, guard=Guard(every=3))
+    """Snapshots every few steps, the detectors of spikes, and every sensor at every step."""
+    sensors = Sensors(
+        use=(SpectralNorm(), SampledSpectrum(rows=4), ConditionNumber(always=True)),
+        sampler=Sampler(ratio=1, every=1),
+        budget=None,
+    )
+    return StableOptimizer(inner, model=model, sensors=sensors, guard=Guard(every=3))
 
 
 WRAPS: dict[str, Wrap] = {"wrapped": wrapped, "guarded": guarded}

@@ -114,8 +114,9 @@ def test_a_shift_of_the_data_is_the_new_normal_soon(shift, draw):
     assert summary["skips"] <= Guard().max_skips
     assert summary["baseline_resets"] <= 1
     # Six in a row, all of them at the shift, or none: afterwards it is left alone.
-    assert [e.call for e in run.opt.ledger] == list(range(251, 251 + len(run.opt.ledger)))
-    assert len(run.opt.ledger) in (0, Guard().max_skips + 1)
+    interventions = [event.call for event in run.opt.ledger if event.intervened]
+    assert interventions == list(range(251, 251 + len(interventions)))
+    assert len(interventions) in (0, Guard().max_skips + 1)
     assert median(run.losses[450:]) < median(run.losses[250:256]) / 2
 
 

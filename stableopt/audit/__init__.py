@@ -1,0 +1,1 @@
+"""The spectra of every weight in a checkpoint file: ``stableopt audit``."""

@@ -1,0 +1,128 @@
+"""What the readings say: courses, suspicions, and the risk of the run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from stableopt.health.drift import DriftDetector
+from stableopt.health.kappa_slope import KappaSlope
+from stableopt.health.risk import Assessment, RiskJudge, SpectralRisk, WeightHealth
+from stableopt.health.tiers import SMALLEST
+from stableopt.types import Drift, Reading, RiskLevel, Standing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+ANY_SIZE = frozenset({"spectral_norm"})
+"""Metrics whose course says something for weights of every size."""
+
+
+class Monitor:
+    """Remembers what is known about every weight, and draws the conclusions.
+
+    Args:
+        risk: What the level is read from: ``"spectral"`` or ``"kappa_tilde"``.
+
+    Attributes:
+        weights: What is known about every weight.
+        assessment: The level of the run; ``None`` while nothing is known.
+        suspects: Names of weights that should be visited again soon.
+    """
+
+    def __init__(self, risk: str) -> None:
+        self.weights: dict[str, WeightHealth] = {}
+        self.assessment: Assessment | None = None
+        self.suspects = set[str]()
+        self._drift = DriftDetector()
+        self._risk: RiskJudge = (
+            KappaSlope() if risk == "kappa_tilde" else SpectralRisk(self._drift.slope)
+        )
+
+    def learns(self, name: str) -> bool:
+        """Tell whether a weight has been visited too few times to be judged by its past."""
+        return name not in self.weights or self._drift.learns(name)
+
+    def take(
+        self, readings: Sequence[Reading], shapes: Mapping[str, tuple[int, int]], step: int
+    ) -> None:
+        """Judge the readings of one visit of some weights.
+
+        Args:
+            readings: All of them.
+            shapes: Of the weights as matrices.
+            step: Updates behind the weights.
+        """
+        visited: dict[str, list[Reading]] = {}
+        for reading in readings:
+            visited.setdefault(reading.name, []).append(reading)
+        for name, found in visited.items():
+            small = min(shapes[name]) < SMALLEST
+            drifts = [self._judge(r) for r in found if not small or r.metric in ANY_SIZE]
+            self._update(name, found, [drift for drift in drifts if drift is not None])
+        if visited:
+            self.assessment = self._risk.assess(step, self.weights)
+
+    def _judge(self, reading: Reading) -> Drift | None:
+        return self._drift.judge(reading.name, reading.metric, reading.value, reading.step)
+
+    def _update(self, name: str, found: Sequence[Reading], drifts: Sequence[Drift]) -> None:
+        before = self.weights.get(name)
+        known = {} if before is None else before.readings
+        now = WeightHealth(
+            readings={**known, **{reading.metric: reading for reading in found}},
+            drifts=tuple(drift for drift in drifts if drift.confirmed),
+        )
+        self.weights[name] = now
+        worse = _rank(now) >= RiskLevel.WARNING.rank and _rank(now) > _rank(before)
+        (self.suspects.add if drifts or worse else self.suspects.discard)(name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that is remembered, as plain data."""
+        return {
+            "weights": {
+                name: {
+                    "readings": [_plain(reading) for reading in health.readings.values()],
+                    "drifts": [asdict(drift) for drift in health.drifts],
+                }
+                for name, health in self.weights.items()
+            },
+            "suspects": sorted(self.suspects),
+            "courses": self._drift.state_dict(),
+            "risk": self._risk.state_dict(),
+            "assessment": None if self.assessment is None else self.assessment.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what a checkpoint or a snapshot remembers."""
+        self.weights = {
+            str(name): WeightHealth(
+                readings={
+                    known["metric"]: Reading(
+                        **{**known, "name": name, "standing": Standing(known["standing"])}
+                    )
+                    for known in health["readings"]
+                },
+                drifts=tuple(Drift(**drift) for drift in health["drifts"]),
+            )
+            for name, health in state["weights"].items()
+        }
+        self.suspects = {str(name) for name in state["suspects"]}
+        self._drift.load_state_dict(state["courses"])
+        self._risk.load_state_dict(state["risk"])
+        held = state["assessment"]
+        self.assessment = None if held is None else Assessment.from_state(held)
+
+
+def _rank(health: WeightHealth | None) -> int:
+    level = None if health is None else health.level
+    return -1 if level is None else level.rank
+
+
+def _plain(reading: Reading) -> dict[str, Any]:
+    return {
+        "metric": reading.metric,
+        "value": reading.value,
+        "step": reading.step,
+        "standing": reading.standing.value,
+    }

@@ -1,0 +1,96 @@
+"""Work that only reads, beside training: on a side stream where there is one, else inline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+
+class Errand:
+    """Numbers on their way to the host.
+
+    Args:
+        values: On the host, or about to be.
+        done: Recorded behind them; ``None`` if they are there already.
+        started: Recorded before them.
+    """
+
+    def __init__(self, values: Sequence[Tensor], done: Any = None, started: Any = None) -> None:
+        self._values = values
+        self._done = done
+        self._started = started
+
+    @property
+    def late(self) -> bool:
+        """Whether :meth:`wait` would have to wait."""
+        return self._done is not None and not self._done.query()
+
+    def wait(self) -> Sequence[Tensor]:
+        """Return the values, on the host; nothing that was sent reads a weight any more."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._values
+
+    @property
+    def device_seconds(self) -> float:
+        """Seconds that the work took on the device; 0 on the CPU. Only after :meth:`wait`."""
+        if self._done is None:
+            return 0.0
+        return float(self._started.elapsed_time(self._done)) / 1e3
+
+
+class Lane:
+    """Runs work that reads weights, without making training wait.
+
+    On a CUDA device the work is queued on a stream of its own, behind everything queued so far
+    on the current one, and its results are copied to pinned host memory. Whoever changes what
+    it reads calls :meth:`Errand.wait` first. On the CPU it runs at once.
+    """
+
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, Any] = {}
+
+    def run(self, device: torch.device, work: Callable[[], Sequence[Tensor]]) -> Errand:
+        """Run ``work``; nothing of it is recorded by autograd or touched by autocast.
+
+        Args:
+            device: Where everything that ``work`` reads lies.
+            work: Queues kernels and returns small tensors.
+        """
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            if device.type != "cuda":
+                return Errand([value.cpu() for value in work()])
+            return self._beside(device, work)
+
+    def _beside(self, device: torch.device, work: Callable[[], Sequence[Tensor]]) -> Errand:
+        stream = self._streams.get(device)
+        if stream is None:
+            stream = self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        started, done = _event(), _event()
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            started.record(stream)
+            values = [self._to_host(value) for value in work()]
+            done.record(stream)
+        return Errand(values, done, started)
+
+    @staticmethod
+    def _to_host(value: Tensor) -> Tensor:
+        if value.device.type == "cpu":
+            return value
+        pinned = torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=True)
+        return pinned.copy_(value, non_blocking=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give copies and pickles no stream."""
+        return {"_streams": {}}
+
+
+def _event() -> Any:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -1,0 +1,375 @@
+"""Between two steps: who measures which weight, and what it says about the run."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import zlib
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from stableopt.health.monitor import Monitor
+from stableopt.health.tiers import standing_of
+from stableopt.runtime.lane import Lane
+from stableopt.sensors.governor import Governor
+from stableopt.sensors.protocol import Result, Visit
+from stableopt.sensors.targets import Targets
+from stableopt.types import Finding, Reading, RiskLevel, Scope, Standing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from stableopt.health.risk import Assessment, WeightHealth
+    from stableopt.runtime.lane import Errand
+    from stableopt.sensors import Measurement, Sensor, Sensors
+
+logger = logging.getLogger("stableopt")
+
+BURST = 20
+"""Steps that telemetry records one by one after the risk has risen."""
+
+
+class _Started(NamedTuple):
+    """A measurement that is under way, or the reason why it is not."""
+
+    sensor: Sensor
+    visit: Visit
+    measurement: Measurement | None
+
+
+class _Launch(NamedTuple):
+    """All that was started after one step."""
+
+    step: int
+    started: dict[torch.device, list[_Started]]
+    errands: dict[torch.device, Errand]
+    shapes: dict[str, tuple[int, int]]
+
+
+class Sensed(NamedTuple):
+    """What the sensors told at one step.
+
+    Attributes:
+        readings: Everything that was read.
+        risen: The risk, if its level is ``WARNING`` or more and higher than before.
+    """
+
+    readings: tuple[Reading, ...] = ()
+    risen: tuple[Finding, ...] = ()
+
+
+class Sensing:
+    """Starts the sensors after a step, and reads them in the next one.
+
+    Everything that it reads is a function of the weights, their names, the step, the seed and
+    what it remembers; what it remembers goes back with the weights, and into checkpoints.
+
+    Args:
+        optimizer: The inner optimizer.
+        model: Gives names.
+        options: What runs when.
+        acts: Whether anything is done about the readings; they are then never postponed.
+
+    Raises:
+        ConfigError: A pattern of parameter names matches none.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, model: nn.Module | None, options: Sensors, *, acts: bool
+    ) -> None:
+        self.options = options
+        self.acts = acts
+        self.waits = 0
+        self._targets = Targets(optimizer, model, options.params)
+        self._targets.check()
+        self._governor = Governor(options.budget)
+        self._lane = Lane()
+        self._failed = set[str]()
+        self._told = False
+        self._burst = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        self._launched: _Launch | None = None
+        self._monitor = Monitor(self.options.risk)
+        self._memories: dict[str, dict[str, Tensor]] = {}
+        self._turn = 0
+        self._measured = -1
+
+    @property
+    def weights(self) -> Mapping[str, WeightHealth]:
+        """What is known about every weight."""
+        return self._monitor.weights
+
+    @property
+    def assessment(self) -> Assessment | None:
+        """The level of the run; ``None`` while nothing is known."""
+        return self._monitor.assessment
+
+    # between two steps
+
+    def launch(self, step: int) -> None:
+        """Start the sensors that are due once the weights are ``step`` updates old."""
+        if self._launched is not None or step == self._measured:
+            return
+        if not self.options.sampler.due(step) or not self._may_run():
+            return
+        began = time.perf_counter()
+        weights = self._targets.weights()
+        names = self._choose(weights, step)
+        plans: dict[torch.device, list[_Started]] = {}
+        for name in names:
+            plans.setdefault(weights[name].device, []).extend(self._plan(name, weights, step))
+        started: dict[torch.device, list[_Started]] = {device: [] for device in plans}
+        errands = {
+            device: self._lane.run(device, partial(self._start, planned, started[device]))
+            for device, planned in plans.items()
+        }
+        shapes = {n: (weights[n].shape[0], weights[n][:1].numel()) for n in names}
+        self._launched = _Launch(step, started, errands, shapes)
+        self._governor.charge(time.perf_counter() - began)
+
+    def _may_run(self) -> bool:
+        """Ask the account; what is acted upon runs in any case."""
+        if self._governor.allows():
+            return True
+        self._governor.postponed += not self.acts
+        if not self._told:
+            self._told = True
+            what = (
+                "are not postponed, because they are acted upon" if self.acts else "are postponed"
+            )
+            logger.warning(
+                "sensors take more than budget=%g of the training time, and %s; a larger every or "
+                "a smaller ratio of their Sampler, or a larger budget, makes that regular",
+                self.options.budget,
+                what,
+            )
+        return self.acts
+
+    def _choose(self, weights: Mapping[str, Tensor], step: int) -> list[str]:
+        """Return whose turn it is, what has no baseline yet, and what is suspected."""
+        if not weights:
+            return []
+        names = list(weights)
+        turned = self.options.sampler.pick(names, self._turn, step)
+        beside = {name for name in names if self._monitor.learns(name)} | self._monitor.suspects
+        return turned + sorted(beside.intersection(names).difference(turned))
+
+    def _plan(self, name: str, weights: Mapping[str, Tensor], step: int) -> list[_Started]:
+        seed = self.options.sampler.seed
+        visit = Visit(
+            name=name,
+            weight=weights[name],
+            seed=zlib.crc32(f"{seed}:{name}".encode()),
+            draw=zlib.crc32(f"{seed}:{name}:{step}".encode()),
+        )
+        return [
+            _Started(sensor, replace(visit, memory=self._remembered(sensor, name)), None)
+            for sensor in self.options.use
+            if name in self._monitor.suspects or not sensor.on_suspicion
+        ]
+
+    def _start(self, plans: Sequence[_Started], done: list[_Started]) -> list[Tensor]:
+        sent: list[Tensor] = []
+        for plan in plans:
+            measurement = None
+            try:
+                measurement = plan.sensor.start(plan.visit)
+                sent += measurement.sent
+            except Exception as error:  # noqa: BLE001 - a sensor must not end a run
+                self._tell(plan.sensor, plan.visit.name, error)
+            done.append(plan._replace(measurement=measurement))
+        return sent
+
+    # in the next step
+
+    def join(self, step: int) -> Sensed:
+        """Return what the sensors have read, and draw the conclusions.
+
+        Args:
+            step: Updates behind the weights.
+        """
+        self._burst = max(0, self._burst - 1)
+        if self._launched is None:
+            self.launch(step)  # the first step; or the one after a checkpoint or a rollback
+        launch, self._launched = self._launched, None
+        if launch is None:
+            return Sensed()
+        began = time.perf_counter()
+        self._measured = launch.step
+        self._turn += 1
+        readings: list[Reading] = []
+        for device, errand in launch.errands.items():
+            self.waits += errand.late
+            host = list(errand.wait())
+            for started in launch.started[device]:
+                readings += self._finish(launch, started, host)
+            self._governor.charge(errand.device_seconds)
+        before = self.assessment
+        self._monitor.take(readings, launch.shapes, launch.step)
+        risen = self._risen(before)
+        if risen:
+            self._burst = BURST
+        self._governor.charge(time.perf_counter() - began)
+        return Sensed(tuple(readings), risen)
+
+    def _finish(self, launch: _Launch, started: _Started, host: list[Tensor]) -> list[Reading]:
+        """Turn what one measurement has sent into readings; takes it from ``host``."""
+        sensor, name = started.sensor, started.visit.name
+        failed = started.measurement is None
+        result = Result({})
+        if started.measurement is not None:
+            count = len(started.measurement.sent)
+            mine, host[:count] = host[:count], []
+            try:
+                result = started.measurement.finish(mine)
+                _check(result, sensor)
+            except Exception as error:  # noqa: BLE001 - a sensor must not end a run
+                self._tell(sensor, name, error)
+                failed, result = True, Result({})
+        self._remember(sensor, name, result.memory)
+        values = dict.fromkeys(sensor.metrics, math.nan) if failed else result.values
+        return [
+            self._reading(launch, name, metric, float(value), failed=failed)
+            for metric, value in values.items()
+        ]
+
+    def _reading(
+        self, launch: _Launch, name: str, metric: str, value: float, *, failed: bool
+    ) -> Reading:
+        standing = standing_of(metric, value, *launch.shapes[name])
+        # Only a matrix that is not finite has no spectral norm: that of zero is zero.
+        if metric == "spectral_norm" and math.isnan(value) and not failed:
+            standing = Standing.DANGER
+        return Reading(name=name, metric=metric, value=value, step=launch.step, standing=standing)
+
+    def _remembered(self, sensor: Sensor, name: str) -> Tensor | None:
+        return self._memories.get(sensor.metrics[0], {}).get(name)
+
+    def _remember(self, sensor: Sensor, name: str, memory: Tensor | None) -> None:
+        known = self._memories.setdefault(sensor.metrics[0], {})
+        if memory is None:
+            known.pop(name, None)
+        else:
+            known[name] = memory
+
+    def _risen(self, before: Assessment | None) -> tuple[Finding, ...]:
+        """Return the risk if its level is one to worry about and higher than before."""
+        now, least = self.assessment, RiskLevel.LEARNING.rank
+        if before is not None:
+            least = max(least, before.level.rank)
+        if now is None or now.level.rank <= least:
+            return ()
+        level = now.level.value
+        message = f"the risk rises to {level}: {now.reason}"
+        finding = Finding(kind=f"risk_{level}", message=message, scope=Scope.RISK, where=now.where)
+        return (finding,)
+
+    @property
+    def bursts(self) -> bool:
+        """Whether telemetry should record every step for now: the risk has risen lately."""
+        return self._burst > 0
+
+    def _tell(self, sensor: Sensor, name: str, error: Exception) -> None:
+        told = f"{sensor!r}"
+        if told not in self._failed:
+            self._failed.add(told)
+            logger.warning(
+                "%s failed on %s (%s: %s): its metrics are undefined there; this is not said again",
+                told,
+                name,
+                type(error).__name__,
+                error,
+            )
+
+    # waiting, going back, checkpoints
+
+    def wait(self) -> None:
+        """Return once nothing that was started reads a weight any more."""
+        if self._launched is not None:
+            for errand in self._launched.errands.values():
+                errand.wait()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is remembered: plain data, and the tensors that sensors start from.
+
+        What is under way has no part in it: it is started anew from the same weights.
+        """
+        return {
+            "turn": self._turn,
+            "measured": self._measured,
+            "memories": {metric: dict(known) for metric, known in self._memories.items()},
+            "monitor": self._monitor.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what a checkpoint or a snapshot remembers; nothing begins anew.
+
+        Raises:
+            AttributeError, KeyError, TypeError, ValueError: :meth:`state_dict` has not made it.
+        """
+        self.wait()
+        self._forget()
+        if not state:
+            return
+        self._turn, self._measured = int(state["turn"]), int(state["measured"])
+        weights = self._targets.weights()
+        for metric, known in state["memories"].items():
+            self._memories[str(metric)] = {
+                name: vector.to(weights[name].device)
+                for name, vector in known.items()
+                if name in weights
+            }
+        self._monitor.load_state_dict(state["monitor"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give copies and pickles nothing that is under way: it is started anew."""
+        return {**self.__dict__, "_launched": None, "_governor": Governor(self.options.budget)}
+
+    def summary(self) -> dict[str, Any]:
+        """Return the level, and what the sensors cost, as plain values."""
+        assessment = self.assessment
+        return {
+            "risk": None if assessment is None else assessment.level.value,
+            "reason": "" if assessment is None else assessment.reason,
+            "where": [] if assessment is None else list(assessment.where),
+            "use": [repr(sensor) for sensor in self.options.use],
+            "weights": len(self.weights),
+            "undefined": sum(health.level is None for health in self.weights.values()),
+            "share": round(self._governor.share(), 6),
+            "postponed": self._governor.postponed,
+            "waits": self.waits,
+        }
+
+
+def check_sensing(state: Mapping[str, Any]) -> None:
+    """Try to read what :meth:`Sensing.state_dict` has made, or has not.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: It has not.
+    """
+    if not state:
+        return
+    if int(state["turn"]) < 0:
+        raise ValueError(state["turn"])
+    int(state["measured"])
+    for known in state["memories"].values():
+        for vector in known.values():
+            if not isinstance(vector, Tensor) or vector.dim() != 1:
+                raise TypeError(vector)
+    Monitor("spectral").load_state_dict({**state["monitor"], "risk": {"calm": 0, "held": None}})
+
+
+def _check(result: Result, sensor: Sensor) -> None:
+    missing = set(sensor.metrics).symmetric_difference(result.values)
+    if missing:
+        raise ValueError(f"its result does not fit its metrics: {', '.join(sorted(missing))}")

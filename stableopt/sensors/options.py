@@ -1,0 +1,105 @@
+"""Which sensors run, on which weights, when, and for how much of the time."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from stableopt.errors import ConfigError
+from stableopt.sensors.protocol import Sensor
+from stableopt.sensors.sampled_spectrum import SampledSpectrum
+from stableopt.sensors.sampler import Sampler
+from stableopt.sensors.spectral_norm import SpectralNorm
+
+RISKS = ("spectral", "kappa_tilde")
+
+
+def default_sensors() -> tuple[Sensor, ...]:
+    """Return the default set."""
+    return (SpectralNorm(), SampledSpectrum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensors:
+    """Which sensors run, on which weights, when, and for how much of the time.
+
+    Attributes:
+        use: The sensors; the spectral norm and a sampled spectrum if not given.
+        sampler: Which weights they visit at which step.
+        params: Patterns of parameter names (``*`` and ``?``) to visit; ``None`` for all of two
+            dimensions or more.
+        budget: Share of the training time that sensors may take: visits are postponed, and
+            that is said, where they would take more. ``None`` for no limit. Where readings lead
+            to actions nothing is postponed, so that runs are reproducible, and it is only said.
+        risk: What the risk level is read from: ``"spectral"``, or ``"kappa_tilde"`` for the
+            slope of κ̃ that Gradience reads (needs :class:`KappaTilde` among the sensors).
+
+    Raises:
+        ConfigError: A value is out of range, or no sensor.
+
+    Cost:
+        Measured in the documentation; below ``budget`` in any case.
+
+    Example:
+        >>> Sensors(sampler=Sampler(every=50)).sampler.coverage
+        400
+    """
+
+    use: tuple[Sensor, ...] = field(default_factory=default_sensors)
+    sampler: Sampler = field(default_factory=Sampler)
+    params: tuple[str, ...] | None = None
+    budget: float | None = 0.01
+    risk: str = "spectral"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "use", _sensors(self.use))
+        if not isinstance(self.sampler, Sampler):
+            raise ConfigError(f"sampler={self.sampler!r} must be a Sampler, e.g. Sampler(every=50)")
+        if self.params is not None:
+            object.__setattr__(self, "params", _patterns(self.params))
+        _check_budget(self.budget)
+        if self.risk not in RISKS:
+            raise ConfigError(f"risk={self.risk!r} must be 'spectral' or 'kappa_tilde'")
+        metrics = {metric for sensor in self.use for metric in sensor.metrics}
+        if self.risk == "kappa_tilde" and "kappa_tilde" not in metrics:
+            raise ConfigError("risk='kappa_tilde' needs its sensor: add KappaTilde() to use")
+
+
+def _sensors(given: object) -> tuple[Sensor, ...]:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ConfigError(f"use={given!r} must be a list of sensors, e.g. [SpectralNorm()]")
+    found = tuple(given)
+    seen = set[str]()
+    for sensor in found:
+        if isinstance(sensor, type) or not isinstance(sensor, Sensor):
+            raise ConfigError(
+                f"use has {sensor!r}, which is no sensor: it needs metrics, on_suspicion and a "
+                "method start, as SpectralNorm() has"
+            )
+        for metric in sensor.metrics:
+            if metric in seen:
+                raise ConfigError(f"use has two sensors of {metric!r}: leave one of them out")
+            seen.add(metric)
+    return found
+
+
+def _patterns(given: object) -> tuple[str, ...]:
+    patterns = (given,) if isinstance(given, str) else given
+    if not isinstance(patterns, Iterable):
+        raise ConfigError(f"params={given!r} must be a list of name patterns, e.g. ['*.weight']")
+    found = tuple(patterns)
+    if not found or not all(isinstance(pattern, str) for pattern in found):
+        raise ConfigError(f"params={given!r} must be a list of name patterns, e.g. ['*.weight']")
+    return found
+
+
+def _check_budget(budget: object) -> None:
+    if budget is None:
+        return
+    number = isinstance(budget, numbers.Real) and not isinstance(budget, bool)
+    if not number or not 0 < budget <= 1:  # type: ignore[operator]
+        raise ConfigError(
+            f"budget={budget!r} must be a number above 0 and at most 1, or None for no limit: "
+            "the share of the training time that sensors may take"
+        )

@@ -1,0 +1,90 @@
+"""Which weights are measured at which step."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import random
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stableopt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ORDERS = ("round_robin", "random")
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """Which share of the weights is measured, how often, and in which order.
+
+    ``"round_robin"`` visits every weight within ``every / ratio`` steps; ``"random"`` draws
+    anew every time, as ASSR does. Either depends on the names of the parameters and the seed
+    alone. What is suspected, or has no baseline yet, is visited beside those whose turn it is.
+
+    Attributes:
+        ratio: Share of the weights in one visit, at least one weight.
+        every: Steps between two visits. They are read with every ``every``-th step.
+        order: ``"round_robin"`` or ``"random"``.
+        seed: Of the order, of the sampled rows and of the noise of warm starts.
+
+    Raises:
+        ConfigError: A value is out of range.
+
+    Example:
+        >>> Sampler(ratio=1 / 4, every=20).coverage
+        80
+    """
+
+    ratio: float = 1 / 8
+    every: int = 10
+    order: str = "round_robin"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not _is_share(self.ratio):
+            raise ConfigError(
+                f"ratio={self.ratio!r} must be a number above 0 and at most 1: "
+                "the share of the weights in one visit"
+            )
+        for name, least in (("every", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name}={value!r} must be an int of at least {least}")
+        if self.order not in ORDERS:
+            raise ConfigError(f"order={self.order!r} must be 'round_robin' or 'random'")
+
+    @property
+    def coverage(self) -> int:
+        """Steps within which ``"round_robin"`` visits every weight."""
+        return self.every * math.ceil(1 / self.ratio)
+
+    def due(self, step: int) -> bool:
+        """Tell whether weights are measured once they are ``step`` updates old.
+
+        What is measured after step 9 is read in the tenth, with which telemetry writes it.
+        """
+        return step == 0 or (step + 1) % self.every == 0
+
+    def pick(self, names: Sequence[str], turn: int, step: int) -> list[str]:
+        """Return the names whose turn it is.
+
+        Args:
+            names: Of all weights, in any order.
+            turn: How many times weights were picked before.
+            step: Updates behind them.
+        """
+        count = min(len(names), max(1, math.ceil(self.ratio * len(names))))
+        ordered = sorted(names, key=lambda name: (zlib.crc32(f"{self.seed}:{name}".encode()), name))
+        if self.order == "random":
+            return random.Random(f"{self.seed}:{step}").sample(ordered, count)  # noqa: S311
+        first = turn * count
+        return [ordered[(first + i) % len(ordered)] for i in range(count)]
+
+
+def _is_share(value: object) -> bool:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return number and 0 < value <= 1  # type: ignore[operator]

@@ -1,0 +1,78 @@
+"""The sensor of the spectral norm and the stable rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from stableopt.functional import as_matrix, widest_real
+from stableopt.functional.spectral_norm import (
+    WARM_STEPS,
+    bidiagonalize,
+    right_vector,
+    scaled_product,
+    top_ritz,
+    unit_noise,
+    warm_start,
+)
+from stableopt.sensors.protocol import Measurement, Result, Visit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+COLD_STEPS = 24
+"""Lanczos steps of a first visit, which nothing is known for and nobody waits for."""
+
+
+@dataclass(frozen=True)
+class SpectralNorm:
+    """Reads ``spectral_norm`` (σ₁) and ``stable_rank`` (‖W‖_F² / σ₁²).
+
+    Four Golub-Kahan-Lanczos steps, warm from the last visit: a lower bound that is mostly
+    within 0.1% in training, and sees a new direction that has grown past σ₁ mostly at once.
+    A convolution is measured as ``(out, in·kh·kw)``.
+
+    Cost:
+        16 m n flops, in ten passes over the weight; one vector of n in memory.
+
+    Reference:
+        Golub & Kahan 1965; see :func:`stableopt.functional.spectral_norm`.
+    """
+
+    metrics: ClassVar[tuple[str, ...]] = ("spectral_norm", "stable_rank")
+    on_suspicion: ClassVar[bool] = False
+
+    def start(self, visit: Visit) -> Measurement:
+        """Queue the Lanczos steps."""
+        matrix = as_matrix(visit.weight)
+        if matrix.numel() == 0:
+            return Measurement((), lambda sent: Result({"spectral_norm": 0.0, **_NO_RANK}))
+        noise = unit_noise(matrix, torch.Generator("cpu").manual_seed(visit.draw))
+        known = visit.memory is not None and visit.memory.shape == noise.shape
+        start = warm_start(visit.memory, noise) if known and visit.memory is not None else noise
+        steps = min(WARM_STEPS if known else COLD_STEPS, min(matrix.shape) + 1)
+        product, scale = scaled_product(matrix)
+        found = bidiagonalize(product, start, steps)
+        wide = widest_real(matrix.device)
+        dtype = torch.complex128 if matrix.is_complex() else wide
+        norm = torch.linalg.vector_norm(matrix, dtype=dtype)
+        numbers = torch.cat([n.reshape(-1).to(wide) for n in (found.diagonal, found.above)])
+        sent = (numbers, torch.stack([scale.to(wide), norm.to(wide)]))
+        return Measurement(sent, lambda host: _finish(host, steps, found.rights))
+
+
+_NO_RANK = {"stable_rank": float("nan")}
+
+
+def _finish(host: Sequence[Tensor], steps: int, rights: Tensor) -> Result:
+    numbers, (scale, norm) = host[0], host[1].tolist()
+    ritz, coefficients = top_ritz(numbers[:steps], numbers[steps:])
+    sigma = float(ritz) * scale
+    rank = (norm / sigma) ** 2 if sigma > 0 else float("nan")
+    # Lanczos steps give a lower bound of σ₁, and rounding must not give a rank below 1.
+    values = {"spectral_norm": sigma, "stable_rank": max(rank, 1.0) if rank == rank else rank}
+    return Result(values, right_vector(rights, coefficients) if sigma > 0 else None)
