@@ -122,10 +122,10 @@ def audit(
 ) -> None:
     """Measure the spectrum of every weight in a checkpoint, and say which are in danger.
 
-    Nothing in the file is executed. The exit code is 1 if a weight is in danger, and 2 if the
-    file cannot be used.
+    Nothing in the file is executed. The exit code is 1 if a weight is in danger,
+    and 2 if the file cannot be used.
     """
-    with _clean_exit(interrupted="no file was written"):
+    with _clean_exit(interrupted="the audit is not complete"):
         options = AuditOptions(
             checkpoint=checkpoint,
             out=out,

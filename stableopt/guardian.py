@@ -79,6 +79,8 @@ class Guardian:
         numbers: Sequence[float],
         step: int,
         risen: tuple[Finding, ...] = (),
+        *,
+        suspect: bool = False,
     ) -> Verdict:
         """Judge an observation and decide.
 
@@ -87,9 +89,10 @@ class Guardian:
             numbers: What :meth:`start` asked for.
             step: Updates behind the weights.
             risen: The risk, if it has risen.
+            suspect: Whether somebody has seen a weight that is not finite.
         """
         findings = self._judge.findings(observation, numbers)
-        if self._suspect and not findings:
+        if (self._suspect or suspect) and not findings:
             findings = self._judge.damage()
         self._suspect = False
         return self.decide_on((*findings, *risen), step)

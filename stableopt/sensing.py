@@ -65,6 +65,11 @@ class Sensed(NamedTuple):
     readings: tuple[Reading, ...] = ()
     risen: tuple[Finding, ...] = ()
 
+    @property
+    def broken(self) -> bool:
+        """Whether a weight was found not to be finite."""
+        return any(r.standing is Standing.DANGER and not r.defined for r in self.readings)
+
 
 class Sensing:
     """Starts the sensors after a step, and reads them in the next one.

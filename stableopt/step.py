@@ -91,7 +91,9 @@ class StepLoop:
             verdict = _unjudged(sensed.risen)
         else:
             steps = self.ledger.steps
-            verdict = self.guardian.decide(observation, numbers, steps, sensed.risen)
+            verdict = self.guardian.decide(
+                observation, numbers, steps, sensed.risen, suspect=sensed.broken
+            )
         if verdict.action is Action.TAKE:
             result, late = self._take(closure, loss, observation)
             if late and self.guardian is not None:

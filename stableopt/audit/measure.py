@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -162,7 +163,10 @@ def measure_weight(
     if named.tensor is None:
         return _unread(named, named.problem)
     try:
-        tensor = _plain(named.tensor)
+        with warnings.catch_warnings():
+            # That a dtype is experimental or deprecated is nothing to mend here.
+            warnings.simplefilter("ignore")
+            tensor = _plain(named.tensor)
         nonfinite = torch.isfinite(tensor).logical_not_()
         bad = int(nonfinite.sum())
     except _CAUGHT as error:

@@ -22,6 +22,7 @@ SETTLED = 1e-5
 """Relative change of a Ritz value that counts as none."""
 
 _RESTARTS = 8
+_ROUNDING = 32.0
 _KICK = 0.03
 """How much of the start is random: what grew orthogonal to the last vector must be seen."""
 
@@ -201,11 +202,17 @@ def top_ritz(diagonal: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         0-dim and ``(k,)``, float64. NaN, and a vector of zeros, if they are not finite.
     """
-    small = torch.diag(diagonal.double())
-    if len(above):
-        small = small + torch.diag(above.double(), 1)
-    finite = torch.isfinite(small).all()
-    _, values, vectors = torch.linalg.svd(torch.where(finite, small, torch.zeros_like(small)))
+    steps = len(diagonal)
+    chain = torch.zeros(2 * steps - 1, dtype=torch.float64, device=diagonal.device)
+    chain[::2], chain[1::2] = diagonal.double(), above.double()
+    # Where the chain ends in rounding the space is used up: what follows it means nothing.
+    least = _ROUNDING * torch.finfo(diagonal.dtype).eps * chain.cummax(0).values
+    chain = torch.where((chain > least).cumprod(0).bool(), chain, torch.zeros_like(chain))
+    small = torch.diag(chain[::2])
+    if steps > 1:
+        small = small + torch.diag(chain[1::2], 1)
+    _, values, vectors = torch.linalg.svd(small)
+    finite = torch.isfinite(diagonal[0])
     value = torch.where(finite, values[0], torch.full_like(values[0], torch.nan))
     return value, torch.where(finite, vectors[0], torch.zeros_like(vectors[0]))
 

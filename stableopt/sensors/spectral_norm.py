@@ -60,7 +60,7 @@ class SpectralNorm:
         wide = widest_real(matrix.device)
         dtype = torch.complex128 if matrix.is_complex() else wide
         norm = torch.linalg.vector_norm(matrix, dtype=dtype)
-        numbers = torch.cat([n.reshape(-1).to(wide) for n in (found.diagonal, found.above)])
+        numbers = torch.cat([found.diagonal, found.above])
         sent = (numbers, torch.stack([scale.to(wide), norm.to(wide)]))
         return Measurement(sent, lambda host: _finish(host, steps, found.rights))
 

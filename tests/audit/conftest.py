@@ -41,8 +41,7 @@ def audit(tmp_path):
             path = tmp_path / f"checkpoint{suffix}"
             torch.save(content, path)
         runner = CliRunner(env={"COLUMNS": str(columns)})
-        result = runner.invoke(cli.app, ["audit", str(path), "--out", str(invoke.out), *options])
-        return result
+        return runner.invoke(cli.app, ["audit", str(path), "--out", str(invoke.out), *options])
 
     invoke.out = tmp_path / "out"
     return invoke

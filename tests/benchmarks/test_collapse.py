@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -105,8 +106,6 @@ def test_replays_what_would_be_read_beside_the_training(trajectory, watched):
 def test_a_struck_weight_is_visited_when_it_would_be(trajectory, watched):
     """With a collapse that changes nothing, the visits are those of the healthy run."""
     seen, state = watched
-    from dataclasses import replace
-
     nothing = replace(COLLAPSES["slow"], alter=lambda matrix, visit, draw: matrix, visits=1)
     for name in collapsible(trajectory):
         record = strike(trajectory, state, name, nothing)

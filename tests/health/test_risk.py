@@ -1,0 +1,167 @@
+"""From tiers and drifts to a level: what each level means, how it rises and how it falls."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from stableopt.health.kappa_slope import DANGER, LEARNING, VOLATILITY, WARNING, WINDOW, KappaSlope
+from stableopt.health.risk import HELD, SpectralRisk, WeightHealth
+from stableopt.health.tiers import SMALLEST, TIERS, standing_of
+from stableopt.types import Drift, Reading, RiskLevel, Standing
+
+
+def reading(metric="relative_rank", value=0.9, standing=None, name="w"):
+    if standing is None:
+        standing = standing_of(metric, value, 64, 64)
+    return Reading(name=name, metric=metric, value=value, step=0, standing=standing)
+
+
+def drift(metric):
+    return Drift(
+        name="w", metric=metric, value=0.5, step=9, expected=1.0, limit=0.9, confirmed=True
+    )
+
+
+def health(*readings, drifts=()):
+    return WeightHealth(
+        readings={r.metric: r for r in readings}, drifts=tuple(drift(m) for m in drifts)
+    )
+
+
+HEALTHY = health(reading())
+WARNED = health(reading(value=0.55))
+DRIFTING = health(reading(), drifts=["effective_rank"])
+ENDANGERED = health(reading(value=0.3))
+NOT_FINITE = health(reading("spectral_norm", math.nan, Standing.DANGER))
+UNDEFINED = health(reading(value=math.nan))
+
+
+def level(*weights, slope=0.0):
+    risk = SpectralRisk(lambda name, metric: slope)
+    found = risk.assess(0, {f"w{i}": weight for i, weight in enumerate(weights)})
+    return None if found is None else found.level
+
+
+class TestTiers:
+    @pytest.mark.parametrize("metric", TIERS)
+    def test_each_limit_divides_healthy_from_sick(self, metric):
+        tier = TIERS[metric]
+        better, worse = (1.01, 0.99) if tier.low_is_bad else (0.99, 1.01)
+        assert standing_of(metric, tier.warning * better, 64, 64) is Standing.HEALTHY
+        assert standing_of(metric, tier.warning * worse, 64, 64) is Standing.WARNING
+        if tier.danger is not None:
+            assert standing_of(metric, tier.danger * better, 64, 64) is Standing.WARNING
+            assert standing_of(metric, tier.danger * worse, 64, 64) is Standing.DANGER
+
+    def test_infinite_is_beyond_every_limit(self):
+        assert standing_of("kappa_p10", math.inf, 64, 64) is Standing.WARNING
+
+    @pytest.mark.parametrize("metric", [*TIERS, "spectral_norm"])
+    def test_undefined_is_never_healthy(self, metric):
+        assert standing_of(metric, math.nan, 64, 64) is Standing.UNDEFINED
+
+    def test_small_weights_and_other_metrics_are_not_judged(self):
+        assert standing_of("relative_rank", 0.1, SMALLEST - 1, 900) is Standing.UNJUDGED
+        assert standing_of("relative_rank", 0.1, 900, SMALLEST - 1) is Standing.UNJUDGED
+        assert standing_of("relative_rank", 0.1, SMALLEST, SMALLEST) is Standing.DANGER
+        assert standing_of("spectral_norm", 1e9, 64, 64) is Standing.UNJUDGED
+
+
+class TestLevels:
+    def test_what_each_means(self):
+        assert level() is None
+        assert level(UNDEFINED) is None
+        assert level(HEALTHY, UNDEFINED) is RiskLevel.STABLE
+        assert level(HEALTHY, slope=2e-4) is RiskLevel.LEARNING
+        assert level(HEALTHY, slope=-2e-4) is RiskLevel.LEARNING
+        assert level(HEALTHY, WARNED) is RiskLevel.WARNING
+        assert level(HEALTHY, DRIFTING) is RiskLevel.WARNING
+        assert level(HEALTHY, ENDANGERED) is RiskLevel.DANGER
+        assert level(*[HEALTHY] * 8, ENDANGERED, ENDANGERED) is RiskLevel.INSTABILITY
+        assert level(*[HEALTHY] * 30, ENDANGERED, ENDANGERED) is RiskLevel.DANGER
+        assert level(*[HEALTHY] * 30, NOT_FINITE) is RiskLevel.INSTABILITY
+
+    def test_two_ways_of_drifting_are_a_danger_and_one_decomposition_is_one_way(self):
+        both = health(reading(), drifts=["effective_rank", "kappa_p10"])
+        two = health(reading(), drifts=["effective_rank", "spectral_norm"])
+        assert level(both) is RiskLevel.WARNING
+        assert level(two) is RiskLevel.DANGER
+
+    def test_the_reason_names_the_worst_first(self):
+        risk = SpectralRisk(lambda name, metric: 0.0)
+        weights = {"a": ENDANGERED, "b": NOT_FINITE, "c": HEALTHY, "d": WARNED}
+        found = risk.assess(0, weights)
+        assert found.where == ("b", "a")
+        assert found.reason == "b: spectral_norm is undefined: not finite (and 1 more)"
+        found = SpectralRisk(lambda name, metric: 0.0).assess(0, {"a": WARNED})
+        assert found.reason == "a: relative_rank 0.55 below 0.6"
+        found = SpectralRisk(lambda name, metric: 0.0).assess(0, {"a": DRIFTING})
+        assert found.reason == ("a: effective_rank 0.5 where its course predicts 1 (limit 0.9)")
+
+    def test_it_rises_at_once_and_falls_after_a_while(self):
+        risk = SpectralRisk(lambda name, metric: 0.0)
+        levels = [
+            risk.assess(i, {"w": weight}).level
+            for i, weight in enumerate([HEALTHY, WARNED, ENDANGERED, *[HEALTHY] * (HELD + 1)])
+        ]
+        assert levels == [
+            RiskLevel.STABLE,
+            RiskLevel.WARNING,
+            *[RiskLevel.DANGER] * HELD,
+            RiskLevel.STABLE,
+            RiskLevel.STABLE,
+        ]
+
+    def test_the_state_is_plain_and_goes_on(self):
+        first, second = (SpectralRisk(lambda name, metric: 0.0) for _ in range(2))
+        for weight in (ENDANGERED, HEALTHY):
+            first.assess(0, {"w": weight})
+        second.load_state_dict(first.state_dict())
+        assert second.assess(1, {"w": HEALTHY}) == first.assess(1, {"w": HEALTHY})
+        assert second.assess(2, {"w": HEALTHY}).level is RiskLevel.STABLE
+
+
+class TestKappaSlope:
+    def levels(self, logs, every=50):
+        risk = KappaSlope()
+        found = []
+        for i, x in enumerate(logs):
+            weight = health(reading("kappa_tilde", math.exp(x), Standing.UNJUDGED))
+            found.append(risk.assess(every * i, {"w": weight}))
+        return [None if f is None else f.level for f in found]
+
+    @pytest.mark.parametrize(
+        ("slope", "expected"),
+        [
+            (0.0, RiskLevel.STABLE),
+            (-0.01, RiskLevel.STABLE),
+            (0.9 * LEARNING, RiskLevel.STABLE),
+            (1.1 * LEARNING, RiskLevel.LEARNING),
+            (1.1 * WARNING, RiskLevel.WARNING),
+            (1.1 * DANGER, RiskLevel.DANGER),
+        ],
+    )
+    def test_the_level_is_that_of_the_slope(self, slope, expected):
+        found = self.levels([3 + slope * 50 * i for i in range(WINDOW + 1)])
+        assert found == [None] * WINDOW + [expected]
+
+    def test_volatile_slopes_are_an_instability(self):
+        jump = 1.05 * VOLATILITY * 50 / 2
+        zigzag = [3 + jump * (i % 2) for i in range(WINDOW + 1)]
+        assert self.levels(zigzag)[-1] is RiskLevel.STABLE
+        assert self.levels([3 * x for x in zigzag])[-1] is RiskLevel.INSTABILITY
+
+    def test_an_undefined_one_is_an_instability(self):
+        risk = KappaSlope()
+        weights = {"w": health(reading("kappa_tilde", math.nan))}
+        assert risk.assess(0, weights).level is RiskLevel.INSTABILITY
+
+    def test_the_state_is_plain_and_goes_on(self):
+        first, second = KappaSlope(), KappaSlope()
+        weight = health(reading("kappa_tilde", 20.0, Standing.UNJUDGED))
+        for step in range(WINDOW):
+            first.assess(step, {"w": weight})
+        second.load_state_dict(first.state_dict())
+        assert second.assess(99, {"w": weight}).level is RiskLevel.STABLE

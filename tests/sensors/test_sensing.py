@@ -1,0 +1,653 @@
+"""Sensors around a real optimizer: schedule, reproducibility, rollback, failures, responses."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from stableopt import ConfigError, DivergenceError, Guard, StableOptimizer, presets
+from stableopt.functional import row_spectrum, spectral_norm
+from stableopt.health.drift import LEARNED
+from stableopt.sensors import (
+    ConditionNumber,
+    Measurement,
+    Result,
+    SampledSpectrum,
+    Sampler,
+    Sensors,
+    SpectralNorm,
+)
+from stableopt.telemetry import JsonLines, read_events
+from stableopt.types import Action, RiskLevel, Scope, Standing
+
+DENSE = Sensors(sampler=Sampler(ratio=1, every=1), budget=None)
+"""Everything at every step."""
+
+
+class Net(nn.Module):
+    """Matrices that are large enough to be judged, and parameters of every other kind."""
+
+    def __init__(self, reverse=False):
+        super().__init__()
+        torch.manual_seed(0)
+        parts = {
+            "first": nn.Linear(20, 32),
+            "second": nn.Linear(32, 24),
+            "conv": nn.Conv1d(4, 20, 5),
+            "norm": nn.LayerNorm(24),
+            "table": nn.Embedding(40, 18),
+        }
+        for name in reversed(parts) if reverse else parts:
+            self.add_module(name, parts[name])
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def loss(self, step):
+        draw = torch.Generator().manual_seed(step)
+        x = torch.randn(16, 20, generator=draw)
+        hidden = self.norm(self.second(torch.tanh(self.first(x))))
+        rows = self.table(torch.randint(40, (16,), generator=draw))
+        mixed = self.conv(hidden.view(16, 4, 6)).mean((1, 2))
+        return (hidden.mean(1) + rows.mean(1) + mixed - x[:, 0]).pow(2).mean() * self.scale
+
+
+def build(sensors=DENSE, lr=1e-3, reverse=False, model=None, **options):
+    model = Net(reverse) if model is None else model
+    inner = torch.optim.AdamW(model.parameters(), lr=lr)
+    return model, StableOptimizer(inner, model=model, sensors=sensors, **options)
+
+
+def train(model, opt, steps, first=0):
+    """Train; return what was read at every step."""
+    seen = []
+    for step in range(first, first + steps):
+        opt.zero_grad()
+        loss = model.loss(step)
+        loss.backward()
+        opt.observe(loss=loss.detach())
+        opt.step()
+        seen.append(values(opt))
+    return seen
+
+
+def stand_still(opt, steps=1):
+    """Take steps that move nothing."""
+    for _ in range(steps):
+        for group in opt.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        opt.step()
+
+
+def values(opt):
+    return {
+        (name, metric): (reading.value, reading.step)
+        for name, found in opt.readings.items()
+        for metric, reading in found.items()
+    }
+
+
+def steps_read(seen, name="first.weight"):
+    """Return at which age of the weights one of them was read."""
+    found = [step[name, "spectral_norm"][1] for step in seen if (name, "spectral_norm") in step]
+    return sorted(set(found))
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys()
+    for key, (value, step) in left.items():
+        assert right[key][1] == step, key
+        assert right[key][0] == value or (math.isnan(value) and math.isnan(right[key][0])), key
+
+
+class TestReadings:
+    def test_they_are_those_of_the_weights_at_that_step(self):
+        model, opt = build()
+        for step in range(4):
+            weight = model.first.weight.detach().clone()
+            train(model, opt, 1, first=step)
+            reading = opt.readings["first.weight"]["spectral_norm"]
+            assert reading.step == step
+            exact = spectral_norm(weight).sigma.item()
+            assert reading.value == pytest.approx(exact, rel=1e-3)
+            rank = opt.readings["first.weight"]["effective_rank"].value
+            assert rank == pytest.approx(row_spectrum(weight, None).effective_rank.item())
+
+    def test_matrices_are_measured_and_nothing_else(self):
+        model, opt = build()
+        train(model, opt, 1)
+        names = {"first.weight", "second.weight", "conv.weight", "table.weight"}
+        assert set(opt.readings) == names
+        assert set(opt.readings["conv.weight"]) == {*SpectralNorm.metrics, *SampledSpectrum.metrics}
+
+    def test_without_sensors_nothing_is_known(self):
+        for sensors in ((), Sensors(use=())):
+            model, opt = build(sensors=sensors)
+            train(model, opt, 3)
+            assert opt.readings == {}
+            assert opt.risk is None
+            assert opt.summary()["sensors"] is False
+
+    def test_before_the_first_step_nothing_is_known(self):
+        _, opt = build()
+        assert opt.readings == {}
+        assert opt.risk is None
+
+    def test_the_default_set(self):
+        model, opt = build(sensors=None)
+        train(model, opt, 3)
+        assert opt.summary()["sensors"]["use"] == ["SpectralNorm()", "SampledSpectrum(rows=128)"]
+        assert opt.risk is RiskLevel.STABLE
+
+    def test_a_tied_weight_counts_once_and_a_frozen_one_too(self):
+        model = Net()
+        model.twin = nn.Linear(20, 32)
+        model.twin.weight = model.first.weight
+        model.second.weight.requires_grad_(False)
+        model, opt = build(model=model)
+        train(model, opt, 2)
+        assert len(opt.readings) == 4
+        assert "second.weight" in opt.readings
+
+    def test_parameters_that_are_added_later_are_measured(self):
+        model, opt = build()
+        train(model, opt, 2)
+        late = nn.Parameter(torch.randn(20, 20))
+        opt.optimizer.add_param_group({"params": [late]})
+        train(model, opt, 2, first=2)
+        assert "1.0" in opt.readings
+
+    def test_patterns_choose(self):
+        model, opt = build(sensors=Sensors(params=("*d.weight", "table*")))
+        train(model, opt, 1)
+        assert set(opt.readings) == {"second.weight", "table.weight"}
+        model, opt = build(sensors=Sensors(params="first*"))
+        train(model, opt, 1)
+        assert set(opt.readings) == {"first.weight"}
+
+    def test_a_pattern_that_matches_nothing_is_an_error(self):
+        with pytest.raises(ConfigError, match=r"params='frist\*' matches no parameter.*first"):
+            build(sensors=Sensors(params="frist*"))
+
+    def test_autocast_and_defaults_of_the_user_change_no_reading(self):
+        model, opt = build()
+        expected = train(model, opt, 2)[-1]
+        model, opt = build()
+        train(model, opt, 1)
+        opt.zero_grad()
+        model.loss(1).backward()
+        torch.set_default_dtype(torch.float64)
+        try:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                opt.step()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert_same(values(opt), expected)
+
+
+class TestSchedule:
+    def test_dense_until_the_courses_are_known_then_in_turn(self):
+        model, opt = build(sensors=Sensors(sampler=Sampler(ratio=1 / 4), budget=None))
+        seen = train(model, opt, 250)
+        for name in opt.readings:
+            read = steps_read(seen, name)
+            assert read[:LEARNED] == [0, *range(9, 10 * LEARNED - 10, 10)]
+            later = [step for step in read if step > 10 * LEARNED]
+            assert len(later) >= 3
+            gaps = {b - a for a, b in zip(later, later[1:], strict=False)}
+            assert max(gaps) <= 40
+
+    def test_the_order_of_the_parameters_does_not_matter(self):
+        sensors = Sensors(sampler=Sampler(ratio=1 / 4, every=2), budget=None)
+        weights = Net().state_dict()
+        runs = []
+        for reverse in (False, True):
+            model = Net(reverse)
+            model.load_state_dict(weights)
+            model, opt = build(sensors=sensors, model=model)
+            runs.append(train(model, opt, 30))
+        for left, right in zip(*runs, strict=True):
+            assert_same(left, right)
+
+    def test_another_seed_reads_other_rows(self):
+        seen = []
+        for seed in (0, 1):
+            model = nn.Linear(16, 200)
+            with torch.no_grad():
+                model.weight.copy_(torch.randn(200, 16, generator=torch.Generator().manual_seed(3)))
+            inner = torch.optim.SGD(model.parameters(), lr=0.1)
+            opt = StableOptimizer(inner, sensors=Sensors(sampler=Sampler(seed=seed)))
+            stand_still(opt)
+            seen.append(opt.readings["0.0"]["effective_rank"].value)
+        assert seen[0] != seen[1]
+
+    def test_a_skipped_step_is_not_measured_twice(self):
+        model, opt = build()
+        train(model, opt, 3)
+        before = values(opt)
+        for _ in range(2):
+            opt.observe(loss=math.nan)
+            opt.step()
+            after = values(opt)
+        assert {step for _, step in after.values()} == {3}
+        assert {step for _, step in before.values()} == {2}
+        seen = train(model, opt, 1, first=3)[-1]
+        assert {step for _, step in seen.values()} == {3}
+
+    def test_sensors_that_are_too_slow_are_postponed_and_that_is_said_once(self, caplog):
+        sensors = Sensors(sampler=Sampler(ratio=1, every=1), budget=1e-9)
+        model, opt = build(sensors=sensors)
+        opt._loop.sensing._governor.charge(1e3)
+        train(model, opt, 5)
+        assert opt.summary()["sensors"]["postponed"] >= 5
+        assert opt.readings == {}
+        assert opt.risk is None
+        said = [r.message for r in caplog.records if "budget=1e-09" in r.message]
+        assert len(said) == 1
+
+    def test_what_is_acted_upon_is_not_postponed(self, caplog):
+        sensors = Sensors(sampler=Sampler(ratio=1, every=1), budget=1e-9)
+        model, opt = build(sensors=sensors, guard=Guard(act_on_risk=True))
+        opt._loop.sensing._governor.charge(1e3)
+        seen = train(model, opt, 5)
+        assert steps_read(seen) == [0, 1, 2, 3, 4]
+        assert opt.summary()["sensors"]["postponed"] == 0
+        assert len([r for r in caplog.records if "are acted upon" in r.message]) == 1
+
+
+SLOW = Sensors(sampler=Sampler(ratio=1 / 4, every=3), budget=None)
+
+
+class TestReproducibility:
+    @pytest.mark.parametrize("cut", [1, 2, 3, 8, 9, 10, 29])
+    @pytest.mark.parametrize("guard", [None, False])
+    def test_a_resumed_run_reads_the_same(self, cut, guard):
+        model, opt = build(sensors=SLOW, guard=guard)
+        whole = train(model, opt, 45)
+        model, opt = build(sensors=SLOW, guard=guard)
+        train(model, opt, cut)
+        file = io.BytesIO()
+        torch.save({"model": model.state_dict(), "opt": opt.state_dict()}, file)
+        file.seek(0)
+        saved = torch.load(file, weights_only=True)
+        model, opt = build(sensors=SLOW, guard=guard)
+        opt.load_state_dict(saved["opt"])  # before the weights, as some trainers do
+        model.load_state_dict(saved["model"])
+        rest = train(model, opt, 45 - cut, first=cut)
+        for left, right in zip(rest, whole[cut:], strict=True):
+            assert_same(left, right)
+
+    def test_a_checkpoint_after_a_skip_does_not_measure_twice(self):
+        model, opt = build(sensors=DENSE)
+        train(model, opt, 12)
+        opt.observe(loss=math.nan)
+        opt.step()
+        expected = opt._loop.sensing.state_dict()
+        saved = copy.deepcopy(opt.state_dict())
+        weights = copy.deepcopy(model.state_dict())
+        model, opt = build(sensors=DENSE)
+        model.load_state_dict(weights)
+        opt.load_state_dict(saved)
+        opt.observe(loss=math.nan)
+        opt.step()
+        assert opt._loop.sensing.state_dict()["monitor"] == expected["monitor"]
+
+    def test_a_bare_checkpoint_begins_anew(self):
+        model, opt = build()
+        train(model, opt, 5)
+        bare = opt.optimizer.state_dict()
+        opt.load_state_dict(bare)
+        assert opt.readings == {}
+        train(model, opt, 1)
+        assert opt.readings
+
+    def test_readings_go_back_with_the_weights(self):
+        model, opt = build(sensors=SLOW, guard=Guard(every=10, confirm=1))
+        first = train(model, opt, 25)
+        opt.rollback("to see the same again")
+        opt.zero_grad()
+        opt.step()
+        to = opt.verdict.rollback.to_step
+        assert to == 20
+        again = train(model, opt, 5, first=to)
+        for left, right in zip(again, first[to:], strict=True):
+            assert_same(left, right)
+
+    def test_copies_and_pickles_go_on_by_themselves(self):
+        model, opt = build(sensors=SLOW)
+        train(model, opt, 9)
+        for clone in (copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))):
+            twin, other = clone((model, opt))
+            left = train(twin, other, 7, first=9)
+            kept_model, kept = copy.deepcopy((model, opt))
+            right = train(kept_model, kept, 7, first=9)
+            for a, b in zip(left, right, strict=True):
+                assert_same(a, b)
+
+    @pytest.mark.parametrize(
+        "broken",
+        [
+            3,
+            {"turn": 1},
+            {"turn": -1, "measured": 0, "memories": {}, "monitor": {}},
+            {"turn": 1, "measured": 0, "memories": {"spectral_norm": {"w": 3}}, "monitor": {}},
+            {"turn": 1, "measured": 0, "memories": {}, "monitor": {"weights": {"w": 1}}},
+        ],
+    )
+    def test_a_broken_checkpoint_is_refused_before_anything_moves(self, broken):
+        model, opt = build()
+        train(model, opt, 3)
+        before = values(opt)
+        state = opt.state_dict()
+        state["stableopt"] = {**state["stableopt"], "sensing": broken}
+        with pytest.raises(ConfigError, match="is not what state_dict"):
+            opt.load_state_dict(state)
+        assert_same(values(opt), before)
+
+
+class Failing:
+    """A sensor that fails where it is told to."""
+
+    metrics = ("broken",)
+    on_suspicion = False
+
+    def __init__(self, where):
+        self.where = where
+
+    def start(self, visit):
+        if self.where == "start":
+            raise RuntimeError("no such kernel")
+        return Measurement((torch.ones(2),), self.finish)
+
+    def finish(self, sent):
+        if self.where == "finish":
+            raise ValueError("no such number")
+        return Result({"something else": 1.0})
+
+
+class TestFailures:
+    @pytest.mark.parametrize("where", ["start", "finish", "metrics"])
+    def test_a_sensor_that_fails_is_undefined_and_told_once(self, where, caplog):
+        use = (Failing(where), SpectralNorm())
+        model, opt = build(sensors=Sensors(use=use, sampler=Sampler(1, 1), budget=None))
+        train(model, opt, 5)
+        for found in opt.readings.values():
+            assert found["broken"].standing is Standing.UNDEFINED
+            assert not found["broken"].defined
+            assert found["spectral_norm"].defined
+        assert len([r for r in caplog.records if "failed on" in r.message]) == 1
+        assert opt.summary()["steps"] == 5
+
+    def test_a_run_about_which_nothing_is_known_has_no_risk(self):
+        model, opt = build(sensors=[Failing("start")])
+        train(model, opt, 3)
+        assert opt.risk is None
+        assert opt.summary()["sensors"]["undefined"] == len(opt.readings) == 4
+
+    def test_an_interrupt_is_no_failure(self):
+        class Interrupted(Failing):
+            def start(self, visit):
+                raise KeyboardInterrupt
+
+        model, opt = build(sensors=[Interrupted("start")])
+        with pytest.raises(KeyboardInterrupt):
+            train(model, opt, 1)
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    @pytest.mark.parametrize("guard", [None, False])
+    def test_a_weight_that_is_not_finite_is_never_healthy(self, value, guard):
+        model, opt = build(guard=guard)
+        train(model, opt, 3)
+        with torch.no_grad():
+            model.second.weight[3, 4] = value
+        stand_still(opt, 2)
+        if guard is False:
+            assert opt.risk is RiskLevel.INSTABILITY
+            assert opt.ledger[-1].findings[0].where == ("second.weight",)
+        else:
+            assert opt.summary()["rollbacks"] == 1
+            stand_still(opt, 2)
+            assert opt.risk is RiskLevel.STABLE
+
+    def test_zero_is_undefined_and_no_reason_for_anything(self):
+        model = Net()
+        nn.init.zeros_(model.second.weight)
+        inner = torch.optim.SGD(model.parameters(), lr=0.1)
+        opt = StableOptimizer(inner, model=model, sensors=DENSE)
+        stand_still(opt, 30)
+        found = opt.readings["second.weight"]
+        assert found["spectral_norm"].value == 0.0
+        assert found["relative_rank"].standing is Standing.UNDEFINED
+        assert opt.ledger == ()
+
+
+def collapsed(weight, share):
+    """Return ``weight`` with all but a few directions scaled down."""
+    if share == 1:
+        return weight
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    s[3:] *= share
+    return (u * s) @ vh
+
+
+class Sick:
+    """A run whose weights are not trained but put where the test wants them."""
+
+    def __init__(self, names=("first.weight",), **options):
+        self.model = Net()
+        self.names = names
+        inner = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        self.opt = StableOptimizer(inner, model=self.model, sensors=DENSE, **options)
+        self.sound = copy.deepcopy(self.model.state_dict())
+
+    def steps(self, count, share=1.0):
+        """Take steps with the weights collapsed to ``share``."""
+        with torch.no_grad():
+            for name in self.names:
+                self.model.get_parameter(name).copy_(collapsed(self.sound[name], share))
+        stand_still(self.opt, count)
+        return self.opt
+
+
+class TestRisk:
+    def test_it_is_told_and_nothing_is_done_about_it(self, caplog):
+        run = Sick()
+        run.steps(12)
+        opt = run.steps(2, share=0.01)
+        assert opt.risk is RiskLevel.DANGER
+        (event,) = opt.ledger
+        assert not event.intervened
+        assert event.action is Action.TAKE
+        assert event.risk is RiskLevel.DANGER
+        assert event.findings[0].scope is Scope.RISK
+        assert event.findings[0].where == ("first.weight",)
+        assert "first.weight: relative_rank" in event.reason
+        summary = opt.summary()
+        assert summary["sensors"]["risk"] == "danger"
+        assert summary["lr_scale"] == 1.0
+        assert summary["baseline_resets"] == summary["back_offs"] == summary["skips"] == 0
+        assert summary["integrity"] == "OK"
+        assert any("the risk rises to danger" in record.message for record in caplog.records)
+
+    def test_it_falls_again_and_rises_again(self):
+        run = Sick()
+        run.steps(12)
+        run.steps(3, share=0.01)
+        assert run.steps(10).risk is RiskLevel.STABLE
+        assert run.steps(2, share=0.01).risk is RiskLevel.DANGER
+        assert len(run.opt.ledger) == 2
+
+    def test_suspects_get_the_exact_tier_and_others_do_not(self):
+        model = Net()
+        inner = torch.optim.SGD(model.parameters(), lr=1e-12)
+        use = (SampledSpectrum(), ConditionNumber())
+        sensors = Sensors(use=use, sampler=Sampler(1, 1), budget=None)
+        opt = StableOptimizer(inner, model=model, sensors=sensors)
+        stand_still(opt, 3)
+        assert "condition_number" not in opt.readings["first.weight"]
+        with torch.no_grad():
+            model.first.weight.copy_(collapsed(model.first.weight, 0.01))
+        stand_still(opt, 3)
+        assert opt.readings["first.weight"]["condition_number"].value > 50
+        assert "condition_number" not in opt.readings["second.weight"]
+
+    def test_telemetry_has_the_readings_and_a_burst_once_it_rises(self, tmp_path):
+        run = Sick(telemetry=JsonLines(tmp_path, every=1000))
+        run.opt._loop.sensing.options = Sensors(budget=None)
+        run.steps(100)
+        run.steps(80, share=0.01)
+        run.opt.close()
+        records = list(read_events(tmp_path / "telemetry.jsonl"))
+        steps = [record["step"] for record in records]
+        assert steps[:11] == [1, *range(10, 101, 10)]
+        rise = next(r["step"] for r in records if r.get("risk") == "danger")
+        assert set(range(rise, rise + 20)) <= set(steps)
+        assert rise + 21 not in steps
+        first = records[0]["readings"]["first.weight"]
+        assert first["step"] == 0
+        assert set(first) == {"step", *SpectralNorm.metrics, *SampledSpectrum.metrics}
+
+
+class TestResponses:
+    """``Guard(act_on_risk=True)``: each of Gradience's responses really happens."""
+
+    def guard(self, **options):
+        return Guard(**{"every": 50, "confirm": 2, "act_on_risk": True, **options})
+
+    def test_a_warning_takes_a_snapshot(self):
+        run = Sick(guard=self.guard())
+        run.steps(12)
+        opt = run.steps(2, share=0.15)
+        assert opt.risk is RiskLevel.WARNING
+        taken = [snapshot["step"] for snapshot in opt.summary()["snapshots"]["steps"]]
+        assert 14 in taken
+        assert opt.summary()["lr_scale"] == 1.0
+
+    def test_a_danger_lowers_the_learning_rate_until_it_is_over(self):
+        run = Sick(guard=self.guard(lr_recovery=10))
+        run.steps(12)
+        opt = run.steps(2, share=0.01)
+        assert opt.risk is RiskLevel.DANGER
+        assert opt.summary()["lr_scale"] == 0.5
+        (event,) = opt.ledger
+        assert event.intervened
+        assert event.backs_off
+        assert "learning rate times 0.5" in event.reason
+        assert opt.summary()["back_offs"] == 1
+        assert 14 in [snapshot["step"] for snapshot in opt.summary()["snapshots"]["steps"]]
+        run.steps(20, share=0.01)
+        assert opt.summary()["lr_scale"] == 0.5, "it came back while the danger lasted"
+        run.steps(20)
+        assert opt.summary()["lr_scale"] == 1.0
+
+    def test_dangers_that_come_again_and_again_lower_it_so_far_and_no_further(self):
+        run = Sick(guard=self.guard(lr_recovery=None, max_rollbacks=2))
+        run.steps(12)
+        for _ in range(4):
+            run.steps(3, share=0.01)
+            run.steps(12)
+        assert run.opt.summary()["lr_scale"] == 0.25
+        assert run.opt.summary()["back_offs"] == 2
+        assert "as low as it may become" in run.opt.ledger[-1].reason
+
+    def test_a_snapshot_of_a_danger_is_not_trusted(self):
+        run = Sick(guard=self.guard())
+        run.steps(12)
+        opt = run.steps(20, share=0.01)
+        trusted = [s["step"] for s in opt.summary()["snapshots"]["steps"] if s["verified"]]
+        assert trusted == [0]
+
+    def test_an_instability_goes_back_with_a_lower_learning_rate(self):
+        run = Sick(names=("first.weight", "second.weight"), guard=self.guard(every=5))
+        run.steps(12)
+        opt = run.steps(2, share=0.01)
+        assert opt.verdict.action is Action.ROLL_BACK
+        assert opt.verdict.rollback.to_step == 10
+        assert opt.verdict.rollback.lr_scale == 0.5
+        assert not opt.verdict.rollback.restores_rng
+        assert torch.equal(run.model.first.weight, run.sound["first.weight"])
+        assert opt.risk is RiskLevel.STABLE
+        assert opt.summary()["integrity"] == "OK"
+
+    def test_an_instability_that_only_comes_again_stops_the_run(self):
+        run = Sick(names=("first.weight", "second.weight"), guard=self.guard(every=5))
+        run.steps(12)
+        with pytest.raises(DivergenceError, match="rollbacks did not help"):
+            for _ in range(20):
+                run.steps(2, share=0.01)
+        assert run.opt.summary()["rollbacks"] == 3
+        assert torch.equal(run.model.first.weight, run.sound["first.weight"])
+
+    def test_without_it_nothing_of_that_happens(self):
+        run = Sick(names=("first.weight", "second.weight"), guard=self.guard(act_on_risk=False))
+        run.steps(12)
+        opt = run.steps(30, share=0.01)
+        assert opt.risk is RiskLevel.INSTABILITY
+        assert opt.summary()["rollbacks"] == opt.summary()["back_offs"] == 0
+        assert not any(event.intervened for event in opt.ledger)
+
+
+class TestGradience:
+    def train(self, growth, steps):
+        torch.manual_seed(0)
+        model = nn.Linear(256, 256, bias=False)
+        inner = torch.optim.SGD(model.parameters(), lr=0.1)
+        opt = StableOptimizer(inner, model=model, **presets.gradience())
+        u, s, vh = torch.linalg.svd(model.weight.detach())
+        for step in range(steps):
+            with torch.no_grad():
+                s[0] *= math.exp(growth)
+                model.weight.copy_((u * s) @ vh)
+            stand_still(opt)
+        return opt
+
+    def test_a_run_that_stands_still_is_stable(self):
+        opt = self.train(0.0, 400)
+        assert opt.risk is RiskLevel.STABLE
+        assert opt.ledger == ()
+
+    @pytest.mark.parametrize(
+        ("growth", "level"), [(0.003, RiskLevel.WARNING), (0.0055, RiskLevel.DANGER)]
+    )
+    def test_a_direction_that_comes_to_dominate_is_answered(self, growth, level):
+        opt = self.train(growth, 300)
+        assert level in {event.risk for event in opt.ledger}
+        assert opt.summary()["snapshots"]["taken"] > 3
+        assert (opt.summary()["lr_scale"] < 1) == (level is RiskLevel.DANGER)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"use": "spectral"}, "use='spectral' must be a list of sensors"),
+        ({"use": [SpectralNorm]}, "which is no sensor"),
+        ({"use": [SpectralNorm(), SpectralNorm()]}, "two sensors of 'spectral_norm'"),
+        ({"sampler": 3}, "sampler=3 must be a Sampler"),
+        ({"params": []}, r"params=\[\] must be a list of name patterns"),
+        ({"params": [3]}, r"params=\[3\] must be a list of name patterns"),
+        ({"budget": 0}, "budget=0 must be a number above 0"),
+        ({"budget": 1.5}, "budget=1.5 must be a number above 0"),
+        ({"budget": True}, "budget=True must be"),
+        ({"risk": "kappa"}, "risk='kappa' must be"),
+        ({"risk": "kappa_tilde"}, "add KappaTilde"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Sensors(**options)
+
+
+@pytest.mark.parametrize("sensors", [True, False, "all", 3])
+def test_bad_sensors(sensors):
+    with pytest.raises(ConfigError, match=f"sensors={sensors!r} must be a list of sensors"):
+        build(sensors=sensors)
+
+
+def test_logging_is_left_alone():
+    assert logging.getLogger("stableopt").level == logging.NOTSET
