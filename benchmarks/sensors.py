@@ -115,7 +115,8 @@ def _size(text: str) -> int:
 
 
 def _measure(sizes: Sequence[int], seed: int, *, quick: bool) -> dict[str, Any]:
-    runs, trained = [], dict[tuple[int, int], tuple[str, Tensor]]()
+    runs: list[dict[str, Any]] = []
+    trained: dict[tuple[int, int], tuple[str, Tensor]] = {}
     for run in _progress(QUICK_RUNS if quick else RUNS, "training", lambda run: run.name):
         runs.append(_follow(run, seed, trained))
     shapes = [(size, size) for size in sizes]

@@ -88,8 +88,8 @@ def _kinds(result: dict[str, Any]) -> str:
     untrained = ", ".join(f"{m} x {n}" for m, n in result["untrained"]) or "none"
     return (
         "`SampledSpectrum` and its limits, against the thresholds of ASSR (Fiedler below 0.05, or "
-        "condition number above 1000). Gradience gives κ̃ no absolute limit, only one for its slope: "
-        "**no verdict**. Gaussian and trained weights are healthy; clusters (eight, with "
+        "condition number above 1000). Gradience gives κ̃ no absolute limit, only one for its "
+        "slope: **no verdict**. Gaussian and trained weights are healthy; clusters (eight, with "
         f"{CLUSTER_NOISE:.0%} noise), copies and a collapsed rank are sick. Trained on Python's "
         "standard library for about half a minute each: "
         + "; ".join(f"{run['name']}, loss {run['loss']:.2f}" for run in result["runs"])

@@ -7,6 +7,7 @@ import io
 import logging
 import math
 import pickle
+from itertools import pairwise
 
 import pytest
 import torch
@@ -200,7 +201,7 @@ class TestSchedule:
             assert read[:LEARNED] == [0, *range(9, 10 * LEARNED - 10, 10)]
             later = [step for step in read if step > 10 * LEARNED]
             assert len(later) >= 3
-            gaps = {b - a for a, b in zip(later, later[1:], strict=False)}
+            gaps = {b - a for a, b in pairwise(later)}
             assert max(gaps) <= 40
 
     def test_the_order_of_the_parameters_does_not_matter(self):
@@ -454,6 +455,11 @@ class Sick:
         stand_still(self.opt, count)
         return self.opt
 
+    def collapse_for_ever(self):
+        """Collapse the weights again and again, whatever is done about it."""
+        while True:
+            self.steps(2, share=0.01)
+
 
 class TestRisk:
     def test_it_is_told_and_nothing_is_done_about_it(self, caplog):
@@ -579,8 +585,7 @@ class TestResponses:
         run = Sick(names=("first.weight", "second.weight"), guard=self.guard(every=5))
         run.steps(12)
         with pytest.raises(DivergenceError, match="rollbacks did not help"):
-            for _ in range(20):
-                run.steps(2, share=0.01)
+            run.collapse_for_ever()
         assert run.opt.summary()["rollbacks"] == 3
         assert torch.equal(run.model.first.weight, run.sound["first.weight"])
 
@@ -600,7 +605,7 @@ class TestGradience:
         inner = torch.optim.SGD(model.parameters(), lr=0.1)
         opt = StableOptimizer(inner, model=model, **presets.gradience())
         u, s, vh = torch.linalg.svd(model.weight.detach())
-        for step in range(steps):
+        for _ in range(steps):
             with torch.no_grad():
                 s[0] *= math.exp(growth)
                 model.weight.copy_((u * s) @ vh)
