@@ -69,17 +69,25 @@ class Trajectory:
         return TASKS[self.kind].build(self.seed, quick=self.quick)
 
 
-def train(kind: str, seed: int, *, quick: bool, beside: Callable[..., None] | None = None) -> Any:
-    """Train a model with a bare optimizer and return its :class:`Trajectory`.
+def train(
+    kind: str,
+    seed: int,
+    *,
+    quick: bool,
+    steps: int | None = None,
+    beside: Callable[..., None] | None = None,
+) -> Trajectory:
+    """Train a model with a bare optimizer.
 
     Args:
         kind: A key of :data:`~benchmarks.collapse_tasks.TASKS`.
         seed: Of weights and batches.
         quick: Whether the small version is trained.
+        steps: Updates; as many as that version takes if not given.
         beside: Called with the moment (``"join"`` or ``"launch"``), the step, the optimizer and
             the model.
     """
-    task, steps = TASKS[kind], QUICK_STEPS if quick else STEPS
+    task, steps = TASKS[kind], steps or (QUICK_STEPS if quick else STEPS)
     model, recipe, sampler = task.build(seed, quick=quick), task.recipe(seed), Sensors().sampler
     optimizer = recipe.optimizer(model)
     losses, kept = [], {0: _matrices(model)}

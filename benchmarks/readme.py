@@ -1,4 +1,4 @@
-"""Put the short tables of the results into the README: ``python -m benchmarks.readme``."""
+"""Put the short tables of the results into README and docs: ``python -m benchmarks.readme``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import sensor_cost, sensors_report
 from benchmarks.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -75,10 +76,19 @@ BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 """What is quoted, by the name of its result file and of its marks in the README."""
 
+PAGES: dict[Path, dict[str, Callable[[dict[str, Any]], str]]] = {
+    README: BLOCKS,
+    ROOT / "docs" / "sensors.md": {
+        "sensors": sensors_report.digest,
+        "sensor_cost": sensor_cost.digest,
+    },
+}
+"""What every page quotes."""
 
-def updated(text: str) -> str:
-    """Return ``text`` with every block as the committed results have it."""
-    for name, digest in BLOCKS.items():
+
+def updated(text: str, page: Path = README) -> str:
+    """Return the ``text`` of a page with every block as the committed results have it."""
+    for name, digest in PAGES[page].items():
         result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         begin, end = f"<!-- {name}: python -m benchmarks.readme -->", f"<!-- /{name} -->"
         before, rest = text.split(begin)
@@ -100,4 +110,5 @@ def _range(spread: dict[str, float | None] | None) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in PAGES:
+        path.write_text(updated(path.read_text(encoding="utf-8"), path), encoding="utf-8")

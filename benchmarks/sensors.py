@@ -18,7 +18,7 @@ import torch
 from benchmarks.environment import ROOT, describe_environment
 from benchmarks.sensors_matrices import KINDS, QUICK_RUNS, RUNS, make_matrix, train
 from benchmarks.sensors_report import render
-from benchmarks.sensors_rows import SINGULAR, exact_spectrum, measure, read
+from benchmarks.sensors_rows import SINGULAR, exact_spectrum, measure, read, rows_needed
 from benchmarks.sensors_targets import targets
 from benchmarks.sensors_track import Follower, simulate, spike
 from stableopt.functional import (
@@ -138,6 +138,7 @@ def _measure(sizes: Sequence[int], seed: int, *, quick: bool) -> dict[str, Any]:
         sick = KINDS[kind].sick
         for who in ("ours", "assr"):
             row[who]["right"] = None if sick is None else row[who]["complains"] == sick
+        row["rows_needed"] = rows_needed(weight) if sick else None
         rows.append({"kind": kind, "sick": sick, "source": source, "repeats": repeats, **row})
     simulated = [
         simulate(size, 16 if quick else VISITS.get(size, 24), seed)

@@ -160,28 +160,27 @@ def _limits(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
     missed = [row for row in rows if row["sick"] and not row["ours"]["right"]]
     if missed:
-        which = "; ".join(
-            f"{KINDS[r['kind']].title} at {r['rows']} x {r['columns']} (relative rank "
-            f"{_number(r['ours']['values']['relative_rank'])}, of all rows "
-            f"{_number(r['relative']['relative_rank'])})"
-            for r in missed
-        )
-        lines.append(
-            f"- **Missed: {which}.** 128 rows are nearly independent as long as the whole has some "
-            "hundreds of directions left, and of many pairs of copies the sample rarely holds "
-            "both. ASSR, which decomposes everything, sees these; so does a larger sample "
-            "(`SampledSpectrum(rows=...)`)."
-        )
-        seen = [_entry(row, "redundancy") for row in missed]
-        lines.append(
-            "- The redundancy of the sample, which has no limit of its own, reads "
-            f"{' / '.join(_number(e['value']) for e in seen)} there, where independent rows "
-            "read 1."
-        )
+        columns: dict[str, Callable[[Any], str]] = {
+            "missed": lambda row: f"{KINDS[row['kind']].title}, {row['rows']} x {row['columns']}",
+            "relative rank": lambda row: _number(row["ours"]["values"]["relative_rank"]),
+            "of all rows": lambda row: _number(row["relative"]["relative_rank"]),
+            "redundancy (independent: 1)": lambda row: _number(_entry(row, "redundancy")["value"]),
+            "seen with a sample of": lambda row: (
+                f"{row['rows_needed']} rows" if row["rows_needed"] else "none up to 2048"
+            ),
+            "ASSR": lambda row: "sees it" if row["assr"]["complains"] else "misses it, too",
+        }
+        lines += [
+            _table(columns, missed),
+            "128 rows are nearly independent as long as the whole has some hundreds of directions "
+            "left, and of many pairs of copies the sample rarely holds both: there the default is "
+            "blind, and a full decomposition, or a larger sample (`SampledSpectrum(rows=...)`), "
+            "is not. The redundancy, which has no limit of its own, does move.\n",
+        ]
     lost = [row for row in rows if row["kind"] == "near-singular"]
     found = " / ".join(_number(_entry(row, "condition_number")["value"]) for row in lost)
     lines.append(
-        "- One lost direction: the layer computes what it did before in all directions but "
+        "One lost direction: the layer computes what it did before in all directions but "
         "one, and only what inverts it suffers. The sampled spectrum, and any method that only "
         "multiplies, cannot see it and calls it "
         f"{' / '.join(row['ours']['standing'] for row in lost)}. ASSR's condition number does "
@@ -225,8 +224,9 @@ def _misleading(result: dict[str, Any]) -> str:
         "idea; all three of their formulas are here under their own names, exactly as published.\n"
         "\n- **ASSR's condition number is computed right**; it is the fixed ceiling of 1000 that "
         "does not fit squares. A Gaussian square of size n has about 3.7 n, so the chance that a "
-        f"fresh, healthy one is above 1000 is {squares}. Read here on healthy weights: {measured}. "
-        "On rectangles the ceiling is a good one.\n"
+        f"fresh, healthy one is above 1000 is {squares}. Read here on healthy weights: {measured}."
+        + _rectangles(result["matrices"])
+        + "\n"
         "- **ASSR's Fiedler value** is that of D - G with the signs left in, which is not a graph: "
         f"orthogonal rows, the healthiest there are, read {_number(orthogonal['assr_fiedler'])} "
         f"(an alarm), rows that are all identical {_number(same['assr_fiedler'])} (no alarm). It "
@@ -239,6 +239,19 @@ def _misleading(result: dict[str, Any]) -> str:
         "direction dominates, and no condition number. Between a Gaussian matrix and the same "
         f"kind with one singular value of 1e-7 it differs by at most {apart:.1%}, and orthogonal "
         f"rows read {_number(orthogonal['kappa_tilde'])}, its minimum, as they should.\n"
+    )
+
+
+def _rectangles(rows: Sequence[dict[str, Any]]) -> str:
+    found = [row for row in rows if row["rows"] != row["columns"]]
+    if not found:
+        return ""
+    false = sum(row["assr"]["complains"] for row in found if row["sick"] is False)
+    seen = [row for row in found if row["sick"]]
+    right = sum(row["assr"]["complains"] for row in seen)
+    return (
+        f" On rectangles it is another matter: {false} false alarms here, and {right} of "
+        f"{len(seen)} sick ones seen."
     )
 
 

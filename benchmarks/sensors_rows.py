@@ -38,6 +38,7 @@ SINGULAR = 1e14
 """A condition number beyond which even float64 knows no digit of."""
 
 _DOUBLED = 2048
+_LARGEST_SAMPLE = 2048
 _OURS = 5
 """How often the sensors, which take milliseconds, are timed beside each decomposition."""
 
@@ -138,6 +139,18 @@ def measure(weight: Tensor, *, repeats: int) -> dict[str, Any]:
         "assr": assr_verdict(published),
         "seconds": seconds,
     }
+
+
+def rows_needed(weight: Tensor) -> int | None:
+    """Return from which sample on the tiers complain, of 128, 256, 512, ... rows; or ``None``."""
+    rows, columns = weight.shape
+    count = SampledSpectrum().rows
+    while count < 2 * rows and count <= _LARGEST_SAMPLE:
+        values = read(SampledSpectrum(rows=count), weight)[0].values
+        if standings(values, min(count, rows), columns)["complains"]:
+            return min(count, rows)
+        count *= 2
+    return None
 
 
 def standings(values: Mapping[str, float], rows: int, columns: int) -> dict[str, Any]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.workload import make_model
 from stableopt import ClipGradNorm, StableOptimizer
+from stableopt.functional import assr_condition_number, assr_fiedler
+from stableopt.sensors import Sensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +28,10 @@ if TYPE_CHECKING:
 
 MAX_NORM = 1.0
 """The bound of every variant that clips."""
+
+ASSR_EVERY = 10
+ASSR_RATIO = 0.1
+"""The recipe of ASSR: how often, and which share of the linear layers, drawn at random."""
 
 IMPLEMENTATIONS = ("fused", "foreach", "for-loop")
 """The implementations of torch's AdamW."""
@@ -87,7 +95,7 @@ def make_learner(
     """Return a variant on a new model.
 
     Args:
-        name: A key of :data:`VARIANTS`.
+        name: A key of :data:`VARIANTS` or :data:`PERIODIC`.
         size: The model, as in :func:`benchmarks.workload.make_model`.
         implementation: One of :data:`IMPLEMENTATIONS`.
         seed: The same seed gives the same weights.
@@ -95,7 +103,9 @@ def make_learner(
     """
     directory.mkdir(parents=True, exist_ok=True)
     model = make_model(size, seed)
-    return VARIANTS[name].build(model, make_optimizer(model, implementation), directory)
+    return {**VARIANTS, **PERIODIC}[name].build(
+        model, make_optimizer(model, implementation), directory
+    )
 
 
 def _bare(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
@@ -114,6 +124,30 @@ def _clipped(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
 
 def _stable(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
     return _learner_of(model, StableOptimizer(optimizer))
+
+
+def _guard_only(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
+    return _learner_of(model, StableOptimizer(optimizer, sensors=()))
+
+
+def _unlimited(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
+    return _learner_of(model, StableOptimizer(optimizer, sensors=Sensors(budget=None)))
+
+
+def _assr(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    draw, steps = random.Random(0), 0
+
+    def update(loss: Tensor) -> None:
+        nonlocal steps
+        if steps % ASSR_EVERY == 0:
+            for layer in draw.sample(layers, max(1, int(ASSR_RATIO * len(layers)))):
+                assr_fiedler(layer.weight)
+                assr_condition_number(layer.weight)
+        steps += 1
+        optimizer.step()
+
+    return Learner(model=model, optimizer=optimizer, update=update)
 
 
 def _stable_clipped(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
@@ -174,6 +208,9 @@ VARIANTS = {
     "adamw-again": Variant(label="AdamW again (the noise of this table)", build=_bare),
     CLIPPED: Variant(label="AdamW + `clip_grad_norm_`", build=_clipped),
     "stable": Variant(label="`StableOptimizer(AdamW)`", build=_stable),
+    "stable-sensors": Variant(
+        label="`StableOptimizer(AdamW, sensors=())`: the guard only", build=_guard_only
+    ),
     "stable+clip": Variant(label="`StableOptimizer` + `ClipGradNorm`", build=_stable_clipped),
     "stable+telemetry": Variant(
         label="`StableOptimizer` + telemetry and `observe(loss=)`", build=_stable_telemetry
@@ -188,6 +225,14 @@ VARIANTS = {
     ),
 }
 """Every variant by its name in the result file, the baseline first."""
+
+PERIODIC = {
+    "stable-unlimited": Variant(
+        label="`StableOptimizer(AdamW)`, sensors without a budget", build=_unlimited
+    ),
+    "assr": Variant(label="AdamW + the sensors of ASSR, no actuator", build=_assr),
+}
+"""What differs every tenth step only, which medians of steps hide: ``benchmarks.sensor_cost``."""
 
 ESSENTIAL = (BASELINE, "adamw-again", CLIPPED, "stable", "stable+clip")
 """What the cells of the other implementations run."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stableopt.health.monitor import Monitor
 from stableopt.health.tiers import standing_of
-from stableopt.runtime.lane import Lane
+from stableopt.runtime.lane import Errand, Lane
 from stableopt.sensors.governor import Governor
 from stableopt.sensors.protocol import Result, Visit
 from stableopt.sensors.targets import Targets
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from stableopt.health.risk import Assessment, WeightHealth
-    from stableopt.runtime.lane import Errand
     from stableopt.sensors import Measurement, Sensor, Sensors
 
 logger = logging.getLogger("stableopt")
@@ -52,6 +51,7 @@ class _Launch(NamedTuple):
     started: dict[torch.device, list[_Started]]
     errands: dict[torch.device, Errand]
     shapes: dict[str, tuple[int, int]]
+    heads: frozenset[str]
 
 
 class Sensed(NamedTuple):
@@ -93,7 +93,7 @@ class Sensing:
         self.options = options
         self.acts = acts
         self.waits = 0
-        self._targets = Targets(optimizer, model, options.params)
+        self._targets = Targets(optimizer, model, options.params, options.heads)
         self._targets.check()
         self._governor = Governor(options.budget)
         self._lane = Lane()
@@ -135,11 +135,10 @@ class Sensing:
             plans.setdefault(weights[name].device, []).extend(self._plan(name, weights, step))
         started: dict[torch.device, list[_Started]] = {device: [] for device in plans}
         errands = {
-            device: self._lane.run(device, partial(self._start, planned, started[device]))
-            for device, planned in plans.items()
+            device: self._run(device, planned, started[device]) for device, planned in plans.items()
         }
         shapes = {n: (weights[n].shape[0], weights[n][:1].numel()) for n in names}
-        self._launched = _Launch(step, started, errands, shapes)
+        self._launched = _Launch(step, started, errands, shapes, self._targets.heads)
         self._governor.charge(time.perf_counter() - began)
 
     def _may_run(self) -> bool:
@@ -149,14 +148,12 @@ class Sensing:
         self._governor.postponed += not self.acts
         if not self._told:
             self._told = True
-            what = (
-                "are not postponed, because they are acted upon" if self.acts else "are postponed"
-            )
-            logger.warning(
+            logger.log(
+                logging.WARNING if self.acts else logging.INFO,
                 "sensors take more than budget=%g of the training time, and %s; a larger every or "
                 "a smaller ratio of their Sampler, or a larger budget, makes that regular",
                 self.options.budget,
-                what,
+                "run in any case, as they are acted upon" if self.acts else "are postponed",
             )
         return self.acts
 
@@ -182,6 +179,15 @@ class Sensing:
             for sensor in self.options.use
             if name in self._monitor.suspects or not sensor.on_suspicion
         ]
+
+    def _run(self, device: torch.device, plans: Sequence[_Started], done: list[_Started]) -> Errand:
+        try:
+            return self._lane.run(device, partial(self._start, plans, done))
+        except Exception as error:  # noqa: BLE001 - a sensor must not end a run
+            done[:] = plans
+            for sensor, visit, _ in plans:
+                self._tell(sensor, visit.name, error)
+            return Errand([])
 
     def _start(self, plans: Sequence[_Started], done: list[_Started]) -> list[Tensor]:
         sent: list[Tensor] = []
@@ -252,6 +258,8 @@ class Sensing:
         self, launch: _Launch, name: str, metric: str, value: float, *, failed: bool
     ) -> Reading:
         standing = standing_of(metric, value, *launch.shapes[name])
+        if name in launch.heads and standing is not Standing.UNDEFINED:
+            standing = Standing.UNJUDGED
         # Only a matrix that is not finite has no spectral norm: that of zero is zero.
         if metric == "spectral_norm" and math.isnan(value) and not failed:
             standing = Standing.DANGER

@@ -19,6 +19,7 @@ from stableopt.functional import (
     gaussian_condition_number,
     gaussian_effective_rank,
     gaussian_fiedler_value,
+    gaussian_kappa_p10,
     kappa_tilde,
     row_spectrum,
     singular_values,
@@ -27,6 +28,7 @@ from stableopt.functional import (
 from stableopt.functional.rank import effective_rank_of
 from stableopt.functional.row_spectrum import SAMPLED_ROWS
 from stableopt.health.tiers import SMALLEST, TIERS, standing_of
+from stableopt.sensors.targets import looks_like_head
 from stableopt.types import Standing
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ _WORST = (
 
 _WORDS = {
     "relative_rank": "relative rank",
-    "kappa_p10": "kappa_p10",
+    "relative_kappa_p10": "κ_p10 over a random one's",
     "relative_fiedler": "relative Fiedler value",
 }
 
@@ -88,6 +90,7 @@ class WeightReport:
         relative_rank: Effective rank of up to 128 sampled rows over that of a Gaussian matrix of
             their shape; 1 is random, 0 collapsed.
         kappa_p10: σ_max over the 10% quantile of the singular values of those rows.
+        relative_kappa_p10: The same over that of a Gaussian matrix of their shape.
         fiedler: Algebraic connectivity of those rows, from 0 to about 1.
         relative_fiedler: The same over that of Gaussian rows.
         redundancy: Columns times the mean squared cosine of two of those rows; 1 is random.
@@ -111,6 +114,7 @@ class WeightReport:
     effective_rank: float | None = None
     relative_rank: float = math.nan
     kappa_p10: float = math.nan
+    relative_kappa_p10: float = math.nan
     fiedler: float = math.nan
     relative_fiedler: float = math.nan
     redundancy: float = math.nan
@@ -241,10 +245,13 @@ def _measure_matrix(
         sigma = tried.number("spectral norm", lambda: spectral_norm(matrix).sigma)
     read = {
         "relative_rank": rank / gaussian_effective_rank(sampled, columns),
-        "kappa_p10": kappa,
+        "relative_kappa_p10": kappa / gaussian_kappa_p10(sampled, columns),
         "relative_fiedler": _relative_fiedler(fiedler, sampled),
     }
     standings = {metric: standing_of(metric, read[metric], rows, columns) for metric in TIERS}
+    head = looks_like_head(named.name)
+    if head:  # what never occurs has rows that are alike in a healthy run
+        standings = dict.fromkeys(standings, Standing.UNJUDGED)
     standing = min(standings.values(), key=_WORST.index)
     seeds: list[float | None] = [None, None, None]
     if published:
@@ -261,6 +268,7 @@ def _measure_matrix(
         effective_rank=effective,
         relative_rank=read["relative_rank"],
         kappa_p10=kappa,
+        relative_kappa_p10=read["relative_kappa_p10"],
         fiedler=fiedler,
         relative_fiedler=read["relative_fiedler"],
         redundancy=redundant,
@@ -273,6 +281,7 @@ def _measure_matrix(
         note="; ".join(
             [
                 *_reasons(standings, read),
+                *(["an output layer: no limit applies"] if head else []),
                 *_remarks(standing, sigma, condition, min(rows, columns)),
                 *dict.fromkeys(tried.reasons),
             ]

@@ -225,11 +225,13 @@ def _folded(name: str, room: int) -> str:
 
 def _legend(audit: Audit) -> str:
     rank, kappa, fiedler = (
-        TIERS[metric].warning for metric in ("relative_rank", "kappa_p10", "relative_fiedler")
+        TIERS[metric].warning
+        for metric in ("relative_rank", "relative_kappa_p10", "relative_fiedler")
     )
     exact = "" if audit.exact else " The exact tier was left out (--no-exact)."
     return (
         "rel.rank, rel.fied and κ/Gauss are over what a random matrix of that shape reads: 1 is "
-        f"random. In a healthy weight rel.rank is above {rank:g}, κ_p10 below {kappa:g}, rel.fied "
+        f"random. In a healthy weight rel.rank is above {rank:g}, κ_p10 below {kappa:g} times "
+        "that of a random one, rel.fied "
         f"above {fiedler:g}.{exact}"
     )

@@ -46,7 +46,7 @@ class Tier:
 
 TIERS: Mapping[str, Tier] = {
     "relative_rank": Tier(warning=0.6, danger=0.45, low_is_bad=True),
-    "kappa_p10": Tier(warning=40.0, danger=None, low_is_bad=False),
+    "relative_kappa_p10": Tier(warning=10.0, danger=None, low_is_bad=False),
     "relative_fiedler": Tier(warning=0.5, danger=None, low_is_bad=True),
 }
 """The limits of every metric that has some."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-CREDIT = 0.5
-"""Seconds that may be spent in advance: the first visits of all weights are close together."""
+CREDIT = 0.1
+"""Seconds that may be spent in advance: the first visit of all weights is one of many."""
 
 
 class Governor:

@@ -29,6 +29,10 @@ class Sensors:
         sampler: Which weights they visit at which step.
         params: Patterns of parameter names (``*`` and ``?``) to visit; ``None`` for all of two
             dimensions or more.
+        heads: Patterns of the names of output layers. Their rows for what never occurs, such as
+            tokens that the data lack, are alike in a healthy run: their course is followed, but
+            no absolute limit applies to them. ``None`` for names with ``head``, ``classifier``,
+            ``logits`` or ``embed_out`` in them, and the last linear layer of the model.
         budget: Share of the training time that sensors may take: visits are postponed, and
             that is said, where they would take more. ``None`` for no limit. Where readings lead
             to actions nothing is postponed, so that runs are reproducible, and it is only said.
@@ -49,6 +53,7 @@ class Sensors:
     use: tuple[Sensor, ...] = field(default_factory=default_sensors)
     sampler: Sampler = field(default_factory=Sampler)
     params: tuple[str, ...] | None = None
+    heads: tuple[str, ...] | None = None
     budget: float | None = 0.01
     risk: str = "spectral"
 
@@ -57,7 +62,9 @@ class Sensors:
         if not isinstance(self.sampler, Sampler):
             raise ConfigError(f"sampler={self.sampler!r} must be a Sampler, e.g. Sampler(every=50)")
         if self.params is not None:
-            object.__setattr__(self, "params", _patterns(self.params))
+            object.__setattr__(self, "params", _patterns("params", self.params, least=1))
+        if self.heads is not None:
+            object.__setattr__(self, "heads", _patterns("heads", self.heads, least=0))
         _check_budget(self.budget)
         if self.risk not in RISKS:
             raise ConfigError(f"risk={self.risk!r} must be 'spectral' or 'kappa_tilde'")
@@ -84,13 +91,12 @@ def _sensors(given: object) -> tuple[Sensor, ...]:
     return found
 
 
-def _patterns(given: object) -> tuple[str, ...]:
+def _patterns(option: str, given: object, least: int) -> tuple[str, ...]:
     patterns = (given,) if isinstance(given, str) else given
-    if not isinstance(patterns, Iterable):
-        raise ConfigError(f"params={given!r} must be a list of name patterns, e.g. ['*.weight']")
-    found = tuple(patterns)
-    if not found or not all(isinstance(pattern, str) for pattern in found):
-        raise ConfigError(f"params={given!r} must be a list of name patterns, e.g. ['*.weight']")
+    found = tuple(patterns) if isinstance(patterns, Iterable) else None
+    strings = found is not None and all(isinstance(pattern, str) for pattern in found)
+    if found is None or not strings or len(found) < least:
+        raise ConfigError(f"{option}={given!r} must be a list of name patterns, e.g. ['*.weight']")
     return found
 
 

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from stableopt.errors import ConfigError
-from stableopt.functional import as_matrix, gaussian_effective_rank, gaussian_fiedler_value
+from stableopt.functional import (
+    as_matrix,
+    gaussian_effective_rank,
+    gaussian_fiedler_value,
+    gaussian_kappa_p10,
+)
 from stableopt.functional.row_spectrum import (
     SAMPLED_ROWS,
     row_gram,
@@ -29,10 +34,10 @@ class SampledSpectrum:
     """Reads ranks, conditioning, redundancy and connectivity of a fixed sample of the rows.
 
     ``effective_rank``, ``kappa_p10``, ``redundancy`` and ``fiedler`` as
-    :func:`stableopt.functional.row_spectrum` defines them; ``relative_rank`` and
-    ``relative_fiedler`` are divided by what a Gaussian matrix of the same shape reads, so that
-    one limit fits every layer. Which rows are read is drawn once for every parameter, from the
-    sampler's seed and its name.
+    :func:`stableopt.functional.row_spectrum` defines them; ``relative_rank``,
+    ``relative_kappa_p10`` and ``relative_fiedler`` are divided by what a Gaussian matrix of the
+    same shape reads, so that one limit fits every layer. Which rows are read is drawn once for
+    every parameter, from the sampler's seed and its name.
 
     Attributes:
         rows: How many rows are sampled.
@@ -49,6 +54,7 @@ class SampledSpectrum:
         "effective_rank",
         "relative_rank",
         "kappa_p10",
+        "relative_kappa_p10",
         "redundancy",
         "fiedler",
         "relative_fiedler",
@@ -86,8 +92,11 @@ def _finish(host: Sequence[Tensor], rows: int, columns: int) -> Result:
     spectrum = spectrum_of_gram(host[0], columns)
     values = {name: float(value) for name, value in spectrum._asdict().items()}
     values["fiedler"] = values.pop("fiedler_value")
-    rank = gaussian_effective_rank(rows, columns) if rows and columns else math.nan
+    rank = kappa = math.nan
+    if rows and columns:
+        rank, kappa = gaussian_effective_rank(rows, columns), gaussian_kappa_p10(rows, columns)
     connected = gaussian_fiedler_value(rows) if rows > 2 else math.nan
     values["relative_rank"] = values["effective_rank"] / rank
+    values["relative_kappa_p10"] = values["kappa_p10"] / kappa
     values["relative_fiedler"] = values["fiedler"] / connected
     return Result(values)

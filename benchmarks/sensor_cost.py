@@ -1,0 +1,347 @@
+"""Measure what the sensors add to training, over whole sensor intervals: totals, no medians.
+
+Run as ``python -m benchmarks.sensor_cost``; see ``--help``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from benchmarks.environment import ROOT, describe_environment
+from benchmarks.variants import BASELINE, PERIODIC, VARIANTS, make_learner
+from benchmarks.workload import count_parameters, loss_of, make_batches
+from stableopt.sensors import Sampler
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from benchmarks.variants import Learner
+
+EVERY = Sampler().every
+DENSE = Sampler().coverage
+"""Steps in which every weight is visited every time, until its course is known."""
+
+GUARD = "stable-sensors"
+TARGET = 0.005
+"""Of a training step of 20M at 4096 tokens, which the default sensors may add."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One size of model, trained by everybody in turn, ten steps at a time.
+
+    Attributes:
+        size: As in :func:`benchmarks.workload.make_model`.
+        whole: Tokens of whole training steps; ``None`` to time the updates alone, with gradients
+            computed beforehand.
+        tokens: Of the training steps that the cost is a share of, with how many are timed.
+        steady: Steps after the first :data:`DENSE`; whole rounds over all weights.
+    """
+
+    size: str
+    whole: int | None
+    tokens: dict[int, int]
+    steady: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Who takes part."""
+        # Updates alone take no time of which the sensors could have their share.
+        stable = "stable-unlimited" if self.whole is None else "stable"
+        return (BASELINE, GUARD, stable, "assr")
+
+
+PHASES = (
+    Phase(size="20M", whole=None, tokens={4096: 3, 512: 7}, steady=3 * DENSE),
+    Phase(size="1M", whole=512, tokens={512: 0}, steady=3 * DENSE),
+)
+QUICK = (
+    Phase(size="tiny", whole=None, tokens={64: 3}, steady=EVERY),
+    Phase(size="tiny", whole=64, tokens={64: 0}, steady=EVERY),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, write ``sensor_cost.json`` and ``sensor_cost.md``, and print the latter.
+
+    Args:
+        arguments: The command line; ``None`` for that of the process.
+
+    Returns:
+        The exit status: 0.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sensor_cost", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tiny model: seconds")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and data (default: 0)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write")
+    options = parser.parse_args(arguments)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        phases = QUICK if options.quick else PHASES
+        result = {
+            "command": shlex.join(["python", "-m", "benchmarks.sensor_cost", *arguments]),
+            "seed": options.seed,
+            "complete": not options.quick,
+            "environment": describe_environment(),
+            "every": EVERY,
+            "dense_steps": DENSE,
+            "target": TARGET,
+            "cells": [cell for phase in phases for cell in measure(phase, options.seed)],
+        }
+    finally:
+        torch.set_num_threads(threads)
+    text = render(result)
+    default = ROOT / ("runs/benchmarks" if options.quick else "benchmarks/results")
+    directory = options.out or default
+    directory.mkdir(parents=True, exist_ok=True)
+    written = json.dumps(result, indent=1) + "\n"
+    (directory / "sensor_cost.json").write_text(written, encoding="utf-8")
+    (directory / "sensor_cost.md").write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+def measure(phase: Phase, seed: int) -> list[dict[str, Any]]:
+    """Return one cell per number of tokens.
+
+    Args:
+        phase: What runs.
+        seed: Of weights and data.
+    """
+    with TemporaryDirectory() as directory:
+        learners = {
+            name: make_learner(
+                name,
+                size=phase.size,
+                implementation="fused",
+                seed=seed,
+                directory=Path(directory) / name,
+            )
+            for name in phase.names
+        }
+        try:
+            return _measure(phase, learners, seed)
+        finally:
+            for learner in learners.values():
+                learner.close()
+
+
+def _measure(phase: Phase, learners: dict[str, Learner], seed: int) -> list[dict[str, Any]]:
+    work = _Work(phase, learners, seed)
+    intervals = (DENSE + phase.steady) // EVERY
+    times: dict[str, list[float]] = {name: [] for name in learners}
+    spent = [0.0]
+    stable = phase.names[2]
+    for interval in _progress(intervals, f"{phase.size}, {phase.whole or 'updates'}"):
+        names = list(learners)
+        turn = interval % len(names)
+        order = names[turn:] + names[:turn]
+        for name in reversed(order) if interval % 2 else order:
+            gc.collect()
+            times[name].append(work.interval(name))
+        spent.append(learners[stable].optimizer._loop.sensing._governor.spent)
+    dense = DENSE // EVERY
+    summary = learners[stable].optimizer.summary()["sensors"]
+    cells = []
+    for tokens, count in phase.tokens.items():
+        step = work.bare_step(tokens, count) if count else _per_step(times[BASELINE][dense:])
+        cells.append(
+            {
+                "size": phase.size,
+                "parameters": count_parameters(learners[BASELINE].model),
+                "tokens": tokens,
+                "whole_steps": phase.whole is not None,
+                "bare_step_seconds": step,
+                "steps": {"dense": DENSE, "steady": phase.steady},
+                "variants": [
+                    {
+                        "name": name,
+                        "dense": _share(times, name, slice(None, dense), step),
+                        "steady": _share(times, name, slice(dense, None), step),
+                        "interval_seconds": times[name],
+                    }
+                    for name in learners
+                ],
+                "sensors": {
+                    "dense": _added(times, stable, slice(None, dense), step),
+                    "steady": _added(times, stable, slice(dense, None), step),
+                    "own_account": {
+                        "dense": spent[dense] / DENSE / step,
+                        "steady": (spent[-1] - spent[dense]) / phase.steady / step,
+                    },
+                    "postponed": summary["postponed"],
+                    "weights": summary["weights"],
+                    "risk": summary["risk"],
+                },
+            }
+        )
+    return cells
+
+
+class _Work:
+    """What one interval is, for everybody alike."""
+
+    def __init__(self, phase: Phase, learners: dict[str, Learner], seed: int) -> None:
+        self._phase = phase
+        self._learners = learners
+        self._seed = seed
+        tokens = phase.whole or min(phase.tokens)
+        self._batches = make_batches(EVERY, tokens, seed)
+        self._gradients: list[list[Tensor]] = []
+        if phase.whole is None:
+            model = learners[BASELINE].model
+            for batch in self._batches[:4]:
+                model.zero_grad()
+                loss_of(model, batch).backward()
+                self._gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+
+    def interval(self, name: str) -> float:
+        """Take ten steps, or ten updates, and return their seconds."""
+        learner = self._learners[name]
+        if self._phase.whole is not None:
+            begun = perf_counter()
+            for batch in self._batches:
+                _step(learner, batch)
+            return perf_counter() - begun
+        seconds = 0.0
+        loss = torch.zeros(())
+        for number in range(EVERY):
+            gradients = self._gradients[number % len(self._gradients)]
+            for parameter, gradient in zip(learner.model.parameters(), gradients, strict=True):
+                parameter.grad = gradient
+            begun = perf_counter()
+            learner.update(loss)
+            seconds += perf_counter() - begun
+        return seconds
+
+    def bare_step(self, tokens: int, count: int) -> float:
+        """Return the seconds of a whole training step of the bare optimizer: a median."""
+        learner = self._learners[BASELINE]
+        seconds = []
+        for batch in make_batches(count, tokens, self._seed):
+            begun = perf_counter()
+            _step(learner, batch)
+            seconds.append(perf_counter() - begun)
+        return median(seconds)
+
+
+def _step(learner: Learner, batch: Tensor) -> None:
+    learner.optimizer.zero_grad()
+    loss = loss_of(learner.model, batch)
+    loss.backward()
+    learner.update(loss)
+
+
+def _per_step(intervals: Sequence[float]) -> float:
+    return sum(intervals) / len(intervals) / EVERY
+
+
+def _share(times: dict[str, list[float]], name: str, where: slice, step: float) -> float:
+    """Return what a variant adds to the bare optimizer, as a share of a bare step."""
+    return (_per_step(times[name][where]) - _per_step(times[BASELINE][where])) / step
+
+
+def _added(times: dict[str, list[float]], stable: str, where: slice, step: float) -> float:
+    """Return what the sensors add to the guard, as a share of a bare step."""
+    return (_per_step(times[stable][where]) - _per_step(times[GUARD][where])) / step
+
+
+def _progress(count: int, title: str) -> Iterator[int]:
+    """Count with a bar on stderr: on one line if it is a terminal."""
+    end = "\r" if sys.stderr.isatty() else "\n"
+    for number in range(count):
+        if end == "\r" or number % 8 == 0:
+            done = "#" * round(20 * number / count)
+            print(f"{title} [{done:<20}] {number}/{count}", end=end, file=sys.stderr, flush=True)
+        yield number
+    if end == "\r":
+        print(file=sys.stderr)
+
+
+def render(result: dict[str, Any]) -> str:
+    """Return the result as Markdown."""
+    facts = result["environment"]
+    lines = [
+        "# What the sensors add to training",
+        "",
+        "<!-- Generated from `sensor_cost.json` by `python -m benchmarks.sensor_cost`; do not edit."
+        " -->",
+        "",
+        f"`{result['command']}`, seed {result['seed']}, {facts['date']}: stableopt "
+        f"{facts['stableopt']} ({facts['commit'] or 'no commit'}), torch {facts['torch']}, "
+        f"{facts['cpu']}, {facts['cores']} cores, 1 thread used.",
+        "",
+    ]
+    if not result["complete"]:
+        lines += ["**Not the complete run: these figures are not to be quoted.**", ""]
+    return "\n".join([*lines, digest(result)]) + "\n"
+
+
+def digest(result: dict[str, Any]) -> str:
+    """Return what the documentation quotes."""
+    dense = result["dense_steps"]
+    lines = [
+        f"Sensors run after every {result['every']}th step, so what counts is the total time of "
+        "whole intervals, everybody in turn; a median of steps would hide it. In percent of a bare "
+        "training step (forward, backward, fused AdamW; CPU, one thread, fp32). At 20M the "
+        "updates alone are timed, with gradients computed beforehand, and the sensors have no "
+        "budget: the difference of whole steps would drown in the noise of forward and backward. "
+        "At 1M whole steps are timed, with the default budget of 1%.",
+        "",
+        f"| model, tokens | | first {dense} steps: every weight at every visit | after that |",
+        "|---|---|---|---|",
+    ]
+    labels = {**VARIANTS, **PERIODIC}
+    for cell in result["cells"]:
+        title = f"{cell['parameters'] / 1e6:.0f}M, {cell['tokens']:,}"
+        for variant in cell["variants"][1:]:
+            label = labels[variant["name"]].label
+            lines.append(
+                f"| {title} | {label} | {variant['dense']:+.3%} | {variant['steady']:+.3%} |"
+            )
+        sensors = cell["sensors"]
+        account = sensors["own_account"]
+        lines.append(
+            f"| {title} | **the default sensors**: the difference | {sensors['dense']:+.3%} | "
+            f"**{sensors['steady']:+.3%}** |"
+        )
+        lines.append(
+            f"| {title} | the same by their own account | {account['dense']:+.3%} | "
+            f"{account['steady']:+.3%} |"
+        )
+    lines.append("")
+    for cell in result["cells"]:
+        if (cell["size"], cell["tokens"]) == ("20M", 4096):
+            added = cell["sensors"]["steady"]
+            met = "met" if added <= result["target"] else "**not met**"
+            lines.append(
+                f"Target: at most {result['target']:.1%} of a step of 20M parameters at 4,096 "
+                f"tokens: {added:.3%}, {met}."
+            )
+        if cell["whole_steps"]:
+            lines.append(
+                f"At {cell['parameters'] / 1e6:.0f}M and {cell['tokens']} tokens, "
+                f"{cell['sensors']['postponed']} step(s) found the sensors' budget spent, and "
+                "postponed them."
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
