@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SMALLEST = 32
 """Rows and columns from which on a weight is made to collapse."""
 
-STEPS, QUICK_STEPS = 800, 200
+STEPS, QUICK_STEPS = 800, 480
 STRUCK = 0.6
 """Share of the steps after which a weight begins to collapse."""
 
@@ -188,7 +188,7 @@ class Watch:
                 self._drifts.append(found)
             return found
 
-        detector.judge = heard  # type: ignore[method-assign]
+        detector.judge = heard  # type: ignore[assignment, method-assign]
 
     def join(self, step: int) -> list[Visited]:
         """Read what was started, and return what was visited."""

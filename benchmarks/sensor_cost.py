@@ -146,21 +146,26 @@ def _measure(phase: Phase, learners: dict[str, Learner], seed: int) -> list[dict
     work = _Work(phase, learners, seed)
     intervals = (DENSE + phase.steady) // EVERY
     times: dict[str, list[float]] = {name: [] for name in learners}
+    wholes: dict[str, list[float]] = {name: [] for name in learners}
     spent = [0.0]
     stable = phase.names[2]
+    governor = learners[stable].optimizer._loop.sensing._governor
     for interval in _progress(intervals, f"{phase.size}, {phase.whole or 'updates'}"):
         names = list(learners)
         turn = interval % len(names)
         order = names[turn:] + names[:turn]
+        gc.collect()
         for name in reversed(order) if interval % 2 else order:
-            gc.collect()
-            times[name].append(work.interval(name))
-        spent.append(learners[stable].optimizer._loop.sensing._governor.spent)
+            governor._last = perf_counter()  # the time of the others is not that of its training
+            whole, updating = work.interval(name)
+            wholes[name].append(whole)
+            times[name].append(updating)
+        spent.append(governor.spent)
     dense = DENSE // EVERY
     summary = learners[stable].optimizer.summary()["sensors"]
     cells = []
     for tokens, count in phase.tokens.items():
-        step = work.bare_step(tokens, count) if count else _per_step(times[BASELINE][dense:])
+        step = work.bare_step(tokens, count) if count else _per_step(wholes[BASELINE])
         cells.append(
             {
                 "size": phase.size,
@@ -174,7 +179,8 @@ def _measure(phase: Phase, learners: dict[str, Learner], seed: int) -> list[dict
                         "name": name,
                         "dense": _share(times, name, slice(None, dense), step),
                         "steady": _share(times, name, slice(dense, None), step),
-                        "interval_seconds": times[name],
+                        "update_seconds": times[name],
+                        "interval_seconds": wholes[name],
                     }
                     for name in learners
                 ],
@@ -211,15 +217,15 @@ class _Work:
                 loss_of(model, batch).backward()
                 self._gradients.append([p.grad for p in model.parameters() if p.grad is not None])
 
-    def interval(self, name: str) -> float:
-        """Take ten steps, or ten updates, and return their seconds."""
+    def interval(self, name: str) -> tuple[float, float]:
+        """Take ten steps, or ten updates; return the seconds of all, and those of the updates."""
         learner = self._learners[name]
+        seconds = 0.0
         if self._phase.whole is not None:
             begun = perf_counter()
             for batch in self._batches:
-                _step(learner, batch)
-            return perf_counter() - begun
-        seconds = 0.0
+                seconds += _step(learner, batch)
+            return perf_counter() - begun, seconds
         loss = torch.zeros(())
         for number in range(EVERY):
             gradients = self._gradients[number % len(self._gradients)]
@@ -228,7 +234,7 @@ class _Work:
             begun = perf_counter()
             learner.update(loss)
             seconds += perf_counter() - begun
-        return seconds
+        return seconds, seconds
 
     def bare_step(self, tokens: int, count: int) -> float:
         """Return the seconds of a whole training step of the bare optimizer: a median."""
@@ -241,11 +247,14 @@ class _Work:
         return median(seconds)
 
 
-def _step(learner: Learner, batch: Tensor) -> None:
+def _step(learner: Learner, batch: Tensor) -> float:
+    """Take a training step and return the seconds of its update."""
     learner.optimizer.zero_grad()
     loss = loss_of(learner.model, batch)
     loss.backward()
+    begun = perf_counter()
     learner.update(loss)
+    return perf_counter() - begun
 
 
 def _per_step(intervals: Sequence[float]) -> float:
@@ -299,10 +308,11 @@ def digest(result: dict[str, Any]) -> str:
     lines = [
         f"Sensors run after every {result['every']}th step, so what counts is the total time of "
         "whole intervals, everybody in turn; a median of steps would hide it. In percent of a bare "
-        "training step (forward, backward, fused AdamW; CPU, one thread, fp32). At 20M the "
-        "updates alone are timed, with gradients computed beforehand, and the sensors have no "
-        "budget: the difference of whole steps would drown in the noise of forward and backward. "
-        "At 1M whole steps are timed, with the default budget of 1%.",
+        "training step (forward, backward, fused AdamW; CPU, one thread, fp32): what is added "
+        "between the end of backward and the end of the update, where all of them run; the noise "
+        "of forward and backward is larger than that. At 20M the gradients are computed "
+        "beforehand, and the sensors have no budget; at 1M whole steps are taken, with the "
+        "default budget of 1%.",
         "",
         f"| model, tokens | | first {dense} steps: every weight at every visit | after that |",
         "|---|---|---|---|",
@@ -336,9 +346,12 @@ def digest(result: dict[str, Any]) -> str:
             )
         if cell["whole_steps"]:
             lines.append(
-                f"At {cell['parameters'] / 1e6:.0f}M and {cell['tokens']} tokens, "
-                f"{cell['sensors']['postponed']} step(s) found the sensors' budget spent, and "
-                "postponed them."
+                f"At {cell['parameters'] / 1e6:.0f}M and {cell['tokens']} tokens the sensors would "
+                "take more than their budget, and visits are postponed (their own counter: "
+                f"{cell['sensors']['postponed']})."
+                if cell["sensors"]["postponed"]
+                else f"At {cell['parameters'] / 1e6:.0f}M and {cell['tokens']} tokens nothing was "
+                "postponed."
             )
     return "\n".join(lines)
 

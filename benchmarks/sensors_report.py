@@ -91,9 +91,11 @@ def _kinds(result: dict[str, Any]) -> str:
         "condition number above 1000). Gradience gives κ̃ no absolute limit, only one for its "
         "slope: **no verdict**. Gaussian and trained weights are healthy; clusters (eight, with "
         f"{CLUSTER_NOISE:.0%} noise), copies and a collapsed rank are sick. Trained on Python's "
-        "standard library for about half a minute each: "
-        + "; ".join(f"{run['name']}, loss {run['loss']:.2f}" for run in result["runs"])
-        + f". No trained matrix is at hand for {untrained}: those cells are left out.\n"
+        "standard library: "
+        + "; ".join(
+            f"{run['name']}, {run['steps']} steps, loss {run['loss']:.2f}" for run in result["runs"]
+        )
+        + f". Shapes that no short run has, and that have no trained row: {untrained}.\n"
     )
 
 
@@ -183,10 +185,10 @@ def _limits(rows: Sequence[dict[str, Any]]) -> str:
         "One lost direction: the layer computes what it did before in all directions but "
         "one, and only what inverts it suffers. The sampled spectrum, and any method that only "
         "multiplies, cannot see it and calls it "
-        f"{' / '.join(row['ours']['standing'] for row in lost)}. ASSR's condition number does "
-        "see it, though where the healthy square is above 1000 as well its alarm tells nothing "
-        f"apart. Our `ConditionNumber` reads {found}, and it runs on suspicion or with "
-        "`always=True`: not in the default set."
+        f"{' or '.join(dict.fromkeys(row['ours']['standing'] for row in lost))}. ASSR's "
+        "condition number does see it, though where the healthy square is above 1000 as well its "
+        f"alarm tells nothing apart. Our `ConditionNumber` reads {found}, and it runs on "
+        "suspicion or with `always=True`: not in the default set."
     )
     return "\n".join(lines) + "\n"
 
@@ -331,8 +333,25 @@ def _tracking(result: dict[str, Any]) -> str:
         f"Relative error, four Lanczos steps a visit. Simulated: Gaussian increments of {STEP:g} "
         "of the norm per step. With fewer than 100 visits p99 is the maximum.\n\n"
         + _table(columns, rows)
+        + _missed(result["runs"])
         + f"\nVisits until a spike of {SPIKE} σ₁, orthogonal to the vectors that are remembered, "
         f"is within 1%: {spikes}.\n"
+    )
+
+
+def _missed(runs: Sequence[dict[str, Any]]) -> str:
+    found = [
+        f"{run['name']}, {name}, step {step}: {error:.1%}"
+        for run in runs
+        for name, step, error in run["above_1%"]
+    ]
+    visits = sum(run[str(EVERY)]["visits"] for run in runs if run[str(EVERY)])
+    if not found:
+        return f"\nNone of {visits} visits in real training was off by more than 1%.\n"
+    return (
+        f"\n{len(found)} of {visits} visits in real training read more than 1% too little "
+        f"({'; '.join(found)}): another direction had overtaken the one that is remembered, "
+        "and one visit of four steps did not tell them apart.\n"
     )
 
 

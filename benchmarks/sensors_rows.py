@@ -145,12 +145,13 @@ def rows_needed(weight: Tensor) -> int | None:
     """Return from which sample on the tiers complain, of 128, 256, 512, ... rows; or ``None``."""
     rows, columns = weight.shape
     count = SampledSpectrum().rows
-    while count < 2 * rows and count <= _LARGEST_SAMPLE:
+    while True:
         values = read(SampledSpectrum(rows=count), weight)[0].values
         if standings(values, min(count, rows), columns)["complains"]:
             return min(count, rows)
+        if count >= min(rows, _LARGEST_SAMPLE):
+            return None
         count *= 2
-    return None
 
 
 def standings(values: Mapping[str, float], rows: int, columns: int) -> dict[str, Any]:
@@ -160,7 +161,7 @@ def standings(values: Mapping[str, float], rows: int, columns: int) -> dict[str,
     worst = next((s for s in order if s in found.values()), Standing.UNDEFINED)
     by = [m for m, s in found.items() if s is worst] if worst in order[:2] else []
     return {
-        "values": {m: values[m] for m in TIERS},
+        "values": dict(values),
         "standing": worst.value,
         "by": by,
         "complains": worst in order[:2],

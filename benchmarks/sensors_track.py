@@ -25,6 +25,9 @@ EVERY = 10
 COVERAGE = 80
 """Steps between two visits later on."""
 
+EARLY = 160
+"""Steps that are the start of a training, when directions still change places."""
+
 STEP = 1e-3
 """Relative size of a simulated update, ‖ΔW‖ / ‖W‖."""
 
@@ -38,6 +41,8 @@ class Follower:
 
     def __init__(self) -> None:
         self.errors: dict[int, list[float]] = {EVERY: [], COVERAGE: []}
+        self.missed: list[tuple[str, int, float]] = []
+        self._late: list[float] = []
         self._memories: dict[tuple[str, int], Tensor | None] = {}
 
     def look(self, model: nn.Module, step: int) -> None:
@@ -60,11 +65,21 @@ class Follower:
             result, _ = read(SpectralNorm(), weight, draw=draw, memory=known)
             self._memories[name, every] = result.memory
             if known is not None:
-                self.errors[every].append(abs(result.values["spectral_norm"] / exact - 1))
+                error = abs(result.values["spectral_norm"] / exact - 1)
+                self.errors[every].append(error)
+                if every == EVERY:
+                    self._note(name, step, error)
+
+    def _note(self, name: str, step: int, error: float) -> None:
+        if error > SEEN:
+            self.missed.append((name, step, error))
+        if step > EARLY:
+            self._late.append(error)
 
     def result(self) -> dict[str, Any]:
-        """Return the quantiles of both rhythms."""
-        return {str(every): quantiles(errors) for every, errors in self.errors.items()}
+        """Return the quantiles of both rhythms, and those of the shorter one after the start."""
+        found: dict[str, Any] = {str(n): quantiles(errors) for n, errors in self.errors.items()}
+        return {**found, "late": quantiles(self._late), "above_1%": self.missed}
 
 
 def quantiles(errors: Sequence[float]) -> dict[str, float] | None:

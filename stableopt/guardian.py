@@ -88,14 +88,14 @@ class Guardian:
             observation: What is known about the step.
             numbers: What :meth:`start` asked for.
             step: Updates behind the weights.
-            risen: The risk, if it has risen.
+            risen: The risk, if it has risen; answered unless something is wrong at once.
             suspect: Whether somebody has seen a weight that is not finite.
         """
         findings = self._judge.findings(observation, numbers)
-        if (self._suspect or suspect) and not findings:
+        if (self._suspect or (suspect and self._judge.accepted)) and not findings:
             findings = self._judge.damage()
         self._suspect = False
-        return self.decide_on((*findings, *risen), step)
+        return self.decide_on(findings or risen, step)
 
     def decide_on(self, findings: tuple[Finding, ...], step: int) -> Verdict:
         """Decide, given what is held against a step."""
@@ -167,9 +167,8 @@ class Guardian:
     def _settle_skipped(self, verdict: Verdict) -> None:
         if self._buffers is not None:
             self._buffers.restore()
-        acute = tuple(f for f in verdict.findings if f.scope is not Scope.RISK)
-        if all(finding.scope is Scope.SPIKE for finding in acute):
-            self._judge.spikes.note_spike(acute)
+        if all(finding.scope is Scope.SPIKE for finding in verdict.findings):
+            self._judge.spikes.note_spike(verdict.findings)
 
     def _endangered(self) -> bool:
         """Tell whether the sensors see a danger that this guard acts upon."""

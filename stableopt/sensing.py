@@ -104,10 +104,10 @@ class Sensing:
 
     def _forget(self) -> None:
         self._launched: _Launch | None = None
-        self._monitor = Monitor(self.options.risk)
+        self._monitor = Monitor(self.options.risk, self.options.sampler.spacing)
         self._memories: dict[str, dict[str, Tensor]] = {}
         self._turn = 0
-        self._measured = -1
+        self._measured = self._postponed = -1
 
     @property
     def weights(self) -> Mapping[str, WeightHealth]:
@@ -123,9 +123,12 @@ class Sensing:
 
     def launch(self, step: int) -> None:
         """Start the sensors that are due once the weights are ``step`` updates old."""
-        if self._launched is not None or step == self._measured:
+        if self._launched is not None or step in (self._measured, self._postponed):
             return
-        if not self.options.sampler.due(step) or not self._may_run():
+        if not self.options.sampler.due(step):
+            return
+        if not self._may_run():
+            self._postponed = step
             return
         began = time.perf_counter()
         weights = self._targets.weights()
@@ -163,7 +166,8 @@ class Sensing:
             return []
         names = list(weights)
         turned = self.options.sampler.pick(names, self._turn, step)
-        beside = {name for name in names if self._monitor.learns(name)} | self._monitor.suspects
+        beside = {name for name in names if self._monitor.learns(name, step)}
+        beside |= self._monitor.suspects
         return turned + sorted(beside.intersection(names).difference(turned))
 
     def _plan(self, name: str, weights: Mapping[str, Tensor], step: int) -> list[_Started]:
@@ -260,10 +264,18 @@ class Sensing:
         standing = standing_of(metric, value, *launch.shapes[name])
         if name in launch.heads and standing is not Standing.UNDEFINED:
             standing = Standing.UNJUDGED
-        # Only a matrix that is not finite has no spectral norm: that of zero is zero.
-        if metric == "spectral_norm" and math.isnan(value) and not failed:
+        if metric == "spectral_norm" and math.isnan(value) and not failed and self._was_sound(name):
             standing = Standing.DANGER
         return Reading(name=name, metric=metric, value=value, step=launch.step, standing=standing)
+
+    def _was_sound(self, name: str) -> bool:
+        """Tell whether a weight was finite once: else it is meant not to be.
+
+        Only a matrix that is not finite has no spectral norm: that of zero is zero.
+        """
+        known = self.weights.get(name)
+        norm = None if known is None else known.readings.get("spectral_norm")
+        return norm is not None and (norm.defined or norm.standing is Standing.DANGER)
 
     def _remembered(self, sensor: Sensor, name: str) -> Tensor | None:
         return self._memories.get(sensor.metrics[0], {}).get(name)
@@ -379,7 +391,7 @@ def check_sensing(state: Mapping[str, Any]) -> None:
         for vector in known.values():
             if not isinstance(vector, Tensor) or vector.dim() != 1:
                 raise TypeError(vector)
-    Monitor("spectral").load_state_dict({**state["monitor"], "risk": {"calm": 0, "held": None}})
+    Monitor("spectral", 1).load_state_dict({**state["monitor"], "risk": {"calm": 0, "held": None}})
 
 
 def _check(result: Result, sensor: Sensor) -> None:

@@ -72,6 +72,7 @@ class StepLoop:
         acts = guard is not None and guard.act_on_risk
         self.sensing = None if sensors is None else Sensing(optimizer, model, sensors, acts=acts)
         self.guardian = None if guard is None else Guardian(optimizer, model, guard, self.sensing)
+        self._unanswered: tuple[Finding, ...] = ()
         self._before = StateCopy()
         self._requires_closure = requires_closure(optimizer)
         if telemetry is not None:
@@ -86,14 +87,7 @@ class StepLoop:
         if not told and is_priming(self.optimizer, _norm(observation)):
             return self.optimizer.step()
         sensed = Sensed() if self.sensing is None else self.sensing.join(self.ledger.steps)
-        result = None
-        if self.guardian is None:
-            verdict = _unjudged(sensed.risen)
-        else:
-            steps = self.ledger.steps
-            verdict = self.guardian.decide(
-                observation, numbers, steps, sensed.risen, suspect=sensed.broken
-            )
+        verdict, result = self._decide(observation, numbers, sensed), None
         if verdict.action is Action.TAKE:
             result, late = self._take(closure, loss, observation)
             if late and self.guardian is not None:
@@ -139,6 +133,17 @@ class StepLoop:
         loss = _mean(values[: len(losses)])
         observation = Observation(loss=loss, gradients=gradients, signals=signals)
         return observation, values[len(losses) :]
+
+    def _decide(
+        self, observation: Observation, numbers: Sequence[float], sensed: Sensed
+    ) -> Verdict:
+        risen = (*self._unanswered, *sensed.risen)
+        if self.guardian is None:
+            return _unjudged(risen)
+        steps = self.ledger.steps
+        verdict = self.guardian.decide(observation, numbers, steps, risen, suspect=sensed.broken)
+        self._unanswered = risen if verdict.action is Action.SKIP else ()
+        return verdict
 
     # act
 

@@ -55,9 +55,9 @@ class RiskLevel(str, Enum):
     """How much a run is in danger of spectral collapse; see :mod:`stableopt.health.risk`."""
 
     STABLE = "stable"
-    """Every weight is in its healthy range, and no spectrum moves much."""
+    """Every weight is in its healthy range, and spectra hardly move."""
     LEARNING = "learning"
-    """Every weight is in its healthy range, and some spectrum moves: training at work."""
+    """Every weight is in its healthy range, and spectra move: training at work."""
     WARNING = "warning"
     """A weight has left the range that is healthy for its shape, or its own recent course."""
     DANGER = "danger"

@@ -28,6 +28,7 @@ from stableopt.functional import (
 from stableopt.functional.rank import effective_rank_of
 from stableopt.functional.row_spectrum import SAMPLED_ROWS
 from stableopt.health.tiers import SMALLEST, TIERS, standing_of
+from stableopt.sensors.sampled_spectrum import LEAST_KAPPA
 from stableopt.sensors.targets import looks_like_head
 from stableopt.types import Standing
 
@@ -245,7 +246,7 @@ def _measure_matrix(
         sigma = tried.number("spectral norm", lambda: spectral_norm(matrix).sigma)
     read = {
         "relative_rank": rank / gaussian_effective_rank(sampled, columns),
-        "relative_kappa_p10": kappa / gaussian_kappa_p10(sampled, columns),
+        "relative_kappa_p10": kappa / max(gaussian_kappa_p10(sampled, columns), LEAST_KAPPA),
         "relative_fiedler": _relative_fiedler(fiedler, sampled),
     }
     standings = {metric: standing_of(metric, read[metric], rows, columns) for metric in TIERS}

@@ -14,6 +14,8 @@ _EXACT_BELOW = 8
 def condition_number(weight: Tensor) -> Tensor:
     """Return σ_max / σ_min over the smaller dimension; Inf for a singular matrix.
 
+    Singular is what cannot be told from it in float64: σ_min below max(m, n) ε σ_max.
+
     σ_min is the reciprocal of the spectral norm of the inverse: Lanczos steps that solve with
     the triangle of a QR decomposition. Methods that only multiply saturate at a fraction of
     the answer.
@@ -35,17 +37,19 @@ def condition_number(weight: Tensor) -> Tensor:
         4.0
     """
     matrix = as_matrix(weight)
+    least = max(matrix.shape) * torch.finfo(torch.float64).eps
     if min(matrix.shape) < _EXACT_BELOW:
-        return _exact(singular_values(matrix))
+        return _exact(singular_values(matrix), least)
     quotient, largest = normalized(matrix)
     if not bool(torch.isfinite(largest)) or not bool(largest > 0):
         return torch.full_like(largest, torch.nan)
     tall = quotient if matrix.shape[0] >= matrix.shape[1] else quotient.mH
     _, triangle = torch.linalg.qr(tall, mode="r")
     smallest = _smallest(triangle)
-    if not bool(smallest > 0):
+    norm = spectral_norm(triangle).sigma
+    if not bool(smallest > least * norm):
         return torch.full_like(largest, torch.inf)
-    return spectral_norm(triangle).sigma / smallest
+    return norm / smallest
 
 
 def condition_exceeds(weight: Tensor, limit: float) -> Tensor:
@@ -100,8 +104,9 @@ def _smallest(triangle: Tensor) -> Tensor:
     return 1 / settled_norm(inverse, start, len(triangle))[0]
 
 
-def _exact(values: Tensor) -> Tensor:
+def _exact(values: Tensor, least: float) -> Tensor:
     if values.numel() == 0:
         return torch.full((), torch.nan, dtype=torch.float64)
-    undefined = torch.full_like(values[0], torch.nan)
-    return torch.where(values[0] > 0, values[0] / values[-1], undefined)
+    undefined, singular = (torch.full_like(values[0], v) for v in (torch.nan, torch.inf))
+    ratio = torch.where(values[-1] > least * values[0], values[0] / values[-1], singular)
+    return torch.where(values[0] > 0, ratio, undefined)

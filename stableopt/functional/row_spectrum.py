@@ -132,9 +132,9 @@ def kappa_p10(weight: Tensor) -> Tensor:
         weight: ``(out, in)``, or anything :func:`~stableopt.functional.as_matrix` takes.
 
     Returns:
-        0-dim float64, at least 1; Inf where the quantile is below √(p ε) σ₁, which the rounding
-        of the Gram matrix hides (0.4% of σ₁ for 128 rows in float32); NaN if the matrix is
-        zero, empty or not finite.
+        0-dim float64, at least 1; NaN if the matrix is zero, empty or not finite. What lies
+        below √(8 ε) σ₁ is rounding of the Gram matrix and counts as zero, so that values of
+        about 1,000 in float32 and more mean at least that, and Inf is one of them.
 
     Cost:
         O(p² n + p³) for p rows of length n.

@@ -12,7 +12,7 @@ from stableopt.functional.matrices import as_matrix
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-WARM_STEPS = 4
+WARM_STEPS = 8
 """Lanczos steps where a vector of the last visit is known."""
 
 COLD_STEPS = 12
@@ -66,7 +66,7 @@ def spectral_norm(
         ValueError: ``weight`` is no matrix.
 
     Cost:
-        ``4·steps·m·n`` flops warm: 16 m n. Scales from 1e-30 to 1e30 are safe. No host
+        ``4·steps·m·n`` flops warm: 32 m n. Scales from 1e-30 to 1e30 are safe. No host
         synchronisation warm, one per twelve steps cold.
 
     Reference:

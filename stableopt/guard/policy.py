@@ -79,7 +79,7 @@ class Policy:
             return Verdict(action=Action.TAKE)
         cause = "; ".join(finding.message for finding in findings)
         scopes = {finding.scope for finding in findings}
-        if scopes == {Scope.RISK}:
+        if Scope.RISK in scopes:
             return self._answer(cause, findings, step, ring)
         if Scope.STATE in scopes:
             return self._go_back(cause, findings, step, ring, lost=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ RELEARNED = 6
 REACH = 6.0 * 1.4826
 """Six standard deviations, from the median absolute deviation."""
 
+ROOM = 12.0
+"""Median absolute deviations of the slopes that a trend may change by until the next visit."""
+
 
 @dataclass(frozen=True, slots=True)
 class Law:
@@ -42,9 +46,10 @@ class Law:
 
 LAWS: Mapping[str, Law] = {
     "effective_rank": Law(logarithm=True, sign=-1, floor=0.10),
-    "kappa_p10": Law(logarithm=True, sign=1, floor=0.25),
-    "spectral_norm": Law(logarithm=True, sign=1, floor=0.15),
-    "fiedler": Law(logarithm=False, sign=-1, floor=0.08),
+    "kappa_p10": Law(logarithm=True, sign=1, floor=0.35),
+    "spectral_norm": Law(logarithm=True, sign=1, floor=0.20),
+    "redundancy": Law(logarithm=True, sign=1, floor=0.40),
+    "fiedler": Law(logarithm=False, sign=-1, floor=0.10),
 }
 """The metrics whose course is followed."""
 
@@ -53,16 +58,22 @@ class Course:
     """The recent past of one metric of one weight.
 
     Values that were off the course never become part of it, until six in a row were: then the
-    new place is learned, and what is absolute about it is left to the tiers.
+    new place is learned, and what is absolute about it is left to the tiers. Visits that are
+    close together are all judged, but only some become part of it: a course of a few steps
+    says little about where the next one in its turn will be.
 
     Args:
         law: How it is judged.
+        spacing: Steps that lie between two visits of a course, at least.
         visits: Steps and values that are known already.
         away: How many visits in a row were off.
     """
 
-    def __init__(self, law: Law, visits: Sequence[tuple[int, float]] = (), away: int = 0) -> None:
+    def __init__(
+        self, law: Law, spacing: int, visits: Sequence[tuple[int, float]] = (), away: int = 0
+    ) -> None:
         self._law = law
+        self._spacing = spacing
         self.visits = list(visits)
         self.away = away
 
@@ -72,11 +83,9 @@ class Course:
         return len(self.visits) >= LEARNED
 
     @property
-    def slope(self) -> float:
-        """Change per step: the median of those between two visits."""
-        pairs = zip(self.visits, self.visits[1:], strict=False)
-        changes = [(x - w) / max(1, t - s) for (s, w), (t, x) in pairs]
-        return median(changes) if changes else 0.0
+    def slopes(self) -> list[float]:
+        """Change per step between every two visits."""
+        return [(x - w) / max(1, t - s) for (s, w), (t, x) in pairwise(self.visits)]
 
     def judge(self, step: int, value: float) -> tuple[float, float] | None:
         """Judge a value, and learn it if there is nothing against it.
@@ -93,21 +102,32 @@ class Course:
         if not math.isfinite(x):
             return None
         if not self.learned:
-            self.visits.append((step, x))
+            self._absorb(step, x)
             return None
-        slope = self.slope
-        guesses = [known + slope * (step - at) for at, known in self.visits]
-        expected = median(guesses)
-        spread = REACH * median(abs(guess - expected) for guess in guesses)
-        limit = expected + self._law.sign * max(spread, self._law.floor)
+        expected, limit = self._predict(step)
         if self._law.sign * (x - limit) <= 0:
             self.away = 0
-            self.visits = [*self.visits[1 - KEPT :], (step, x)]
+            self._absorb(step, x)
             return None
         self.away += 1
         if self.away >= RELEARNED:
             self.visits, self.away = [(step, x)], 0
         return self._unscaled(expected), self._unscaled(limit)
+
+    def _predict(self, step: int) -> tuple[float, float]:
+        """Return where the course leads, and where the bad side of it begins."""
+        slopes = self.slopes
+        slope = median(slopes)
+        guesses = [known + slope * (step - at) for at, known in self.visits]
+        expected = median(guesses)
+        spread = REACH * median(abs(guess - expected) for guess in guesses)
+        turn = ROOM * median(abs(other - slope) for other in slopes)
+        reach = max(spread, turn * (step - self.visits[-1][0]), self._law.floor)
+        return expected, expected + self._law.sign * reach
+
+    def _absorb(self, step: int, x: float) -> None:
+        if not self.visits or step - self.visits[-1][0] >= self._spacing:
+            self.visits = [*self.visits[1 - KEPT :], (step, x)]
 
     def _scaled(self, value: float) -> float:
         if not self._law.logarithm:
@@ -122,13 +142,17 @@ class DriftDetector:
     """Follows the course of every metric of every weight.
 
     A drift is a value beyond the median of what the last twelve unflagged visits predict, trend
-    included, by more than six robust standard deviations and more than a floor, in the bad
-    direction; it is confirmed by a second one in a row. A constant never is one. A decay that
-    is slow enough is taken for the trend: it meets the tiers
-    (:mod:`stableopt.health.tiers`) instead.
+    included, in the bad direction: by more than six robust standard deviations, more than the
+    trend may have turned by since the last visit, and more than a floor. It is confirmed by a
+    second one in a row. A constant never is one. A decay that is slow enough is taken for the
+    trend: it meets the tiers (:mod:`stableopt.health.tiers`) instead.
+
+    Args:
+        spacing: Steps that lie between two visits of a course, at least.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spacing: int) -> None:
+        self._spacing = spacing
         self._courses: dict[str, dict[str, Course]] = {}
 
     def judge(self, name: str, metric: str, value: float, step: int) -> Drift | None:
@@ -143,7 +167,7 @@ class DriftDetector:
         law = LAWS.get(metric)
         if law is None:
             return None
-        course = self._courses.setdefault(name, {}).setdefault(metric, Course(law))
+        course = self._courses.setdefault(name, {}).setdefault(metric, Course(law, self._spacing))
         before = course.away
         found = course.judge(step, value)
         if found is None:
@@ -159,15 +183,21 @@ class DriftDetector:
             confirmed=before >= 1,
         )
 
-    def learns(self, name: str) -> bool:
-        """Tell whether a course of a weight has begun, and is not known yet."""
+    def learns(self, name: str, step: int) -> bool:
+        """Tell whether a course of a weight that is not known yet should be visited now."""
         courses = self._courses.get(name, {}).values()
-        return any(course.visits and not course.learned for course in courses)
+        return any(
+            course.visits and not course.learned and step - course.visits[-1][0] >= self._spacing
+            for course in courses
+        )
 
-    def slope(self, name: str, metric: str) -> float:
-        """Return the change per step of a metric (of its logarithm); 0 if none is known."""
+    def slope(self, name: str, metric: str) -> float | None:
+        """Return the change per step of a metric (of its logarithm).
+
+        ``None`` while there are fewer than three visits.
+        """
         course = self._courses.get(name, {}).get(metric)
-        return course.slope if course is not None and course.learned else 0.0
+        return median(course.slopes) if course is not None and len(course.visits) > 2 else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return all courses as plain data."""
@@ -185,6 +215,7 @@ class DriftDetector:
             str(name): {
                 metric: Course(
                     LAWS[metric],
+                    self._spacing,
                     [(int(step), float(x)) for step, x in known["visits"]],
                     int(known["away"]),
                 )

@@ -23,6 +23,7 @@ class Monitor:
 
     Args:
         risk: What the level is read from: ``"spectral"`` or ``"kappa_tilde"``.
+        spacing: Steps that lie between two visits of a course, at least.
 
     Attributes:
         weights: What is known about every weight.
@@ -30,18 +31,19 @@ class Monitor:
         suspects: Names of weights that should be visited again soon.
     """
 
-    def __init__(self, risk: str) -> None:
+    def __init__(self, risk: str, spacing: int) -> None:
         self.weights: dict[str, WeightHealth] = {}
         self.assessment: Assessment | None = None
         self.suspects = set[str]()
-        self._drift = DriftDetector()
-        self._risk: RiskJudge = (
-            KappaSlope() if risk == "kappa_tilde" else SpectralRisk(self._drift.slope)
-        )
+        self._drift = DriftDetector(spacing)
+        self._risk: RiskJudge = KappaSlope() if risk == "kappa_tilde" else SpectralRisk(self._slope)
 
-    def learns(self, name: str) -> bool:
-        """Tell whether a weight has been visited too few times to be judged by its past."""
-        return name not in self.weights or self._drift.learns(name)
+    def learns(self, name: str, step: int) -> bool:
+        """Tell whether a weight that cannot be judged by its past yet should be visited now."""
+        return name not in self.weights or self._drift.learns(name, step)
+
+    def _slope(self, name: str) -> float | None:
+        return self._drift.slope(name, "effective_rank")
 
     def take(
         self, readings: Sequence[Reading], shapes: Mapping[str, tuple[int, int]], step: int

@@ -6,6 +6,7 @@ relative to that of a Gaussian matrix of the same shape, beside the course of ev
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,10 +14,10 @@ from stableopt.health.tiers import TIERS
 from stableopt.types import Drift, Reading, RiskLevel, Standing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 MOVING = 1e-4
-"""Change of the log effective rank per step from which on a run is learning: 1% in 100."""
+"""Change of the log effective rank per step from which on a weight moves: 1% in 100."""
 
 SEVERAL = 0.1
 """Share of the weights, and at least two, whose danger is an instability of the run."""
@@ -24,7 +25,7 @@ SEVERAL = 0.1
 HELD = 3
 """Assessments in a row that must be lower before the level falls."""
 
-_FAMILIES = {"effective_rank": "spectrum", "kappa_p10": "spectrum"}
+_FAMILIES = dict.fromkeys(("effective_rank", "kappa_p10", "redundancy"), "spectrum")
 """Metrics of one decomposition, which leave their course together, count once."""
 
 
@@ -122,7 +123,8 @@ class SpectralRisk:
     """Reads the level from tiers and drifts.
 
     - ``STABLE``: every weight is in its healthy range and on its course.
-    - ``LEARNING``: so it is, and the effective rank of one changes by more than 1% in 100 steps.
+    - ``LEARNING``: so it is, and the effective rank of half of them changes by more than 1% in
+      100 steps, or has been read too few times to tell.
     - ``WARNING``: a weight reads beyond a warning limit, or has a confirmed drift.
     - ``DANGER``: a weight reads beyond a danger limit, or drifts in two ways at once.
     - ``INSTABILITY``: two weights or more, and a tenth of all, are in danger; or one is not
@@ -131,10 +133,11 @@ class SpectralRisk:
     The level rises at once, and falls when three assessments in a row were lower.
 
     Args:
-        slope: Returns the change per step of a metric's logarithm, by weight and metric.
+        slope: Returns the change per step of a weight's log effective rank; ``None`` while it
+            is not known.
     """
 
-    def __init__(self, slope: Callable[[str, str], float]) -> None:
+    def __init__(self, slope: Callable[[str], float | None]) -> None:
         self._slope = slope
         self._held: Assessment | None = None
         self._calm = 0
@@ -165,8 +168,14 @@ class SpectralRisk:
             return _with_reason(RiskLevel.DANGER, danger, weights)
         if warned:
             return _with_reason(RiskLevel.WARNING, warned, weights)
-        moving = any(abs(self._slope(n, "effective_rank")) > MOVING for n in levels)
+        moving = self._moves([n for n in levels if "effective_rank" in weights[n].readings])
         return Assessment(level=RiskLevel.LEARNING if moving else RiskLevel.STABLE)
+
+    def _moves(self, names: Sequence[str]) -> bool:
+        """Tell whether half of the weights move, or are not known long enough to tell."""
+        slopes = [self._slope(name) for name in names]
+        known = sorted(math.inf if slope is None else abs(slope) for slope in slopes)
+        return bool(known) and known[len(known) // 2] > MOVING
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is remembered, as plain data."""

@@ -54,7 +54,7 @@ class Sensors:
     sampler: Sampler = field(default_factory=Sampler)
     params: tuple[str, ...] | None = None
     heads: tuple[str, ...] | None = None
-    budget: float | None = 0.01
+    budget: float | None = 0.005
     risk: str = "spectral"
 
     def __post_init__(self) -> None:

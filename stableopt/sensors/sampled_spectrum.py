@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+LEAST_KAPPA = 4.0
+"""What κ_p10 is divided by at least: training takes wide matrices away from their 1 to 2."""
+
 
 @dataclass(frozen=True)
 class SampledSpectrum:
@@ -36,8 +39,9 @@ class SampledSpectrum:
     ``effective_rank``, ``kappa_p10``, ``redundancy`` and ``fiedler`` as
     :func:`stableopt.functional.row_spectrum` defines them; ``relative_rank``,
     ``relative_kappa_p10`` and ``relative_fiedler`` are divided by what a Gaussian matrix of the
-    same shape reads, so that one limit fits every layer. Which rows are read is drawn once for
-    every parameter, from the sampler's seed and its name.
+    same shape reads (κ_p10 by at least 4), so that one limit fits every layer. Which rows are
+    read is drawn once for every parameter, from the sampler's seed and its name. A rank that
+    falls and still exceeds ``rows`` shows in the redundancy alone.
 
     Attributes:
         rows: How many rows are sampled.
@@ -97,6 +101,6 @@ def _finish(host: Sequence[Tensor], rows: int, columns: int) -> Result:
         rank, kappa = gaussian_effective_rank(rows, columns), gaussian_kappa_p10(rows, columns)
     connected = gaussian_fiedler_value(rows) if rows > 2 else math.nan
     values["relative_rank"] = values["effective_rank"] / rank
-    values["relative_kappa_p10"] = values["kappa_p10"] / kappa
+    values["relative_kappa_p10"] = values["kappa_p10"] / max(kappa, LEAST_KAPPA)
     values["relative_fiedler"] = values["fiedler"] / connected
     return Result(values)

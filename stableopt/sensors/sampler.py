@@ -62,6 +62,14 @@ class Sampler:
         """Steps within which ``"round_robin"`` visits every weight."""
         return self.every * math.ceil(1 / self.ratio)
 
+    @property
+    def spacing(self) -> int:
+        """Steps between two visits of a weight whose usual course is being learned.
+
+        Closer ones would tell how it moves within a few steps, early in training.
+        """
+        return max(self.coverage // 2, 4 * self.every)
+
     def due(self, step: int) -> bool:
         """Tell whether weights are measured once they are ``step`` updates old.
 

@@ -32,12 +32,13 @@ COLD_STEPS = 24
 class SpectralNorm:
     """Reads ``spectral_norm`` (σ₁) and ``stable_rank`` (‖W‖_F² / σ₁²).
 
-    Four Golub-Kahan-Lanczos steps, warm from the last visit: a lower bound that is mostly
-    within 0.1% in training, and sees a new direction that has grown past σ₁ mostly at once.
+    Eight Golub-Kahan-Lanczos steps, warm from the last visit: a lower bound, mostly within 1e-6
+    in training, and within 0.5% in 99 of 100 visits that are 80 steps apart early on. It sees a
+    new direction that has grown past σ₁ mostly at once.
     A convolution is measured as ``(out, in·kh·kw)``.
 
     Cost:
-        16 m n flops, in ten passes over the weight; one vector of n in memory.
+        32 m n flops, in 18 passes over the weight; one vector of n in memory.
 
     Reference:
         Golub & Kahan 1965; see :func:`stableopt.functional.spectral_norm`.

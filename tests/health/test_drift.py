@@ -11,13 +11,19 @@ from hypothesis import strategies as st
 
 from stableopt.health.drift import KEPT, LAWS, LEARNED, RELEARNED, Course, DriftDetector
 
-BAD = {"effective_rank": 0.5, "kappa_p10": 2.0, "spectral_norm": 2.0, "fiedler": 0.5}
+BAD = {
+    "effective_rank": 0.5,
+    "kappa_p10": 2.0,
+    "spectral_norm": 2.0,
+    "fiedler": 0.5,
+    "redundancy": 2.0,
+}
 """Factors that take each metric where it should not go."""
 
 
 def feed(values, metric="effective_rank", every=10):
     """Return the drift at each of ``values``, visited every so many steps."""
-    detector = DriftDetector()
+    detector = DriftDetector(spacing=1)
     return [detector.judge("w", metric, v, every * i) for i, v in enumerate(values)]
 
 
@@ -27,7 +33,7 @@ def feed(values, metric="effective_rank", every=10):
     steps=st.lists(st.integers(1, 500), min_size=1, max_size=60),
 )
 def test_a_constant_never_drifts(value, metric, steps):
-    detector = DriftDetector()
+    detector = DriftDetector(spacing=1)
     step = 0
     for gap in steps:
         step += gap
@@ -40,7 +46,7 @@ def test_a_constant_never_drifts(value, metric, steps):
     gaps=st.lists(st.sampled_from([10, 20, 80]), min_size=10, max_size=60),
 )
 def test_a_steady_course_is_no_drift(slope, metric, gaps):
-    detector = DriftDetector()
+    detector = DriftDetector(spacing=1)
     step = 0
     for gap in gaps:
         step += gap
@@ -80,9 +86,36 @@ def test_one_odd_value_is_forgotten():
     assert {drift.expected for drift in found if drift} == {1.0}
 
 
+def test_visits_that_are_close_together_are_judged_and_not_learned():
+    detector = DriftDetector(spacing=40)
+    for step in range(0, 40 * LEARNED, 10):
+        assert detector.judge("w", "effective_rank", 1.0, step) is None
+    assert not detector.learns("w", step)
+    visits = detector.state_dict()["w"]["effective_rank"]["visits"]
+    assert [at for at, _ in visits] == list(range(0, 40 * LEARNED, 40))
+    assert detector.judge("w", "effective_rank", 0.5, step + 1) is not None
+
+
+def test_a_course_that_is_being_learned_is_visited_at_its_spacing():
+    detector = DriftDetector(spacing=40)
+    detector.judge("w", "effective_rank", 1.0, 100)
+    asked = [detector.learns("w", step) for step in (110, 139, 140, 200)]
+    assert asked == [False, False, True, True]
+
+
+def test_a_trend_that_turns_has_room():
+    # The slopes of an early course vary: that it goes on is likely, not certain.
+    values = [math.exp(-0.05 * i + 0.003 * i * i) for i in range(9)]
+    detector = DriftDetector(spacing=1)
+    for i, value in enumerate(values):
+        detector.judge("w", "effective_rank", value, 40 * i)
+    assert detector.judge("w", "effective_rank", values[-1] * 0.85, 40 * 8 + 80) is None
+    assert detector.judge("w", "effective_rank", values[-1] * 0.4, 40 * 8 + 80) is not None
+
+
 def test_what_is_undefined_is_neither_seen_nor_learned():
     for value in (math.nan, math.inf, -1.0, 0.0):
-        course = Course(LAWS["effective_rank"])
+        course = Course(LAWS["effective_rank"], spacing=1)
         for step in range(KEPT):
             assert course.judge(step, value) is None
         assert course.visits == []
@@ -107,11 +140,11 @@ def test_noise_of_a_healthy_course_is_no_confirmed_drift():
 
 
 def test_a_metric_without_a_law_is_not_followed():
-    assert feed([1.0] * 20 + [1e9], "redundancy") == [None] * 21
+    assert feed([1.0] * 20 + [1e9], "stable_rank") == [None] * 21
 
 
 def test_weights_and_metrics_do_not_mix():
-    detector = DriftDetector()
+    detector = DriftDetector(spacing=1)
     for step in range(KEPT):
         detector.judge("a", "effective_rank", 1.0, step)
         detector.judge("a", "kappa_p10", 5.0, step)
@@ -119,7 +152,7 @@ def test_weights_and_metrics_do_not_mix():
     assert detector.judge("b", "effective_rank", 1.0, KEPT) is not None
     assert detector.judge("a", "effective_rank", 1.0, KEPT) is None
     assert detector.judge("c", "effective_rank", 1.0, KEPT) is None
-    assert [detector.learns(name) for name in "abcd"] == [False, False, True, False]
+    assert [detector.learns(name, 99) for name in "abcd"] == [False, False, True, False]
 
 
 def test_the_state_is_plain_and_goes_on():
@@ -127,7 +160,7 @@ def test_the_state_is_plain_and_goes_on():
     values = [math.exp(draw.gauss(0, 0.05)) for _ in range(40)] + [0.3, 0.3]
     whole = feed(values)
     for cut in (3, 20, 41):
-        first, second = DriftDetector(), DriftDetector()
+        first, second = DriftDetector(spacing=1), DriftDetector(spacing=1)
         for i, value in enumerate(values[:cut]):
             first.judge("w", "effective_rank", value, 10 * i)
         second.load_state_dict(first.state_dict())

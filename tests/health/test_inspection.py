@@ -160,7 +160,7 @@ def test_what_was_never_finite_is_left_alone(caplog):
     opt = StableOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
     for step in range(3 * SCAN_PERIOD):
         train(model, opt, step)
-    assert opt.ledger == ()
+    assert not any(event.intervened for event in opt.ledger)
     (told,) = [r.message for r in caplog.records]
     assert "before the first step the weights of rows.weight are not finite" in told
 
@@ -183,7 +183,7 @@ def test_large_but_possible_values_are_no_fault(dtype):
     for _ in range(6):
         w.grad = torch.ones_like(w)
         opt.step()
-    assert opt.ledger == ()
+    assert not any(event.intervened for event in opt.ledger)
 
 
 @pytest.mark.parametrize("pair", VARIANTS, ids=variant_id)
@@ -286,4 +286,4 @@ def test_the_state_of_others_may_be_what_it_was_when_it_was_made():
     for _ in range(30):
         w.grad = torch.ones_like(w)
         opt.step()
-    assert opt.ledger == ()
+    assert not any(event.intervened for event in opt.ledger)

@@ -39,7 +39,7 @@ UNDEFINED = health(reading(value=math.nan))
 
 
 def level(*weights, slope=0.0):
-    risk = SpectralRisk(lambda name, metric: slope)
+    risk = SpectralRisk(lambda name: slope)
     found = risk.assess(0, {f"w{i}": weight for i, weight in enumerate(weights)})
     return None if found is None else found.level
 
@@ -56,7 +56,7 @@ class TestTiers:
             assert standing_of(metric, tier.danger * worse, 64, 64) is Standing.DANGER
 
     def test_infinite_is_beyond_every_limit(self):
-        assert standing_of("kappa_p10", math.inf, 64, 64) is Standing.WARNING
+        assert standing_of("relative_kappa_p10", math.inf, 64, 64) is Standing.WARNING
 
     @pytest.mark.parametrize("metric", [*TIERS, "spectral_norm"])
     def test_undefined_is_never_healthy(self, metric):
@@ -74,14 +74,27 @@ class TestLevels:
         assert level() is None
         assert level(UNDEFINED) is None
         assert level(HEALTHY, UNDEFINED) is RiskLevel.STABLE
-        assert level(HEALTHY, slope=2e-4) is RiskLevel.LEARNING
-        assert level(HEALTHY, slope=-2e-4) is RiskLevel.LEARNING
+        moving = health(reading(), reading("effective_rank", 60.0))
+        assert level(moving) is RiskLevel.STABLE
+        assert level(moving, slope=2e-4) is RiskLevel.LEARNING
+        assert level(moving, slope=-2e-4) is RiskLevel.LEARNING
+        assert level(moving, slope=None) is RiskLevel.LEARNING
+        assert level(HEALTHY, slope=None) is RiskLevel.STABLE
         assert level(HEALTHY, WARNED) is RiskLevel.WARNING
         assert level(HEALTHY, DRIFTING) is RiskLevel.WARNING
         assert level(HEALTHY, ENDANGERED) is RiskLevel.DANGER
         assert level(*[HEALTHY] * 8, ENDANGERED, ENDANGERED) is RiskLevel.INSTABILITY
         assert level(*[HEALTHY] * 30, ENDANGERED, ENDANGERED) is RiskLevel.DANGER
         assert level(*[HEALTHY] * 30, NOT_FINITE) is RiskLevel.INSTABILITY
+
+    def test_a_run_learns_while_half_of_its_weights_move(self):
+        slopes = {"a": 1.0, "b": None, "c": 0.0, "d": 0.0, "e": 0.0}
+        risk = SpectralRisk(slopes.get)
+        moving = health(reading(), reading("effective_rank", 60.0))
+        names = "abcde"
+        assert risk.assess(0, dict.fromkeys(names, moving)).level is RiskLevel.STABLE
+        names = "abcd"
+        assert risk.assess(1, dict.fromkeys(names, moving)).level is RiskLevel.LEARNING
 
     def test_two_ways_of_drifting_are_a_danger_and_one_decomposition_is_one_way(self):
         both = health(reading(), drifts=["effective_rank", "kappa_p10"])
@@ -90,18 +103,18 @@ class TestLevels:
         assert level(two) is RiskLevel.DANGER
 
     def test_the_reason_names_the_worst_first(self):
-        risk = SpectralRisk(lambda name, metric: 0.0)
+        risk = SpectralRisk(lambda name: 0.0)
         weights = {"a": ENDANGERED, "b": NOT_FINITE, "c": HEALTHY, "d": WARNED}
         found = risk.assess(0, weights)
         assert found.where == ("b", "a")
         assert found.reason == "b: spectral_norm is undefined: not finite (and 1 more)"
-        found = SpectralRisk(lambda name, metric: 0.0).assess(0, {"a": WARNED})
+        found = SpectralRisk(lambda name: 0.0).assess(0, {"a": WARNED})
         assert found.reason == "a: relative_rank 0.55 below 0.6"
-        found = SpectralRisk(lambda name, metric: 0.0).assess(0, {"a": DRIFTING})
+        found = SpectralRisk(lambda name: 0.0).assess(0, {"a": DRIFTING})
         assert found.reason == ("a: effective_rank 0.5 where its course predicts 1 (limit 0.9)")
 
     def test_it_rises_at_once_and_falls_after_a_while(self):
-        risk = SpectralRisk(lambda name, metric: 0.0)
+        risk = SpectralRisk(lambda name: 0.0)
         levels = [
             risk.assess(i, {"w": weight}).level
             for i, weight in enumerate([HEALTHY, WARNED, ENDANGERED, *[HEALTHY] * (HELD + 1)])
@@ -115,7 +128,7 @@ class TestLevels:
         ]
 
     def test_the_state_is_plain_and_goes_on(self):
-        first, second = (SpectralRisk(lambda name, metric: 0.0) for _ in range(2))
+        first, second = (SpectralRisk(lambda name: 0.0) for _ in range(2))
         for weight in (ENDANGERED, HEALTHY):
             first.assess(0, {"w": weight})
         second.load_state_dict(first.state_dict())

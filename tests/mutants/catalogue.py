@@ -2,25 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One change of one module.
-
-    Attributes:
-        module: Its dotted name.
-        old: Text that occurs exactly once in it.
-        new: What takes its place.
-        tests: Arguments of pytest; at least one of the tests must fail.
-    """
-
-    module: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-
+from tests.mutants.mutant import Mutant
+from tests.mutants.sensors import SENSOR_MUTANTS
 
 OPTIMIZER = "tests/test_optimizer.py::TestContract"
 OBSERVE = "tests/test_optimizer.py::TestObserve"
@@ -109,8 +92,8 @@ MUTANTS = {
     ),
     "buffers go back to the beginning": Mutant(
         "stableopt.guardian",
-        "self._buffers.refresh()\n        if verdict.findings:",
-        "pass\n        if verdict.findings:",
+        "self._buffers.refresh()\n        if verdict.baseline_reset:",
+        "pass\n        if verdict.baseline_reset:",
         (f"{SKIP}::test_batch_norm_statistics_never_saw_the_batch",),
     ),
     "only floating buffers are kept": Mutant(
@@ -133,8 +116,8 @@ MUTANTS = {
     ),
     "gradients are transformed before they are judged": Mutant(
         "stableopt.step",
-        "verdict, result = _HEALTHY, None",
-        "verdict, result = _HEALTHY, None\n        self._transform(observation.gradients)",
+        "        verdict, result = self._decide(",
+        "        self._transform(observation.gradients)\n        verdict, result = self._decide(",
         (f"{CLIP}::test_a_skipped_step_leaves_the_gradients_as_they_were",),
     ),
     "priming counts as a step": Mutant(
@@ -273,8 +256,8 @@ MUTANTS = {
     ),
     "the learning rate is lowered once": Mutant(
         "stableopt.guard.policy",
-        "scale = self.lr_scale * (self._guard.lr_backoff if attempt > 1 else 1.0)",
-        "scale = self._guard.lr_backoff if attempt > 1 else self.lr_scale",
+        "scale = self.lr_scale * (self._guard.lr_backoff if lowers else 1.0)",
+        "scale = self._guard.lr_backoff if lowers else self.lr_scale",
         (MACHINE,),
     ),
     "replayed steps earn rollbacks": Mutant(
@@ -340,7 +323,7 @@ MUTANTS = {
     ),
     "noise is replayed for ever": Mutant(
         "stableopt.guard.policy",
-        "restores_rng=attempt == 1,",
+        "restores_rng=not lowers,",
         "restores_rng=True,",
         (f"{TRACKED}::test_the_second_rollback_passes_the_batches_by",),
     ),
@@ -353,8 +336,8 @@ MUTANTS = {
     # Promise 3: what was flagged enters no baseline; nothing is healthy unlooked at.
     "flagged values become normal": Mutant(
         "stableopt.guardian",
-        "        self._policy.note(verdict, step)\n",
-        "        self._policy.note(verdict, step)\n        self._judge.spikes.learn(observation)\n",
+        "        self._policy.note(verdict, step, endangered=self._endangered())\n",
+        "        self._judge.spikes.learn(observation)\n",
         (f"{SPIKES}::test_a_flagged_value_does_not_enter_the_baseline",),
     ),
     "a shift is rolled back": Mutant(
@@ -371,7 +354,7 @@ MUTANTS = {
     ),
     "baselines do not go back": Mutant(
         "stableopt.guardian",
-        "self._judge.spikes.load_state_dict(restored.baselines)",
+        'self._judge.spikes.load_state_dict(baselines["spikes"])',
         "pass",
         (f"{SPIKES}::test_baselines_go_back_with_the_weights",),
     ),
@@ -495,4 +478,5 @@ MUTANTS = {
         "pass",
         (f"{DISPATCH}::test_a_writer_that_raises_is_reported_once_and_counted",),
     ),
+    **SENSOR_MUTANTS,
 }

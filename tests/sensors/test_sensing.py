@@ -44,6 +44,7 @@ class Net(nn.Module):
             "conv": nn.Conv1d(4, 20, 5),
             "norm": nn.LayerNorm(24),
             "table": nn.Embedding(40, 18),
+            "head": nn.Linear(24, 2),
         }
         for name in reversed(parts) if reverse else parts:
             self.add_module(name, parts[name])
@@ -55,7 +56,8 @@ class Net(nn.Module):
         hidden = self.norm(self.second(torch.tanh(self.first(x))))
         rows = self.table(torch.randint(40, (16,), generator=draw))
         mixed = self.conv(hidden.view(16, 4, 6)).mean((1, 2))
-        return (hidden.mean(1) + rows.mean(1) + mixed - x[:, 0]).pow(2).mean() * self.scale
+        out = self.head(hidden).mean(1)
+        return (out + hidden.mean(1) + rows.mean(1) + mixed - x[:, 0]).pow(2).mean() * self.scale
 
 
 def build(sensors=DENSE, lr=1e-3, reverse=False, model=None, **options):
@@ -123,8 +125,8 @@ class TestReadings:
     def test_matrices_are_measured_and_nothing_else(self):
         model, opt = build()
         train(model, opt, 1)
-        names = {"first.weight", "second.weight", "conv.weight", "table.weight"}
-        assert set(opt.readings) == names
+        names = {"first", "second", "conv", "table", "head"}
+        assert set(opt.readings) == {f"{name}.weight" for name in names}
         assert set(opt.readings["conv.weight"]) == {*SpectralNorm.metrics, *SampledSpectrum.metrics}
 
     def test_without_sensors_nothing_is_known(self):
@@ -144,7 +146,7 @@ class TestReadings:
         model, opt = build(sensors=None)
         train(model, opt, 3)
         assert opt.summary()["sensors"]["use"] == ["SpectralNorm()", "SampledSpectrum(rows=128)"]
-        assert opt.risk is RiskLevel.STABLE
+        assert opt.risk is RiskLevel.LEARNING
 
     def test_a_tied_weight_counts_once_and_a_frozen_one_too(self):
         model = Net()
@@ -153,7 +155,7 @@ class TestReadings:
         model.second.weight.requires_grad_(False)
         model, opt = build(model=model)
         train(model, opt, 2)
-        assert len(opt.readings) == 4
+        assert len(opt.readings) == 5
         assert "second.weight" in opt.readings
 
     def test_parameters_that_are_added_later_are_measured(self):
@@ -165,7 +167,7 @@ class TestReadings:
         assert "1.0" in opt.readings
 
     def test_patterns_choose(self):
-        model, opt = build(sensors=Sensors(params=("*d.weight", "table*")))
+        model, opt = build(sensors=Sensors(params=("sec*.weight", "table*")))
         train(model, opt, 1)
         assert set(opt.readings) == {"second.weight", "table.weight"}
         model, opt = build(sensors=Sensors(params="first*"))
@@ -178,15 +180,14 @@ class TestReadings:
 
     def test_autocast_and_defaults_of_the_user_change_no_reading(self):
         model, opt = build()
-        expected = train(model, opt, 2)[-1]
+        stand_still(opt, 3)
+        expected = values(opt)
         model, opt = build()
-        train(model, opt, 1)
-        opt.zero_grad()
-        model.loss(1).backward()
+        stand_still(opt)
         torch.set_default_dtype(torch.float64)
         try:
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                opt.step()
+                stand_still(opt, 2)
         finally:
             torch.set_default_dtype(torch.float32)
         assert_same(values(opt), expected)
@@ -198,11 +199,10 @@ class TestSchedule:
         seen = train(model, opt, 250)
         for name in opt.readings:
             read = steps_read(seen, name)
-            assert read[:LEARNED] == [0, *range(9, 10 * LEARNED - 10, 10)]
-            later = [step for step in read if step > 10 * LEARNED]
-            assert len(later) >= 3
-            gaps = {b - a for a, b in pairwise(later)}
+            gaps = {b - a for a, b in pairwise(read)}
             assert max(gaps) <= 40
+            learned = [step for step in read if step < 40 * LEARNED]
+            assert len(learned) >= LEARNED
 
     def test_the_order_of_the_parameters_does_not_matter(self):
         sensors = Sensors(sampler=Sampler(ratio=1 / 4, every=2), budget=None)
@@ -390,7 +390,7 @@ class TestFailures:
         model, opt = build(sensors=[Failing("start")])
         train(model, opt, 3)
         assert opt.risk is None
-        assert opt.summary()["sensors"]["undefined"] == len(opt.readings) == 4
+        assert opt.summary()["sensors"]["undefined"] == len(opt.readings) == 5
 
     def test_an_interrupt_is_no_failure(self):
         class Interrupted(Failing):
@@ -415,7 +415,18 @@ class TestFailures:
         else:
             assert opt.summary()["rollbacks"] == 1
             stand_still(opt, 2)
-            assert opt.risk is RiskLevel.STABLE
+            assert opt.risk is RiskLevel.LEARNING
+
+    def test_what_was_never_finite_is_meant_to_be_so(self):
+        model = Net()
+        with torch.no_grad():
+            model.table.weight[3] = -math.inf
+        model, opt = build(model=model, guard=Guard(act_on_risk=True))
+        stand_still(opt, 12)
+        assert opt.ledger == ()
+        found = opt.readings["table.weight"]["spectral_norm"]
+        assert found.standing is Standing.UNDEFINED
+        assert opt.risk is RiskLevel.STABLE
 
     def test_zero_is_undefined_and_no_reason_for_anything(self):
         model = Net()
@@ -456,9 +467,9 @@ class Sick:
         stand_still(self.opt, count)
         return self.opt
 
-    def collapse_for_ever(self):
-        """Collapse the weights again and again, whatever is done about it."""
-        while True:
+    def collapse_again_and_again(self):
+        """Collapse the weights, whatever is done about it."""
+        for _ in range(50):
             self.steps(2, share=0.01)
 
 
@@ -579,16 +590,28 @@ class TestResponses:
         assert opt.verdict.rollback.lr_scale == 0.5
         assert not opt.verdict.rollback.restores_rng
         assert torch.equal(run.model.first.weight, run.sound["first.weight"])
-        assert opt.risk is RiskLevel.STABLE
+        assert opt.risk is RiskLevel.LEARNING
         assert opt.summary()["integrity"] == "OK"
 
     def test_an_instability_that_only_comes_again_stops_the_run(self):
         run = Sick(names=("first.weight", "second.weight"), guard=self.guard(every=5))
         run.steps(12)
         with pytest.raises(DivergenceError, match="rollbacks did not help"):
-            run.collapse_for_ever()
+            run.collapse_again_and_again()
         assert run.opt.summary()["rollbacks"] == 3
         assert torch.equal(run.model.first.weight, run.sound["first.weight"])
+
+    def test_a_danger_that_rises_with_a_bad_batch_is_answered_after_it(self):
+        run = Sick(guard=self.guard())
+        run.steps(12)
+        run.steps(1, share=0.01)
+        run.opt.observe(loss=math.nan)
+        stand_still(run.opt)
+        assert run.opt.verdict.action is Action.SKIP
+        assert run.opt.summary()["lr_scale"] == 1.0
+        stand_still(run.opt)
+        assert run.opt.verdict.backs_off
+        assert run.opt.summary()["lr_scale"] == 0.5
 
     def test_without_it_nothing_of_that_happens(self):
         run = Sick(names=("first.weight", "second.weight"), guard=self.guard(act_on_risk=False))
