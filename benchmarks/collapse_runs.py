@@ -266,7 +266,9 @@ def strike(
         step += 1
         # Turns are counted by due steps: the first is step 0, then every `every`.
         turn = (step + 1) // sampler.every
-        if not sampler.due(step) or not _is_visited(seen, name, sampler.pick(names, turn, step)):
+        if not sampler.due(step) or not _is_visited(
+            seen, name, step, sampler.pick(names, turn, step)
+        ):
             continue
         visit += 1
         weight = trajectory.at(step)[name]
@@ -280,6 +282,6 @@ def strike(
     return {**record, "found": found, "acted": acted}
 
 
-def _is_visited(seen: Watch, name: str, turned: list[str]) -> bool:
+def _is_visited(seen: Watch, name: str, step: int, turned: list[str]) -> bool:
     monitor = seen.sensing._monitor
-    return name in turned or name in monitor.suspects or monitor.learns(name)
+    return name in turned or name in monitor.suspects or monitor.learns(name, step)

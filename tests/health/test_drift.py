@@ -78,6 +78,16 @@ def test_nothing_is_judged_before_the_course_is_known(metric):
     assert feed(wild, metric) == [None] * LEARNED
 
 
+def test_flagged_values_are_no_part_of_the_course():
+    course = Course(LAWS["effective_rank"], spacing=1)
+    for step in range(KEPT):
+        course.judge(step, 1.0)
+    before = list(course.visits)
+    for step in range(KEPT, KEPT + RELEARNED - 1):
+        assert course.judge(step, 0.5) is not None
+        assert course.visits == before
+
+
 def test_one_odd_value_is_forgotten():
     values = [1.0] * KEPT + [0.5] + [1.0] * 3 + [0.5] + [1.0]
     found = feed(values)

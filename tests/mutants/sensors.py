@@ -93,7 +93,7 @@ SENSOR_MUTANTS = {
         "stableopt.health.drift",
         "        self.away += 1\n",
         "        self.away += 1\n        self.visits.append((step, x))\n",
-        (f"{DRIFT}::test_a_step_the_wrong_way_is_seen_at_once_and_confirmed_by_the_next",),
+        (f"{DRIFT}::test_flagged_values_are_no_part_of_the_course",),
     ),
     "undefined is healthy": Mutant(
         "stableopt.health.tiers",

@@ -182,7 +182,7 @@ class TestReadings:
         model, opt = build()
         stand_still(opt, 3)
         expected = values(opt)
-        model, opt = build()
+        _, opt = build()
         stand_still(opt)
         torch.set_default_dtype(torch.float64)
         try:
