@@ -55,6 +55,25 @@ def render(result: Mapping[str, Any], source: str) -> str:
     return "\n".join(parts)
 
 
+def digest(result: Mapping[str, Any]) -> str:
+    """Return what the documentation quotes: the rates of false alarms, and what was found.
+
+    Args:
+        result: What ``collapse.json`` holds.
+    """
+    seeds = ", ".join(str(seed) for seed in result["seeds"])
+    lines = [
+        f"Healthy runs of small models, {result['steps']} updates each, seeds {seeds} (limits were "
+        "set on others), visited as they are by default. **hot** is the transformer at twenty "
+        "times the learning rate: it is sick.\n",
+        _rates(result["healthy"]),
+    ]
+    if result["collapses"]:
+        lines += ["", "One weight at a time collapses, a bit further at every visit:\n"]
+        lines += [_table(_COLLAPSE, result["collapses"])]
+    return "\n".join(lines)
+
+
 def _facts(result: Mapping[str, Any]) -> str:
     facts = result["environment"]
     seeds = " ".join(str(seed) for seed in result["seeds"])

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import sensor_cost, sensors_report
+from benchmarks import collapse_report, sensor_cost, sensors_report
 from benchmarks.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ PAGES: dict[Path, dict[str, Callable[[dict[str, Any]], str]]] = {
     ROOT / "docs" / "sensors.md": {
         "sensors": sensors_report.digest,
         "sensor_cost": sensor_cost.digest,
+        "collapse": collapse_report.digest,
     },
 }
 """What every page quotes."""

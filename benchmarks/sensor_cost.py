@@ -22,7 +22,8 @@ import torch
 from benchmarks.environment import ROOT, describe_environment
 from benchmarks.variants import BASELINE, PERIODIC, VARIANTS, make_learner
 from benchmarks.workload import count_parameters, loss_of, make_batches
-from stableopt.sensors import Sampler
+from stableopt.health.drift import LEARNED
+from stableopt.sensors import Sampler, Sensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from benchmarks.variants import Learner
 
 EVERY = Sampler().every
-DENSE = Sampler().coverage
-"""Steps in which every weight is visited every time, until its course is known."""
+DENSE = LEARNED * Sampler().spacing
+"""Steps in which weights are visited out of turn as well, until their courses are known."""
 
 GUARD = "stable-sensors"
 TARGET = 0.005
@@ -66,8 +67,8 @@ class Phase:
 
 
 PHASES = (
-    Phase(size="20M", whole=None, tokens={4096: 3, 512: 7}, steady=3 * DENSE),
-    Phase(size="1M", whole=512, tokens={512: 0}, steady=3 * DENSE),
+    Phase(size="20M", whole=None, tokens={4096: 3, 512: 7}, steady=3 * Sampler().coverage),
+    Phase(size="1M", whole=512, tokens={512: 0}, steady=3 * Sampler().coverage),
 )
 QUICK = (
     Phase(size="tiny", whole=None, tokens={64: 3}, steady=EVERY),
@@ -312,9 +313,9 @@ def digest(result: dict[str, Any]) -> str:
         "between the end of backward and the end of the update, where all of them run; the noise "
         "of forward and backward is larger than that. At 20M the gradients are computed "
         "beforehand, and the sensors have no budget; at 1M whole steps are taken, with the "
-        "default budget of 1%.",
+        f"default budget of {Sensors().budget:.1%}.",
         "",
-        f"| model, tokens | | first {dense} steps: every weight at every visit | after that |",
+        f"| model, tokens | | first {dense} steps: courses are learned | after that |",
         "|---|---|---|---|",
     ]
     labels = {**VARIANTS, **PERIODIC}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.sensors_matrices import CLUSTER_NOISE, KINDS
 from benchmarks.sensors_track import COVERAGE, EVERY, SPIKE, STEP
+from stableopt.functional.spectral_norm import WARM_STEPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -330,8 +331,8 @@ def _tracking(result: dict[str, Any]) -> str:
         f"{row['size']}²: {row['median']:g}, at most {row['max']}" for row in result["spikes"]
     )
     return (
-        f"Relative error, four Lanczos steps a visit. Simulated: Gaussian increments of {STEP:g} "
-        "of the norm per step. With fewer than 100 visits p99 is the maximum.\n\n"
+        f"Relative error, {WARM_STEPS} Lanczos steps a visit. Simulated: Gaussian increments of "
+        f"{STEP:g} of the norm per step. With fewer than 100 visits p99 is the maximum.\n\n"
         + _table(columns, rows)
         + _missed(result["runs"])
         + f"\nVisits until a spike of {SPIKE} σ₁, orthogonal to the vectors that are remembered, "
@@ -351,7 +352,7 @@ def _missed(runs: Sequence[dict[str, Any]]) -> str:
     return (
         f"\n{len(found)} of {visits} visits in real training read more than 1% too little "
         f"({'; '.join(found)}): another direction had overtaken the one that is remembered, "
-        "and one visit of four steps did not tell them apart.\n"
+        "and one visit did not tell them apart.\n"
     )
 
 
