@@ -7,28 +7,27 @@ import math
 import time
 import zlib
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from stableopt.health.monitor import Monitor
 from stableopt.health.tiers import standing_of
-from stableopt.runtime.lane import Errand, Lane
 from stableopt.sensors.governor import Governor
-from stableopt.sensors.protocol import Result, Visit
+from stableopt.sensors.protocol import Visit
+from stableopt.sensors.runner import Runner, Task
 from stableopt.sensors.targets import Targets
 from stableopt.types import Finding, Reading, RiskLevel, Scope, Standing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    import torch
     from torch import nn
     from torch.optim import Optimizer
 
     from stableopt.health.risk import Assessment, WeightHealth
-    from stableopt.sensors import Measurement, Sensor, Sensors
+    from stableopt.sensors import Result, Sensor, Sensors
+    from stableopt.sensors.runner import Round
 
 logger = logging.getLogger("stableopt")
 
@@ -36,20 +35,11 @@ BURST = 20
 """Steps that telemetry records one by one after the risk has risen."""
 
 
-class _Started(NamedTuple):
-    """A measurement that is under way, or the reason why it is not."""
-
-    sensor: Sensor
-    visit: Visit
-    measurement: Measurement | None
-
-
 class _Launch(NamedTuple):
     """All that was started after one step."""
 
     step: int
-    started: dict[torch.device, list[_Started]]
-    errands: dict[torch.device, Errand]
+    round: Round
     shapes: dict[str, tuple[int, int]]
     heads: frozenset[str]
 
@@ -96,8 +86,7 @@ class Sensing:
         self._targets = Targets(optimizer, model, options.params, options.heads)
         self._targets.check()
         self._governor = Governor(options.budget)
-        self._lane = Lane()
-        self._failed = set[str]()
+        self._runner = Runner()
         self._told = False
         self._burst = 0
         self._forget()
@@ -133,15 +122,9 @@ class Sensing:
         began = time.perf_counter()
         weights = self._targets.weights()
         names = self._choose(weights, step)
-        plans: dict[torch.device, list[_Started]] = {}
-        for name in names:
-            plans.setdefault(weights[name].device, []).extend(self._plan(name, weights, step))
-        started: dict[torch.device, list[_Started]] = {device: [] for device in plans}
-        errands = {
-            device: self._run(device, planned, started[device]) for device, planned in plans.items()
-        }
+        tasks = [task for name in names for task in self._plan(name, weights[name], step)]
         shapes = {n: (weights[n].shape[0], weights[n][:1].numel()) for n in names}
-        self._launched = _Launch(step, started, errands, shapes, self._targets.heads)
+        self._launched = _Launch(step, self._runner.start(tasks), shapes, self._targets.heads)
         self._governor.charge(time.perf_counter() - began)
 
     def _may_run(self) -> bool:
@@ -170,40 +153,19 @@ class Sensing:
         beside |= self._monitor.suspects
         return turned + sorted(beside.intersection(names).difference(turned))
 
-    def _plan(self, name: str, weights: Mapping[str, Tensor], step: int) -> list[_Started]:
+    def _plan(self, name: str, weight: Tensor, step: int) -> list[Task]:
         seed = self.options.sampler.seed
         visit = Visit(
             name=name,
-            weight=weights[name],
+            weight=weight,
             seed=zlib.crc32(f"{seed}:{name}".encode()),
             draw=zlib.crc32(f"{seed}:{name}:{step}".encode()),
         )
         return [
-            _Started(sensor, replace(visit, memory=self._remembered(sensor, name)), None)
+            Task(sensor, replace(visit, memory=self._remembered(sensor, name)))
             for sensor in self.options.use
             if name in self._monitor.suspects or not sensor.on_suspicion
         ]
-
-    def _run(self, device: torch.device, plans: Sequence[_Started], done: list[_Started]) -> Errand:
-        try:
-            return self._lane.run(device, partial(self._start, plans, done))
-        except Exception as error:  # noqa: BLE001 - a sensor must not end a run
-            done[:] = plans
-            for sensor, visit, _ in plans:
-                self._tell(sensor, visit.name, error)
-            return Errand([])
-
-    def _start(self, plans: Sequence[_Started], done: list[_Started]) -> list[Tensor]:
-        sent: list[Tensor] = []
-        for plan in plans:
-            measurement = None
-            try:
-                measurement = plan.sensor.start(plan.visit)
-                sent += measurement.sent
-            except Exception as error:  # noqa: BLE001 - a sensor must not end a run
-                self._tell(plan.sensor, plan.visit.name, error)
-            done.append(plan._replace(measurement=measurement))
-        return sent
 
     # in the next step
 
@@ -222,13 +184,11 @@ class Sensing:
         began = time.perf_counter()
         self._measured = launch.step
         self._turn += 1
+        self.waits += launch.round.late
         readings: list[Reading] = []
-        for device, errand in launch.errands.items():
-            self.waits += errand.late
-            host = list(errand.wait())
-            for started in launch.started[device]:
-                readings += self._finish(launch, started, host)
-            self._governor.charge(errand.device_seconds)
+        for task, result in self._runner.finish(launch.round):
+            readings += self._read(launch, task, result)
+        self._governor.charge(launch.round.device_seconds)
         before = self.assessment
         self._monitor.take(readings, launch.shapes, launch.step)
         risen = self._risen(before)
@@ -237,24 +197,13 @@ class Sensing:
         self._governor.charge(time.perf_counter() - began)
         return Sensed(tuple(readings), risen)
 
-    def _finish(self, launch: _Launch, started: _Started, host: list[Tensor]) -> list[Reading]:
-        """Turn what one measurement has sent into readings; takes it from ``host``."""
-        sensor, name = started.sensor, started.visit.name
-        failed = started.measurement is None
-        result = Result({})
-        if started.measurement is not None:
-            count = len(started.measurement.sent)
-            mine, host[:count] = host[:count], []
-            try:
-                result = started.measurement.finish(mine)
-                _check(result, sensor)
-            except Exception as error:  # noqa: BLE001 - a sensor must not end a run
-                self._tell(sensor, name, error)
-                failed, result = True, Result({})
-        self._remember(sensor, name, result.memory)
-        values = dict.fromkeys(sensor.metrics, math.nan) if failed else result.values
+    def _read(self, launch: _Launch, task: Task, result: Result | None) -> list[Reading]:
+        """Turn what came of a visit into readings, and remember what the next one starts from."""
+        sensor, name = task.sensor, task.visit.name
+        self._remember(sensor, name, None if result is None else result.memory)
+        values = dict.fromkeys(sensor.metrics, math.nan) if result is None else result.values
         return [
-            self._reading(launch, name, metric, float(value), failed=failed)
+            self._reading(launch, name, metric, value, failed=result is None)
             for metric, value in values.items()
         ]
 
@@ -304,25 +253,12 @@ class Sensing:
         """Whether telemetry should record every step for now: the risk has risen lately."""
         return self._burst > 0
 
-    def _tell(self, sensor: Sensor, name: str, error: Exception) -> None:
-        told = f"{sensor!r}"
-        if told not in self._failed:
-            self._failed.add(told)
-            logger.warning(
-                "%s failed on %s (%s: %s): its metrics are undefined there; this is not said again",
-                told,
-                name,
-                type(error).__name__,
-                error,
-            )
-
     # waiting, going back, checkpoints
 
     def wait(self) -> None:
         """Return once nothing that was started reads a weight any more."""
         if self._launched is not None:
-            for errand in self._launched.errands.values():
-                errand.wait()
+            self._launched.round.wait()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is remembered: plain data, and the tensors that sensors start from.
@@ -392,9 +328,3 @@ def check_sensing(state: Mapping[str, Any]) -> None:
             if not isinstance(vector, Tensor) or vector.dim() != 1:
                 raise TypeError(vector)
     Monitor("spectral", 1).load_state_dict({**state["monitor"], "risk": {"calm": 0, "held": None}})
-
-
-def _check(result: Result, sensor: Sensor) -> None:
-    missing = set(sensor.metrics).symmetric_difference(result.values)
-    if missing:
-        raise ValueError(f"its result does not fit its metrics: {', '.join(sorted(missing))}")

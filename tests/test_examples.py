@@ -16,6 +16,12 @@ SHOWS = {
         "call 221: roll_back, because",
         "integrity OK",
     ),
+    "sensors_in_a_loop.py": (
+        "risk learning",
+        "the risk rises to",
+        "2.weight: ",
+        "condition_number",
+    ),
 }
 
 

@@ -89,7 +89,8 @@ class WeightReport:
         stable_rank: ‖W‖_F² / σ_max²; from 1 to the smaller dimension.
         effective_rank: Of the whole matrix, from 1 to the smaller dimension. Exact tier.
         relative_rank: Effective rank of up to 128 sampled rows over that of a Gaussian matrix of
-            their shape; 1 is random, 0 collapsed.
+            their shape; 1 is random, 0 collapsed. With the exact tier that of the whole matrix, if
+            that is less: a rank beyond 128 can fall without a sample noticing.
         kappa_p10: σ_max over the 10% quantile of the singular values of those rows.
         relative_kappa_p10: The same over that of a Gaussian matrix of their shape.
         fiedler: Algebraic connectivity of those rows, from 0 to about 1.
@@ -245,7 +246,7 @@ def _measure_matrix(
     else:
         sigma = tried.number("spectral norm", lambda: spectral_norm(matrix).sigma)
     read = {
-        "relative_rank": rank / gaussian_effective_rank(sampled, columns),
+        "relative_rank": _relative_rank(rank, effective, matrix.shape, sampled),
         "relative_kappa_p10": kappa / max(gaussian_kappa_p10(sampled, columns), LEAST_KAPPA),
         "relative_fiedler": _relative_fiedler(fiedler, sampled),
     }
@@ -298,6 +299,13 @@ def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def _stable_rank(matrix: Tensor, sigma: float) -> float:
     return float(frobenius_norm(matrix) / sigma) ** 2 if sigma else math.nan
+
+
+def _relative_rank(sampled: float, whole: float | None, shape: tuple[int, ...], rows: int) -> float:
+    of_sample = sampled / gaussian_effective_rank(rows, shape[1])
+    if whole is None or math.isnan(whole):
+        return of_sample
+    return min(of_sample, whole / gaussian_effective_rank(*shape))
 
 
 def _relative_fiedler(fiedler: float, rows: int) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -63,7 +64,7 @@ class Lane:
             device: Where everything that ``work`` reads lies.
             work: Queues kernels and returns small tensors.
         """
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with undisturbed(device):
             if device.type != "cuda":
                 return Errand([value.cpu() for value in work()])
             return self._beside(device, work)
@@ -90,6 +91,15 @@ class Lane:
     def __getstate__(self) -> dict[str, Any]:
         """Give copies and pickles no stream."""
         return {"_streams": {}}
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Compute on ``device`` and on the host as written: no autograd, no autocast."""
+    with torch.no_grad(), ExitStack() as stack:
+        for kind in {device.type, "cpu"}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def _event() -> Any:

@@ -313,8 +313,11 @@ def test_values_are_those_of_functional(gaussian):
     assert report.effective_rank == functional.effective_rank(weight).item()
     assert report.condition_number == functional.condition_number(weight).item()
     assert report.gaussian_condition_number == functional.gaussian_condition_number(200, 48)
-    reference = functional.gaussian_effective_rank(128, 48)
-    assert report.relative_rank == rows.effective_rank.item() / reference
+    sampled = rows.effective_rank.item() / functional.gaussian_effective_rank(128, 48)
+    whole = report.effective_rank / functional.gaussian_effective_rank(200, 48)
+    assert report.relative_rank == min(sampled, whole)
+    fast = measure_weight(NamedTensor(name="w", tensor=weight), exact=False)
+    assert fast.relative_rank == sampled
     assert report.kappa_p10 == rows.kappa_p10.item()
     assert report.redundancy == rows.redundancy.item()
     assert report.fiedler == rows.fiedler_value.item()
@@ -323,6 +326,15 @@ def test_values_are_those_of_functional(gaussian):
     assert report.assr_fiedler == functional.assr_fiedler(weight)
     assert report.assr_condition_number == functional.assr_condition_number(weight)
     assert report.kappa_tilde == functional.kappa_tilde(weight).item()
+
+
+def test_a_rank_that_fell_and_is_still_beyond_the_sample_is_seen(gaussian):
+    left, _, right = torch.linalg.svd(gaussian(1024, 1024))
+    weight = (left * torch.exp(-torch.arange(1024) / 100)) @ right
+    exact = measure_weight(NamedTensor(name="w", tensor=weight))
+    assert exact.standing is Standing.DANGER
+    fast = measure_weight(NamedTensor(name="w", tensor=weight), exact=False)
+    assert fast.relative_rank > exact.relative_rank
 
 
 # Tensors of every kind

@@ -84,8 +84,8 @@ SENSOR_MUTANTS = {
     ),
     "autocast reaches the sensors": Mutant(
         "stableopt.runtime.lane",
-        "torch.autocast(device.type, enabled=False)",
-        "torch.no_grad()",
+        "stack.enter_context(torch.autocast(kind, enabled=False))",
+        "pass",
         (f"{SENSING}::TestReadings::test_autocast_and_defaults_of_the_user_change_no_reading",),
     ),
     # Promise 3: what was flagged enters no baseline; undefined is never healthy.
@@ -103,8 +103,8 @@ SENSOR_MUTANTS = {
     ),
     "a sensor that failed read a one": Mutant(
         "stableopt.sensing",
-        "dict.fromkeys(sensor.metrics, math.nan) if failed",
-        "dict.fromkeys(sensor.metrics, 1.0) if failed",
+        "dict.fromkeys(sensor.metrics, math.nan) if result is None",
+        "dict.fromkeys(sensor.metrics, 1.0) if result is None",
         (f"{SENSING}::TestFailures::test_a_sensor_that_fails_is_undefined_and_told_once",),
     ),
     "nothing known is stable": Mutant(
@@ -114,10 +114,11 @@ SENSOR_MUTANTS = {
         (f"{SENSING}::TestFailures::test_a_run_about_which_nothing_is_known_has_no_risk",),
     ),
     "a failing sensor ends the run": Mutant(
-        "stableopt.sensing",
+        "stableopt.sensors.runner",
         "            except Exception as error:  # noqa: BLE001 - a sensor must not end a run\n"
-        "                self._tell(plan.sensor",
-        "            except KeyError as error:\n                self._tell(plan.sensor",
+        "                self._tell(task, error)\n"
+        "                measurement = None",
+        "            except KeyError as error:\n                self._tell(task, error)",
         (f"{SENSING}::TestFailures::test_a_sensor_that_fails_is_undefined_and_told_once",),
     ),
     "what a sensor sees broken is left to the scan": Mutant(
@@ -153,7 +154,7 @@ SENSOR_MUTANTS = {
     ),
     "weights are touched while they are read": Mutant(
         "stableopt.sensing",
-        "            for errand in self._launched.errands.values():\n                errand.wait()",
+        "            self._launched.round.wait()",
         "            pass",
         (f"{LANE}::test_whoever_touches_the_weights_waits_first",),
     ),

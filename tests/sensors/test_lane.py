@@ -48,7 +48,7 @@ class LateLane(Lane):
 
 
 def late(opt):
-    lane = opt._loop.sensing._lane = LateLane()
+    lane = opt._loop.sensing._runner.lane = LateLane()
     return lane
 
 

@@ -179,7 +179,7 @@ class TestReadings:
             build(sensors=Sensors(params="frist*"))
 
     def test_autocast_and_defaults_of_the_user_change_no_reading(self):
-        model, opt = build()
+        _, opt = build()
         stand_still(opt, 3)
         expected = values(opt)
         _, opt = build()

@@ -1,0 +1,146 @@
+"""Run sensors on weights, beside training where that is possible; none of them ends a run."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from stableopt.runtime.lane import Errand, Lane, undisturbed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+    from torch import Tensor
+
+    from stableopt.sensors.protocol import Measurement, Result, Sensor, Visit
+
+logger = logging.getLogger("stableopt")
+
+
+class Task(NamedTuple):
+    """A sensor and the weight that it visits.
+
+    Attributes:
+        sensor: Who measures.
+        visit: What is measured.
+        measurement: Once it is started; ``None`` if the sensor failed.
+    """
+
+    sensor: Sensor
+    visit: Visit
+    measurement: Measurement | None = None
+
+
+class Round:
+    """Visits that are under way.
+
+    Args:
+        errands: What each device brings to the host.
+        started: What was started there, in the order in which it was.
+    """
+
+    def __init__(
+        self, errands: dict[torch.device, Errand], started: dict[torch.device, list[Task]]
+    ) -> None:
+        self._errands = errands
+        self._started = started
+
+    @property
+    def late(self) -> int:
+        """How many devices would have to be waited for."""
+        return sum(errand.late for errand in self._errands.values())
+
+    def wait(self) -> None:
+        """Return once nothing of it reads a weight any more."""
+        for errand in self._errands.values():
+            errand.wait()
+
+    @property
+    def device_seconds(self) -> float:
+        """Seconds that it took on accelerators. Only after :meth:`wait`."""
+        return sum(errand.device_seconds for errand in self._errands.values())
+
+    def arrivals(self) -> list[tuple[Task, list[Tensor]]]:
+        """Return everything that was started, with what it has sent to the host."""
+        found = []
+        for device, errand in self._errands.items():
+            sent = list(errand.wait())
+            for task in self._started[device]:
+                count = 0 if task.measurement is None else len(task.measurement.sent)
+                found.append((task, sent[:count]))
+                del sent[:count]
+        return found
+
+
+class Runner:
+    """Starts sensors after a step, and finishes them in the next one."""
+
+    def __init__(self) -> None:
+        self.lane = Lane()
+        self._failed = set[str]()
+
+    def start(self, tasks: Sequence[Task]) -> Round:
+        """Queue the work of all sensors, on the devices of their weights."""
+        by_device: dict[torch.device, list[Task]] = {}
+        for task in tasks:
+            by_device.setdefault(task.visit.weight.device, []).append(task)
+        started: dict[torch.device, list[Task]] = {device: [] for device in by_device}
+        errands = {
+            device: self._run(device, mine, started[device]) for device, mine in by_device.items()
+        }
+        return Round(errands, started)
+
+    def finish(self, launched: Round) -> list[tuple[Task, Result | None]]:
+        """Return what came of every visit; ``None`` where the sensor failed."""
+        return [(task, self._result(task, sent)) for task, sent in launched.arrivals()]
+
+    def _run(self, device: torch.device, tasks: Sequence[Task], started: list[Task]) -> Errand:
+        try:
+            return self.lane.run(device, partial(self._start, tasks, started))
+        except Exception as error:  # noqa: BLE001 - a sensor must not end a run
+            started[:] = tasks
+            for task in tasks:
+                self._tell(task, error)
+            return Errand([])
+
+    def _start(self, tasks: Sequence[Task], started: list[Task]) -> list[Tensor]:
+        sent: list[Tensor] = []
+        for task in tasks:
+            measurement = None
+            try:
+                measurement = task.sensor.start(task.visit)
+                sent += measurement.sent
+            except Exception as error:  # noqa: BLE001 - a sensor must not end a run
+                self._tell(task, error)
+                measurement = None
+            started.append(task._replace(measurement=measurement))
+        return sent
+
+    def _result(self, task: Task, sent: list[Tensor]) -> Result | None:
+        if task.measurement is None:
+            return None
+        try:
+            with undisturbed(task.visit.weight.device):
+                result = task.measurement.finish(sent)
+            odd = set(task.sensor.metrics).symmetric_difference(result.values)
+            if odd:
+                raise ValueError(f"its result does not fit its metrics: {', '.join(sorted(odd))}")
+            values = {metric: float(value) for metric, value in result.values.items()}
+        except Exception as error:  # noqa: BLE001 - a sensor must not end a run
+            self._tell(task, error)
+            return None
+        return result._replace(values=values)
+
+    def _tell(self, task: Task, error: Exception) -> None:
+        told = f"{task.sensor!r}"
+        if told not in self._failed:
+            self._failed.add(told)
+            logger.warning(
+                "%s failed on %s (%s: %s): its metrics are undefined there; this is not said again",
+                told,
+                task.visit.name,
+                type(error).__name__,
+                error,
+            )
