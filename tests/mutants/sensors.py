@@ -10,6 +10,7 @@ REFERENCES = "tests/functional/test_references.py"
 PUBLISHED = "tests/functional/test_published.py"
 VALUES = "tests/sensors/test_values.py"
 SENSING = "tests/sensors/test_sensing.py"
+RESPONSES = "tests/sensors/test_responses.py"
 LANE = "tests/sensors/test_lane.py"
 SAMPLER = "tests/sensors/test_sampler.py"
 GOVERNOR = "tests/sensors/test_governor.py"
@@ -182,26 +183,26 @@ SENSOR_MUTANTS = {
         "stableopt.guard.policy",
         'if not self._guard.act_on_risk or kinds == {"risk_warning"}:',
         'if kinds == {"risk_warning"}:',
-        (f"{SENSING}::TestRisk::test_it_is_told_and_nothing_is_done_about_it",),
+        (f"{RESPONSES}::TestRisk::test_it_is_told_and_nothing_is_done_about_it",),
     ),
     "telling is an intervention": Mutant(
         "stableopt.types",
         "return moved or any(finding.scope is not Scope.RISK for finding in self.findings)",
         "return moved or bool(self.findings)",
-        (f"{SENSING}::TestRisk::test_it_is_told_and_nothing_is_done_about_it",),
+        (f"{RESPONSES}::TestRisk::test_it_is_told_and_nothing_is_done_about_it",),
     ),
     "a danger lowers nothing": Mutant(
         "stableopt.guard.policy",
         "                self.lr_scale *= self._guard.lr_backoff\n",
         "                pass\n",
-        (f"{SENSING}::TestResponses::test_a_danger_lowers_the_learning_rate_until_it_is_over",),
+        (f"{RESPONSES}::TestResponses::test_a_danger_lowers_the_learning_rate_until_it_is_over",),
     ),
     "dangers lower without end": Mutant(
         "stableopt.guard.policy",
         "if scale < lowest:",
         "if False:",
         (
-            f"{SENSING}::TestResponses::"
+            f"{RESPONSES}::TestResponses::"
             "test_dangers_that_come_again_and_again_lower_it_so_far_and_no_further",
         ),
     ),
@@ -209,13 +210,13 @@ SENSOR_MUTANTS = {
         "stableopt.guardian",
         "        if not self._endangered():\n",
         "        if True:\n",
-        (f"{SENSING}::TestResponses::test_a_snapshot_of_a_danger_is_not_trusted",),
+        (f"{RESPONSES}::TestResponses::test_a_snapshot_of_a_danger_is_not_trusted",),
     ),
     "an instability is repeated as it was": Mutant(
         "stableopt.guard.policy",
         "lost=False, lowers=True)",
         "lost=False)",
-        (f"{SENSING}::TestResponses::test_an_instability_goes_back_with_a_lower_learning_rate",),
+        (f"{RESPONSES}::TestResponses::test_an_instability_goes_back_with_a_lower_learning_rate",),
     ),
 }
 """By name, as in :data:`tests.mutants.catalogue.MUTANTS`."""

@@ -11,7 +11,7 @@ import torch
 from stableopt import StableOptimizer
 from stableopt.runtime.lane import Errand, Lane
 from stableopt.sensors import Sampler, Sensors
-from tests.sensors.test_sensing import Net, assert_same, build, train, values
+from tests.sensors.runs import Net, assert_same, build, train, values
 
 EVERY_STEP = Sensors(sampler=Sampler(ratio=1, every=1), budget=None)
 
