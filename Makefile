@@ -31,11 +31,14 @@ format: $(VENV)/.installed-lint ## let ruff put the code into shape
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-bench: $(VENV)/.installed-bench ## measure overhead, snapshots and faults (half an hour)
+bench: $(VENV)/.installed-bench ## measure overhead, snapshots, faults and sensors (an hour)
 	$(BIN)/python -m pytest benchmarks -q -p no:xdist
 	$(BIN)/python -m benchmarks.overhead $(ARGS)
 	$(BIN)/python -m benchmarks.snapshots
 	$(BIN)/python -m benchmarks.faults
+	$(BIN)/python -m benchmarks.sensors
+	$(BIN)/python -m benchmarks.sensor_cost
+	$(BIN)/python -m benchmarks.collapse
 	$(BIN)/python -m benchmarks.readme
 
 docs: $(VENV)/.installed-docs ## build the documentation into site/
