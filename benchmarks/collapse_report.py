@@ -64,12 +64,18 @@ def digest(result: Mapping[str, Any]) -> str:
     seeds = ", ".join(str(seed) for seed in result["seeds"])
     lines = [
         f"Healthy runs of small models, {result['steps']} updates each, seeds {seeds} (limits were "
-        "set on others), visited as they are by default. **hot** is the transformer at twenty "
+        "set on seeds 0 to 5), visited as they are by default. **hot** is the transformer at twenty "
         "times the learning rate: it is sick.\n",
         _rates(result["healthy"]),
     ]
     if result["collapses"]:
-        lines += ["", "One weight at a time collapses, a bit further at every visit:\n"]
+        lines += [
+            "",
+            "One weight at a time collapses, a bit further at every visit. The delays are counted "
+            "from the first visit after the collapse began; **missed** are output layers where "
+            "their name is `head.weight` or `7.weight`, to which no limit applies. **published**: "
+            "weights and visits of the design study, which visited every weight every time.\n",
+        ]
         lines += [_table(_COLLAPSE, result["collapses"])]
     return "\n".join(lines)
 
@@ -152,6 +158,7 @@ _COLLAPSE: dict[str, Callable[[Any], str]] = {
     "collapse": lambda row: row["title"],
     "found": lambda row: f"{row['found']}/{row['weights']}",
     "already": lambda row: str(row["already"]),
+    "missed": lambda row: _counts(row["missed"]),
     "delay, visits": lambda row: _pair(row["visits"]),
     "delay, updates": lambda row: _pair(row["steps"]),
     "found first by": lambda row: _counts(row["by"]),

@@ -137,6 +137,7 @@ def collapse_row(collapse: Collapse, records: Sequence[Mapping[str, Any]]) -> di
         "weights": len(fresh),
         "already": len(records) - len(fresh),
         "found": len(found),
+        "missed": dict(Counter(r["name"] for r in fresh if not r["found"]).most_common()),
         "visits": _pair([entry["visits"] for entry in found]),
         "steps": _pair([entry["steps"] for entry in found]),
         "by": dict(Counter(metric for entry in found for metric in entry["by"]).most_common()),
