@@ -64,8 +64,8 @@ def digest(result: Mapping[str, Any]) -> str:
     seeds = ", ".join(str(seed) for seed in result["seeds"])
     lines = [
         f"Healthy runs of small models, {result['steps']} updates each, seeds {seeds} (limits were "
-        "set on seeds 0 to 5), visited as they are by default. **hot** is the transformer at twenty "
-        "times the learning rate: it is sick.\n",
+        "set on seeds 0 to 5), visited as they are by default. **hot** is the transformer at "
+        "twenty times the learning rate: it is sick.\n",
         _rates(result["healthy"]),
     ]
     if result["collapses"]:
