@@ -255,7 +255,7 @@ class _Run:
         outcome.finite = finite and math.isfinite(outcome.validation)
         if self._stable is not None:
             outcome.summary = self._stable.summary()
-            outcome.events = self._stable.ledger
+            outcome.events = tuple(event for event in self._stable.ledger if event.intervened)
 
 
 def _make_optimizer(model: torch.nn.Module, setting: Setting) -> torch.optim.Optimizer:

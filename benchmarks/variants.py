@@ -171,7 +171,7 @@ def _learner_of(model: GPT, stable: StableOptimizer) -> Learner:
         model=model,
         optimizer=stable,
         update=lambda loss: stable.step(),
-        interventions=lambda: len(stable.ledger),
+        interventions=lambda: sum(event.intervened for event in stable.ledger),
         close=stable.close,
     )
 

@@ -93,7 +93,7 @@ def judge_outcome(fault: Fault, run: Run, runs: Mapping[str, Run], clean: Run | 
         runs: All runs by title, for their validation losses.
         clean: The same training without the fault.
     """
-    finding = next((e for e in run.ledger if e.call >= fault.at and e.findings), None)
+    finding = next((e for e in run.ledger if e.call >= fault.at and e.intervened), None)
     summary: dict[str, Any] = run.summary or {}
     noise = None if clean is None else clean.validation_error
     change = math.nan if clean is None else run.validation_loss - clean.validation_loss

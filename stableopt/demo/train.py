@@ -58,7 +58,7 @@ class Run:
     Attributes:
         losses: Of every batch, before its step.
         actions: What was done with each.
-        ledger: Every intervention.
+        ledger: Every intervention, and every rise of the risk.
         validation_loss: Of the final weights.
         validation_error: Its standard error, over the windows that it is the mean of.
         weights: Those weights.
