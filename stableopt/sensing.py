@@ -14,6 +14,7 @@ from torch import Tensor
 from stableopt.health.monitor import Monitor
 from stableopt.health.tiers import standing_of
 from stableopt.sensors.governor import Governor
+from stableopt.sensors.options import RISKS
 from stableopt.sensors.protocol import Visit
 from stableopt.sensors.runner import Runner, Task
 from stableopt.sensors.targets import Targets
@@ -297,15 +298,18 @@ class Sensing:
         return {**self.__dict__, "_launched": None, "_governor": Governor(self.options.budget)}
 
     def summary(self) -> dict[str, Any]:
-        """Return the level, and what the sensors cost, as plain values."""
-        assessment = self.assessment
+        """Return the level, and what the sensors cost, as plain values.
+
+        Called on the threads of writers, too: what is iterated over is a copy.
+        """
+        assessment, weights = self.assessment, tuple(self.weights.values())
         return {
             "risk": None if assessment is None else assessment.level.value,
             "reason": "" if assessment is None else assessment.reason,
             "where": [] if assessment is None else list(assessment.where),
             "use": [repr(sensor) for sensor in self.options.use],
-            "weights": len(self.weights),
-            "undefined": sum(health.level is None for health in self.weights.values()),
+            "weights": len(weights),
+            "undefined": sum(health.level is None for health in weights),
             "share": round(self._governor.share(), 6),
             "postponed": self._governor.postponed,
             "waits": self.waits,
@@ -327,4 +331,7 @@ def check_sensing(state: Mapping[str, Any]) -> None:
         for vector in known.values():
             if not isinstance(vector, Tensor) or vector.dim() != 1:
                 raise TypeError(vector)
-    Monitor("spectral", 1).load_state_dict({**state["monitor"], "risk": {"calm": 0, "held": None}})
+    monitor = state["monitor"]
+    if monitor["kind"] not in RISKS:
+        raise ValueError(monitor["kind"])
+    Monitor(monitor["kind"], 1).load_state_dict(monitor)

@@ -29,12 +29,14 @@ class Monitor:
         weights: What is known about every weight.
         assessment: The level of the run; ``None`` while nothing is known.
         suspects: Names of weights that should be visited again soon.
+        kind: What the level is read from.
     """
 
     def __init__(self, risk: str, spacing: int) -> None:
         self.weights: dict[str, WeightHealth] = {}
         self.assessment: Assessment | None = None
         self.suspects = set[str]()
+        self.kind = risk
         self._drift = DriftDetector(spacing)
         self._risk: RiskJudge = KappaSlope() if risk == "kappa_tilde" else SpectralRisk(self._slope)
 
@@ -91,6 +93,7 @@ class Monitor:
             },
             "suspects": sorted(self.suspects),
             "courses": self._drift.state_dict(),
+            "kind": self.kind,
             "risk": self._risk.state_dict(),
             "assessment": None if self.assessment is None else self.assessment.state_dict(),
         }
@@ -111,6 +114,8 @@ class Monitor:
         }
         self.suspects = {str(name) for name in state["suspects"]}
         self._drift.load_state_dict(state["courses"])
+        if state["kind"] != self.kind:
+            return  # a level that is read from something else starts anew
         self._risk.load_state_dict(state["risk"])
         held = state["assessment"]
         self.assessment = None if held is None else Assessment.from_state(held)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from stableopt import ConfigError, Guard, StableOptimizer
+from stableopt import ConfigError, Guard, StableOptimizer, presets
 from stableopt.functional import row_spectrum, spectral_norm
 from stableopt.health.drift import LEARNED
 from stableopt.sensors import (
@@ -227,6 +227,19 @@ class TestReproducibility:
         opt.observe(loss=math.nan)
         opt.step()
         assert opt._loop.sensing.state_dict()["monitor"] == expected["monitor"]
+
+    def test_a_checkpoint_of_other_sensors_keeps_what_fits(self):
+        model, opt = build()
+        train(model, opt, 5)
+        state = opt.state_dict()
+        model, other = build(sensors=presets.gradience()["sensors"])
+        other.load_state_dict(state)
+        assert other.risk is None
+        train(model, other, 1)
+        model, back = build()
+        back.load_state_dict(other.state_dict())
+        train(model, back, 1)
+        assert back.readings["first.weight"]["relative_rank"].defined
 
     def test_a_bare_checkpoint_begins_anew(self):
         model, opt = build()
