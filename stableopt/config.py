@@ -125,8 +125,18 @@ def make_guard(guard: object) -> Guard | None:
     )
 
 
-def make_sensors(sensors: object) -> Sensors | None:
+def make_sensors(sensors: object, guard: Guard | None) -> Sensors | None:
     """Return the options for the ``sensors=`` argument; ``None`` stands for no sensors."""
+    made = _make_sensors(sensors)
+    if made is None and guard is not None and guard.act_on_risk:
+        raise ConfigError(
+            "act_on_risk=True needs sensors to read a risk from: leave sensors= out for the "
+            "default set, or act_on_risk"
+        )
+    return made
+
+
+def _make_sensors(sensors: object) -> Sensors | None:
     if sensors is None:
         return Sensors()
     if isinstance(sensors, Sensors):

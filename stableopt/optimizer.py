@@ -119,7 +119,7 @@ class StableOptimizer(Optimizer):
         self._loop = StepLoop(
             optimizer,
             model=checks.check_model(model, optimizer),
-            sensors=checks.make_sensors(sensors),
+            sensors=checks.make_sensors(sensors, options),
             guard=options,
             transforms=checks.make_transforms(transforms),
             telemetry=checks.make_telemetry(telemetry),

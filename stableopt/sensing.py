@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from stableopt.health.monitor import Monitor
-from stableopt.health.tiers import standing_of
+from stableopt.health.risk import is_broken
+from stableopt.health.tiers import TIERS, standing_of
 from stableopt.sensors.governor import Governor
 from stableopt.sensors.options import RISKS
 from stableopt.sensors.protocol import Visit
@@ -59,7 +60,7 @@ class Sensed(NamedTuple):
     @property
     def broken(self) -> bool:
         """Whether a weight was found not to be finite."""
-        return any(r.standing is Standing.DANGER and not r.defined for r in self.readings)
+        return any(is_broken(reading) for reading in self.readings)
 
 
 class Sensing:
@@ -214,18 +215,19 @@ class Sensing:
         standing = standing_of(metric, value, *launch.shapes[name])
         if name in launch.heads and standing is not Standing.UNDEFINED:
             standing = Standing.UNJUDGED
-        if metric == "spectral_norm" and math.isnan(value) and not failed and self._was_sound(name):
+        if math.isnan(value) and not failed and self._was_defined(name, metric):
             standing = Standing.DANGER
         return Reading(name=name, metric=metric, value=value, step=launch.step, standing=standing)
 
-    def _was_sound(self, name: str) -> bool:
-        """Tell whether a weight was finite once: else it is meant not to be.
+    def _was_defined(self, name: str, metric: str) -> bool:
+        """Tell whether a metric existed before: a weight has become zero, or not finite.
 
-        Only a matrix that is not finite has no spectral norm: that of zero is zero.
+        What never did is meant to be so: a mask of infinities, a factor that begins at zero.
         """
         known = self.weights.get(name)
-        norm = None if known is None else known.readings.get("spectral_norm")
-        return norm is not None and (norm.defined or norm.standing is Standing.DANGER)
+        before = None if known is None else known.readings.get(metric)
+        judged = metric in TIERS or metric == "spectral_norm"
+        return judged and before is not None and before.standing is not Standing.UNDEFINED
 
     def _remembered(self, sensor: Sensor, name: str) -> Tensor | None:
         return self._memories.get(sensor.metrics[0], {}).get(name)

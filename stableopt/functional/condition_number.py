@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stableopt.functional.matrices import as_matrix, normalized, singular_values
+from stableopt.functional.matrices import as_matrix, normalized, precisely, singular_values
 from stableopt.functional.spectral_norm import LinearMap, settled_norm, spectral_norm
 
 _EXACT_BELOW = 8
 
 
+@precisely
 def condition_number(weight: Tensor) -> Tensor:
     """Return σ_max / σ_min over the smaller dimension; Inf for a singular matrix.
 
@@ -52,6 +53,7 @@ def condition_number(weight: Tensor) -> Tensor:
     return norm / smallest
 
 
+@precisely
 def condition_exceeds(weight: Tensor, limit: float) -> Tensor:
     """Tell whether the condition number is above ``limit``, without computing it.
 

@@ -2,8 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def precisely(measure: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Have ``measure`` compute in the dtypes it was written for: out of reach of autocast."""
+
+    @functools.wraps(measure)
+    def measured(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with ExitStack() as stack:
+            for kind in {"cpu", *(a.device.type for a in args if isinstance(a, Tensor))}:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            return measure(*args, **kwargs)
+
+    return measured
 
 
 def as_matrix(weight: Tensor) -> Tensor:
@@ -60,6 +83,7 @@ def normalized(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(torch.isfinite(largest), quotient, torch.full_like(wide, torch.nan)), largest
 
 
+@precisely
 def singular_values(matrix: Tensor) -> Tensor:
     """Return all singular values in float64, largest first; NaN if the matrix is not finite.
 

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from stableopt.functional.matrices import precisely
 from stableopt.functional.rank import frobenius_norm
 from stableopt.functional.spectral_norm import spectral_norm
 
@@ -85,6 +86,7 @@ def assr_condition_number(weight: Tensor) -> float:
     return largest / smallest if smallest > 1e-10 else math.inf
 
 
+@precisely
 def kappa_tilde(weight: Tensor, sigma: Tensor | None = None) -> Tensor:
     """Return the κ̃ of Gradience: σ₁ over ‖W‖_F / (10 √min(m, n)).
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stableopt.functional.matrices import as_matrix, normalized, singular_values
+from stableopt.functional.matrices import as_matrix, normalized, precisely, singular_values
 
 
+@precisely
 def stable_rank(weight: Tensor) -> Tensor:
     """Return ‖W‖_F² / ‖W‖₂², between 1 and the rank.
 
@@ -31,6 +32,7 @@ def stable_rank(weight: Tensor) -> Tensor:
     return _stable_rank_of(singular_values(as_matrix(weight)))
 
 
+@precisely
 def effective_rank(weight: Tensor) -> Tensor:
     """Return exp(H(p)), where p are the singular values over their sum.
 
@@ -70,6 +72,7 @@ def effective_rank_of(values: Tensor) -> Tensor:
     return torch.where(total > 0, torch.exp(entropy), torch.full_like(total, torch.nan))
 
 
+@precisely
 def frobenius_norm(weight: Tensor) -> Tensor:
     """Return ‖W‖_F in float64, without overflow or underflow; NaN if it is not finite.
 

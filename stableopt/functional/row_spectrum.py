@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stableopt.functional.matrices import as_matrix
+from stableopt.functional.matrices import as_matrix, precisely
 from stableopt.functional.rank import effective_rank_of
 
 SAMPLED_ROWS = 128
@@ -32,6 +32,7 @@ class RowSpectrum(NamedTuple):
     fiedler_value: Tensor
 
 
+@precisely
 def row_spectrum(weight: Tensor, rows: int | None = SAMPLED_ROWS, *, seed: int = 0) -> RowSpectrum:
     """Return effective rank, κ_p10, redundancy and Fiedler value of a sample of the rows.
 
@@ -68,6 +69,7 @@ def row_spectrum(weight: Tensor, rows: int | None = SAMPLED_ROWS, *, seed: int =
     return spectrum_of_gram(gram.cpu(), matrix.shape[1])
 
 
+@precisely
 def fiedler_value(weight: Tensor) -> Tensor:
     """Return the algebraic connectivity of the rows, joined by the magnitude of their cosines.
 
@@ -100,6 +102,7 @@ def fiedler_value(weight: Tensor) -> Tensor:
     return _fiedler(_cosines(row_gram(matrix).cpu())[0])
 
 
+@precisely
 def redundancy(weight: Tensor) -> Tensor:
     """Return n times the mean squared cosine between two different rows of length n.
 
@@ -122,6 +125,7 @@ def redundancy(weight: Tensor) -> Tensor:
     return _redundancy(*_cosines(row_gram(matrix).cpu()), matrix.shape[1])
 
 
+@precisely
 def kappa_p10(weight: Tensor) -> Tensor:
     """Return σ₁ over the 10% quantile of the singular values.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from stableopt.functional.matrices import as_matrix
+from stableopt.functional.matrices import as_matrix, precisely
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +39,7 @@ class SpectralNorm(NamedTuple):
     vector: Tensor
 
 
+@precisely
 def spectral_norm(
     weight: Tensor,
     vector: Tensor | None = None,

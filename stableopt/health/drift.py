@@ -183,6 +183,10 @@ class DriftDetector:
             confirmed=before >= 1,
         )
 
+    def forget(self, name: str) -> None:
+        """Give up the courses of a weight: it is another one now."""
+        self._courses.pop(name, None)
+
     def learns(self, name: str, step: int) -> bool:
         """Tell whether a course of a weight that is not known yet should be visited now."""
         courses = self._courses.get(name, {}).values()

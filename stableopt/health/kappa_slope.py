@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from statistics import fmean, pstdev
+from itertools import pairwise
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from stableopt.health.risk import Assessment
@@ -23,52 +24,81 @@ VOLATILITY = 0.003
 WINDOW = 5
 """Slopes that are looked at together."""
 
+SETTLING = 5
+"""Slopes before those: what a network does first is neither steady nor a fault."""
+
 
 class KappaSlope:
     """Reads the level from how fast κ̃ changes.
 
-    The document gives limits, but no units. Here the slope is that of the mean of ln κ̃ over all
-    weights, per step: 0.004 is a factor e in 250 steps. A level is read from the mean of the
-    last five slopes, ``INSTABILITY`` from their standard deviation.
+    The document gives limits, but no units. Here the slope is that of ln κ̃ per step, in the
+    mean over all weights: 0.004 is a factor e in 250 steps. A level is read from the median of
+    the last five slopes, ``INSTABILITY`` from their robust standard deviation, so that one
+    jump is neither; and not before ten slopes are known. A weight whose κ̃ is undefined has no
+    part in it (a zero matrix), but one whose κ̃ was defined before is an ``INSTABILITY``.
     """
 
     def __init__(self) -> None:
-        self._points: list[tuple[int, float]] = []
+        self._points: list[tuple[int, dict[str, float]]] = []
+        self._slopes: list[float] = []
 
     def assess(self, step: int, weights: Mapping[str, WeightHealth]) -> Assessment | None:
         """Assess the run."""
-        values = [w.readings["kappa_tilde"].value for w in weights.values() if _has(w)]
-        finite = [math.log(value) for value in values if value > 0]
-        if len(finite) < len(values):
-            return Assessment(level=RiskLevel.INSTABILITY, reason="a weight's κ̃ is undefined")
-        if not finite:
-            return None
-        self._points = [*self._points[-WINDOW:], (step, fmean(finite))]
-        return self._assess()
+        point = {name: x for name, w in weights.items() if math.isfinite(x := _logarithm(w))}
+        lost = tuple(name for name in self._last() if name not in point and name in weights)
+        if lost:
+            reason = f"{lost[0]}: kappa_tilde is undefined, and was not before"
+            return Assessment(level=RiskLevel.INSTABILITY, where=lost, reason=reason)
+        self._points = [*self._points[-1:], (step, point)]
+        for (before, left), (now, right) in pairwise(self._points):
+            both = left.keys() & right.keys()
+            if both and now > before:
+                change = fmean(right[name] - left[name] for name in both)
+                self._slopes = [*self._slopes[1 - WINDOW - SETTLING :], change / (now - before)]
+        return self._read()
 
-    def _assess(self) -> Assessment | None:
-        pairs = zip(self._points, self._points[1:], strict=False)
-        slopes = [(y - x) / max(1, t - s) for (s, x), (t, y) in pairs]
-        if len(slopes) < WINDOW:
+    def _last(self) -> dict[str, float]:
+        return self._points[-1][1] if self._points else {}
+
+    def _read(self) -> Assessment | None:
+        if len(self._slopes) < WINDOW + SETTLING:
             return None
-        slope, volatility = fmean(slopes), pstdev(slopes)
-        told = f"ln κ̃ changes by {slope:.2g} a step, with a standard deviation of {volatility:.2g}"
+        slopes = self._slopes[-WINDOW:]
+        slope = median(slopes)
+        volatility = 1.4826 * median(abs(other - slope) for other in slopes)
+        fastest = self._fastest()
+        told = (
+            f"ln κ̃ changes by {slope:.2g} a step, with a standard deviation of {volatility:.2g}; "
+            f"highest at {fastest[0]}"
+        )
         if volatility > VOLATILITY:
-            return Assessment(level=RiskLevel.INSTABILITY, reason=told)
+            return Assessment(level=RiskLevel.INSTABILITY, where=fastest, reason=told)
         for limit, level in ((DANGER, RiskLevel.DANGER), (WARNING, RiskLevel.WARNING)):
             if slope > limit:
-                return Assessment(level=level, reason=told)
-        moving = slope > LEARNING
-        return Assessment(level=RiskLevel.LEARNING if moving else RiskLevel.STABLE)
+                return Assessment(level=level, where=fastest, reason=told)
+        return Assessment(level=RiskLevel.LEARNING if slope > LEARNING else RiskLevel.STABLE)
+
+    def _fastest(self) -> tuple[str, ...]:
+        """Return the weights by how far their κ̃ is up, the first three."""
+        (_, left), (_, right) = self._points
+        changes = {name: right[name] - left[name] for name in left.keys() & right.keys()}
+        return tuple(sorted(changes, key=lambda name: (-changes[name], name))[:3])
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is remembered, as plain data."""
-        return {"points": [list(point) for point in self._points]}
+        points = [{"step": step, "values": dict(point)} for step, point in self._points]
+        return {"points": points, "slopes": list(self._slopes)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with it."""
-        self._points = [(int(step), float(x)) for step, x in state["points"]]
+        self._points = [
+            (int(point["step"]), {str(name): float(x) for name, x in point["values"].items()})
+            for point in state["points"]
+        ]
+        self._slopes = [float(slope) for slope in state["slopes"]]
 
 
-def _has(weight: WeightHealth) -> bool:
-    return "kappa_tilde" in weight.readings
+def _logarithm(weight: WeightHealth) -> float:
+    """Return ln κ̃ of a weight; NaN where it is undefined or was not read."""
+    reading = weight.readings.get("kappa_tilde")
+    return math.log(reading.value) if reading is not None and reading.value > 0 else math.nan

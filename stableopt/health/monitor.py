@@ -61,21 +61,32 @@ class Monitor:
         for reading in readings:
             visited.setdefault(reading.name, []).append(reading)
         for name, found in visited.items():
+            if name in self.weights and self.weights[name].shape != shapes[name]:
+                del self.weights[name]
+                self._drift.forget(name)
             small = min(shapes[name]) < SMALLEST
             drifts = [self._judge(r) for r in found if not small or r.metric in ANY_SIZE]
-            self._update(name, found, [drift for drift in drifts if drift is not None])
+            flagged = [drift for drift in drifts if drift is not None]
+            self._update(name, shapes[name], found, flagged)
         if visited:
             self.assessment = self._risk.assess(step, self.weights)
 
     def _judge(self, reading: Reading) -> Drift | None:
         return self._drift.judge(reading.name, reading.metric, reading.value, reading.step)
 
-    def _update(self, name: str, found: Sequence[Reading], drifts: Sequence[Drift]) -> None:
+    def _update(
+        self,
+        name: str,
+        shape: tuple[int, int],
+        found: Sequence[Reading],
+        drifts: Sequence[Drift],
+    ) -> None:
         before = self.weights.get(name)
         known = {} if before is None else before.readings
         now = WeightHealth(
             readings={**known, **{reading.metric: reading for reading in found}},
             drifts=tuple(drift for drift in drifts if drift.confirmed),
+            shape=shape,
         )
         self.weights[name] = now
         worse = _rank(now) >= RiskLevel.WARNING.rank and _rank(now) > _rank(before)
@@ -88,6 +99,7 @@ class Monitor:
                 name: {
                     "readings": [_plain(reading) for reading in health.readings.values()],
                     "drifts": [asdict(drift) for drift in health.drifts],
+                    "shape": health.shape,
                 }
                 for name, health in self.weights.items()
             },
@@ -109,6 +121,7 @@ class Monitor:
                     for known in health["readings"]
                 },
                 drifts=tuple(Drift(**drift) for drift in health["drifts"]),
+                shape=tuple(health["shape"]),
             )
             for name, health in state["weights"].items()
         }

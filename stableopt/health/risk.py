@@ -33,10 +33,12 @@ class WeightHealth:
     Attributes:
         readings: The newest reading of every metric.
         drifts: The confirmed drifts of its newest visit.
+        shape: Of the matrix: another one under the same name is another weight.
     """
 
     readings: Mapping[str, Reading]
     drifts: tuple[Drift, ...] = ()
+    shape: tuple[int, int] | None = None
 
     @property
     def level(self) -> RiskLevel | None:
@@ -65,8 +67,10 @@ _BAD = (Standing.DANGER, Standing.WARNING)
 
 
 def _tell(reading: Reading) -> str:
+    if is_broken(reading):
+        return "it is not finite"
     if not reading.defined:
-        return f"{reading.metric} is undefined: not finite"
+        return f"{reading.metric} does not exist any more"
     tier = TIERS[reading.metric]
     limit = tier.danger if reading.standing is Standing.DANGER else tier.warning
     side = "below" if tier.low_is_bad else "above"
@@ -125,7 +129,10 @@ class SpectralRisk:
     - ``WARNING``: a weight reads beyond a warning limit, or has a confirmed drift.
     - ``DANGER``: a weight reads beyond a danger limit.
     - ``INSTABILITY``: two weights or more, and a tenth of all, are in danger; or one is not
-      finite.
+      finite any more.
+
+    What existed and does not any more (the rank of a weight that has become zero) is beyond its
+    limit. What never did says nothing.
 
     The level rises at once, and falls when three assessments in a row were lower.
 
@@ -154,7 +161,7 @@ class SpectralRisk:
         levels = {name: w.level for name, w in weights.items() if w.level is not None}
         if not levels:
             return None
-        broken = [n for n in levels if _not_finite(weights[n])]
+        broken = [n for n in levels if any(map(is_broken, weights[n].readings.values()))]
         danger = [n for n, level in levels.items() if level is RiskLevel.DANGER]
         warned = [n for n, level in levels.items() if level is RiskLevel.WARNING]
         danger.sort(key=lambda n: n not in broken)
@@ -165,7 +172,7 @@ class SpectralRisk:
             return _with_reason(RiskLevel.DANGER, danger, weights)
         if warned:
             return _with_reason(RiskLevel.WARNING, warned, weights)
-        moving = self._moves([n for n in levels if "effective_rank" in weights[n].readings])
+        moving = self._moves([n for n in levels if _has_rank(weights[n])])
         return Assessment(level=RiskLevel.LEARNING if moving else RiskLevel.STABLE)
 
     def _moves(self, names: Sequence[str]) -> bool:
@@ -194,5 +201,15 @@ def _with_reason(
     return Assessment(level=level, where=tuple(where), reason=reason)
 
 
-def _not_finite(weight: WeightHealth) -> bool:
-    return any(r.standing is Standing.DANGER and not r.defined for r in weight.readings.values())
+def _has_rank(weight: WeightHealth) -> bool:
+    reading = weight.readings.get("effective_rank")
+    return reading is not None and reading.defined
+
+
+def is_broken(reading: Reading) -> bool:
+    """Tell whether a reading says that a weight is not finite any more.
+
+    Only such a matrix has no spectral norm: that of zero is zero.
+    """
+    lost = reading.standing is Standing.DANGER and not reading.defined
+    return lost and reading.metric == "spectral_norm"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-CREDIT = 0.1
+CREDIT = 0.02
 """Seconds that may be spent in advance: the first visit of all weights is one of many."""
 
 

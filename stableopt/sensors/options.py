@@ -33,17 +33,18 @@ class Sensors:
             tokens that the data lack, are alike in a healthy run: their course is followed, but
             no absolute limit applies to them. ``None`` for names with ``head``, ``classifier``,
             ``logits`` or ``embed_out`` in them, and the last linear layer of the model.
-        budget: Share of the training time that sensors may take: visits are postponed, and
-            that is said, where they would take more. ``None`` for no limit. Where readings lead
-            to actions nothing is postponed, so that runs are reproducible, and it is only said.
+        budget: Share of the training time that sensors may take, beyond the first visit of all
+            weights: visits are postponed, and that is said, where they would take more. What is
+            read then depends on the machine. ``None`` for no limit. Where readings lead to
+            actions nothing is postponed, so that runs are reproducible, and it is only said.
         risk: What the risk level is read from: ``"spectral"``, or ``"kappa_tilde"`` for the
             slope of κ̃ that Gradience reads (needs :class:`KappaTilde` among the sensors).
 
     Raises:
-        ConfigError: A value is out of range, or no sensor.
+        ConfigError: A value is out of range, or something in ``use`` is no sensor.
 
     Cost:
-        Measured in the documentation; below ``budget`` in any case.
+        Measured in the documentation.
 
     Example:
         >>> Sensors(sampler=Sampler(every=50)).sampler.coverage
@@ -83,6 +84,10 @@ def _sensors(given: object) -> tuple[Sensor, ...]:
             raise ConfigError(
                 f"use has {sensor!r}, which is no sensor: it needs metrics, on_suspicion and a "
                 "method start, as SpectralNorm() has"
+            )
+        if not isinstance(sensor.metrics, tuple) or not sensor.metrics:
+            raise ConfigError(
+                f"use has {sensor!r} with metrics={sensor.metrics!r}: they must be a tuple of names"
             )
         for metric in sensor.metrics:
             if metric in seen:

@@ -69,12 +69,12 @@ class SampledSpectrum:
 
     def __post_init__(self) -> None:
         if isinstance(self.rows, bool) or not isinstance(self.rows, int) or self.rows < 2:
-            raise ConfigError(f"rows={self.rows!r} must be an int of at least 2: of the sample")
+            raise ConfigError(f"rows={self.rows!r} must be an int, at least 2: how many")
 
     def start(self, visit: Visit) -> Measurement:
         """Queue the Gram matrix."""
         weight = visit.weight
-        finite = torch.isfinite(weight.sum(dtype=_wide(weight)))
+        finite = _finite(weight)
         chosen = sample_rows(weight.shape[0], self.rows, seed=visit.seed)
         if chosen is not None:
             if weight.is_cuda:
@@ -88,8 +88,11 @@ class SampledSpectrum:
         return Measurement((gram,), lambda host: _finish(host, count, columns))
 
 
-def _wide(weight: Tensor) -> torch.dtype:
-    return weight.dtype if weight.is_complex() else torch.promote_types(weight.dtype, torch.float32)
+def _finite(weight: Tensor) -> Tensor:
+    if weight.numel() == 0 or weight.is_complex():
+        return torch.isfinite(weight).all()
+    low, high = torch.aminmax(weight)
+    return torch.isfinite(low) & torch.isfinite(high)
 
 
 def _finish(host: Sequence[Tensor], rows: int, columns: int) -> Result:

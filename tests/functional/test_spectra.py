@@ -140,6 +140,14 @@ def test_global_random_state_is_not_consumed():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_autocast_is_out_of_reach():
+    weight = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
+    for measure in MEASURES.values():
+        expected = measure(weight).item()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert measure(weight).item() == expected
+
+
 class TestOddMatrices:
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     @pytest.mark.parametrize("name", MEASURES)

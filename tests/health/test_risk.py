@@ -6,7 +6,14 @@ import math
 
 import pytest
 
-from stableopt.health.kappa_slope import DANGER, LEARNING, VOLATILITY, WARNING, WINDOW, KappaSlope
+from stableopt.health.kappa_slope import (
+    DANGER,
+    LEARNING,
+    SETTLING,
+    WARNING,
+    WINDOW,
+    KappaSlope,
+)
 from stableopt.health.risk import HELD, SpectralRisk, WeightHealth
 from stableopt.health.tiers import SMALLEST, TIERS, standing_of
 from stableopt.types import Drift, Reading, RiskLevel, Standing
@@ -105,7 +112,7 @@ class TestLevels:
         weights = {"a": ENDANGERED, "b": NOT_FINITE, "c": HEALTHY, "d": WARNED}
         found = risk.assess(0, weights)
         assert found.where == ("b", "a")
-        assert found.reason == "b: spectral_norm is undefined: not finite (and 1 more)"
+        assert found.reason == "b: it is not finite (and 1 more)"
         found = SpectralRisk(lambda name: 0.0).assess(0, {"a": WARNED})
         assert found.reason == "a: relative_rank 0.55 below 0.6"
         found = SpectralRisk(lambda name: 0.0).assess(0, {"a": DRIFTING})
@@ -155,24 +162,64 @@ class TestKappaSlope:
         ],
     )
     def test_the_level_is_that_of_the_slope(self, slope, expected):
-        found = self.levels([3 + slope * 50 * i for i in range(WINDOW + 1)])
-        assert found == [None] * WINDOW + [expected]
+        before = WINDOW + SETTLING
+        found = self.levels([3 + slope * 50 * i for i in range(before + 1)])
+        assert found == [None] * before + [expected]
 
     def test_volatile_slopes_are_an_instability(self):
-        jump = 1.05 * VOLATILITY * 50 / 2
-        zigzag = [3 + jump * (i % 2) for i in range(WINDOW + 1)]
-        assert self.levels(zigzag)[-1] is RiskLevel.STABLE
-        assert self.levels([3 * x for x in zigzag])[-1] is RiskLevel.INSTABILITY
+        logs = [3.0]
+        for i in range(2 * (WINDOW + SETTLING)):
+            logs.append(logs[-1] + 50 * 0.004 * math.cos(1.3 * i))
+        assert RiskLevel.INSTABILITY in self.levels(logs)
+        calm = [3 + (x - 3) / 10 for x in logs]
+        assert set(self.levels(calm)[WINDOW + SETTLING :]) <= {
+            RiskLevel.STABLE,
+            RiskLevel.LEARNING,
+        }
 
-    def test_an_undefined_one_is_an_instability(self):
+    def test_a_fast_start_and_a_single_jump_are_none(self):
+        start = [3 - 2 * math.exp(-i) for i in range(15)]
+        assert set(self.levels(start)[WINDOW + SETTLING :]) == {RiskLevel.STABLE}
+        jump = [3.0] * 14 + [5.0] * 10
+        assert set(self.levels(jump)[WINDOW + SETTLING :]) == {RiskLevel.STABLE}
+
+    def test_undefined_is_left_out_and_named_once_it_was_defined(self):
         risk = KappaSlope()
-        weights = {"w": health(reading("kappa_tilde", math.nan))}
-        assert risk.assess(0, weights).level is RiskLevel.INSTABILITY
+        zero = health(reading("kappa_tilde", math.nan))
+        fine = health(reading("kappa_tilde", 20.0, Standing.UNJUDGED))
+        for i in range(WINDOW + SETTLING + 1):
+            found = risk.assess(50 * i, {"a": zero, "b": fine})
+        assert found.level is RiskLevel.STABLE
+        found = risk.assess(9999, {"a": fine, "b": zero})
+        assert found.level is RiskLevel.INSTABILITY
+        assert found.where == ("b",)
+
+    def test_weights_that_come_later_are_no_slope(self):
+        risk = KappaSlope()
+        few = health(reading("kappa_tilde", 11.0, Standing.UNJUDGED))
+        many = health(reading("kappa_tilde", 90.0, Standing.UNJUDGED))
+        for i in range(WINDOW + SETTLING + 5):
+            weights = {"a": few} if i < WINDOW + SETTLING else {"a": few, "b": many}
+            found = risk.assess(50 * i, weights)
+        assert found.level is RiskLevel.STABLE
+
+    def test_the_worst_are_named(self):
+        risk = KappaSlope()
+        for i in range(WINDOW + SETTLING + 1):
+            weights = {
+                name: health(reading("kappa_tilde", math.exp(3 + k * i * 50), Standing.UNJUDGED))
+                for name, k in (("slow", 0.001), ("fast", 0.009))
+            }
+            found = risk.assess(50 * i, weights)
+        assert found.level is RiskLevel.DANGER
+        assert found.where == ("fast", "slow")
+        assert "fast" in found.reason
 
     def test_the_state_is_plain_and_goes_on(self):
         first, second = KappaSlope(), KappaSlope()
-        weight = health(reading("kappa_tilde", 20.0, Standing.UNJUDGED))
-        for step in range(WINDOW):
-            first.assess(step, {"w": weight})
+        for i in range(WINDOW + SETTLING):
+            weight = health(reading("kappa_tilde", 20.0 + i, Standing.UNJUDGED))
+            first.assess(50 * i, {"w": weight})
         second.load_state_dict(first.state_dict())
-        assert second.assess(99, {"w": weight}).level is RiskLevel.STABLE
+        weights = {"w": weight}
+        assert second.assess(999, weights) == first.assess(999, weights) is not None

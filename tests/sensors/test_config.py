@@ -59,7 +59,10 @@ def test_on_top_of_a_preset():
     assert found.budget == 0.05
     assert found.risk == "kappa_tilde"
     assert found.sampler.every == 50
-    assert build({"preset": "gradience", "sensors": False})._loop.sensing is None
+    with pytest.raises(ConfigError, match="act_on_risk=True needs sensors"):
+        build({"preset": "gradience", "sensors": False})
+    config = {"preset": "gradience", "sensors": False, "guard": {"act_on_risk": False}}
+    assert build(config)._loop.sensing is None
 
 
 @pytest.mark.parametrize(

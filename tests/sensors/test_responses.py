@@ -35,6 +35,17 @@ class TestRisk:
         assert summary["integrity"] == "OK"
         assert any("the risk rises to danger" in record.message for record in caplog.records)
 
+    def test_a_weight_that_becomes_zero_is_a_danger(self):
+        run = Sick()
+        run.steps(12)
+        run.sound["first.weight"].zero_()
+        opt = run.steps(2)
+        assert opt.risk is RiskLevel.DANGER
+        assert opt.ledger[0].findings[0].where == ("first.weight",)
+        assert "relative_rank does not exist any more" in opt.ledger[0].reason
+        run.steps(10)
+        assert opt.risk is RiskLevel.DANGER
+
     def test_it_falls_again_and_rises_again(self):
         run = Sick()
         run.steps(12)
@@ -165,21 +176,40 @@ class TestResponses:
 
 
 class TestGradience:
+    def test_a_fast_start_and_a_factor_that_begins_at_zero_are_left_alone(self):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(32, 128), nn.GELU(), nn.Linear(128, 1))
+        low = nn.Parameter(torch.zeros(32, 4))
+        high = nn.Parameter(torch.randn(4, 32) / 6)
+        inner = torch.optim.AdamW([*model.parameters(), low, high], lr=3e-3)
+        opt = StableOptimizer(inner, model=model, **presets.gradience())
+        draw = torch.Generator().manual_seed(1)
+        for _ in range(700):
+            x = torch.rand(64, 32, generator=draw) * 2 - 1
+            opt.zero_grad()
+            out = model(x + x @ low @ high)
+            loss = (out - torch.sin(3 * x).sum(1, keepdim=True)).pow(2).mean()
+            loss.backward()
+            opt.observe(loss=loss.detach())
+            opt.step()
+        assert not any(event.intervened for event in opt.ledger)
+        assert opt.risk in (RiskLevel.STABLE, RiskLevel.LEARNING)
+
     def train(self, growth, steps):
         torch.manual_seed(0)
         model = nn.Linear(256, 256, bias=False)
         inner = torch.optim.SGD(model.parameters(), lr=0.1)
         opt = StableOptimizer(inner, model=model, **presets.gradience())
         u, s, vh = torch.linalg.svd(model.weight.detach())
-        for _ in range(steps):
+        for step in range(steps):
             with torch.no_grad():
-                s[0] *= math.exp(growth)
+                s[0] *= math.exp(growth) if step > 300 else 1.0
                 model.weight.copy_((u * s) @ vh)
             stand_still(opt)
         return opt
 
     def test_a_run_that_stands_still_is_stable(self):
-        opt = self.train(0.0, 400)
+        opt = self.train(0.0, 600)
         assert opt.risk is RiskLevel.STABLE
         assert opt.ledger == ()
 
@@ -187,7 +217,7 @@ class TestGradience:
         ("growth", "level"), [(0.003, RiskLevel.WARNING), (0.0055, RiskLevel.DANGER)]
     )
     def test_a_direction_that_comes_to_dominate_is_answered(self, growth, level):
-        opt = self.train(growth, 300)
+        opt = self.train(growth, 600)
         assert level in {event.risk for event in opt.ledger}
         assert opt.summary()["snapshots"]["taken"] > 3
         assert (opt.summary()["lr_scale"] < 1) == (level is RiskLevel.DANGER)

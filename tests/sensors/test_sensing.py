@@ -94,6 +94,19 @@ class TestReadings:
         train(model, opt, 2, first=2)
         assert "1.0" in opt.readings
 
+    def test_another_shape_under_the_same_name_is_another_weight(self):
+        model, opt = build(guard=False)
+        train(model, opt, 40)
+        model.table = nn.Embedding(50, 18)
+        with torch.no_grad():
+            model.table.weight.mul_(30)
+        group = opt.optimizer.param_groups[0]["params"]
+        place = next(i for i, p in enumerate(group) if p.shape == (40, 18))
+        opt.optimizer.state.pop(group[place])
+        group[place] = model.table.weight
+        train(model, opt, 4, first=40)
+        assert opt.ledger == ()
+
     def test_patterns_choose(self):
         model, opt = build(sensors=Sensors(params=("sec*.weight", "table*")))
         train(model, opt, 1)
@@ -381,6 +394,19 @@ class TestFailures:
         assert opt.ledger == ()
 
 
+class Odd(Failing):
+    """A sensor whose metrics are none."""
+
+    def __init__(self, metrics):
+        super().__init__("start")
+        self.metrics = metrics
+
+
+def test_an_answer_needs_somebody_to_ask():
+    with pytest.raises(ConfigError, match="act_on_risk=True needs sensors"):
+        build(sensors=(), guard=Guard(act_on_risk=True))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -393,6 +419,8 @@ class TestFailures:
         ({"budget": 0}, "budget=0 must be a number above 0"),
         ({"budget": 1.5}, "budget=1.5 must be a number above 0"),
         ({"budget": True}, "budget=True must be"),
+        ({"use": [Odd(())]}, r"metrics=\(\): they must be a tuple of names"),
+        ({"use": [Odd("mine")]}, "metrics='mine': they must be a tuple of names"),
         ({"risk": "kappa"}, "risk='kappa' must be"),
         ({"risk": "kappa_tilde"}, "add KappaTilde"),
     ],
