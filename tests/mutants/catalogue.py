@@ -252,7 +252,7 @@ MUTANTS = {
         "stableopt.guard.policy",
         "ring.sound() if attempt == 1 and lost else ring.verified()",
         "ring.sound() if lost else ring.verified()",
-        (MACHINE,),
+        ("tests/guard/test_policy.py",),
     ),
     "the learning rate is lowered once": Mutant(
         "stableopt.guard.policy",
