@@ -40,6 +40,9 @@ _STYLES = {
     Standing.UNDEFINED: "magenta",
 }
 
+LONGEST_NAME = 160
+"""Characters of a name that the table shows; the JSON has all of them."""
+
 
 class _Column(NamedTuple):
     title: str
@@ -201,7 +204,9 @@ def _print_table(console: Console, reports: list[WeightReport], columns: Sequenc
 
 def _title(report: WeightReport) -> str:
     ties = f" (= {', '.join(report.aliases)})" if report.aliases else ""
-    return printable(report.name + ties)
+    name = printable(report.name + ties)
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[:half]} … {name[-half:]}"
 
 
 def _common(names: list[str]) -> str:

@@ -111,7 +111,10 @@ class Inspection:
 
     def _add_norm(self, label: Label, tensor: Tensor, limit: float) -> None:
         if tensor.numel() and label not in self.inspector.exempt:
-            self._norms.append((label, dense_values(tensor), limit))
+            values = dense_values(tensor)
+            if values.is_floating_point() and values.itemsize < 2:
+                values = values.float()  # nothing is computed in eight bits
+            self._norms.append((label, values, limit))
 
     def _add_bound(
         self,

@@ -91,7 +91,7 @@ class SampledSpectrum:
 def _finite(weight: Tensor) -> Tensor:
     if weight.numel() == 0 or weight.is_complex():
         return torch.isfinite(weight).all()
-    low, high = torch.aminmax(weight)
+    low, high = torch.aminmax(weight.float() if weight.itemsize < 2 else weight)
     return torch.isfinite(low) & torch.isfinite(high)
 
 

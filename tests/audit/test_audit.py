@@ -530,3 +530,11 @@ def test_matplotlib_is_asked_for(audit, gaussian, monkeypatch):
 
     assert result.exit_code == 2
     assert "pip install 'stableopt[report]'" in result.stderr
+
+
+def test_odd_names_are_told_without_a_warning(audit, gaussian):
+    result = audit({"层.权重": gaussian(20, 20), "x" * 5000: gaussian(20, 20)})
+    assert result.exit_code == 0
+    assert "层.权重" in result.stdout
+    assert "…" in result.stdout
+    assert len(result.stdout) < 3000

@@ -287,3 +287,21 @@ def test_the_state_of_others_may_be_what_it_was_when_it_was_made():
         w.grad = torch.ones_like(w)
         opt.step()
     assert not any(event.intervened for event in opt.ledger)
+
+
+def test_weights_of_eight_bits_are_looked_at():
+    frozen = torch.nn.Parameter(torch.randn(8, 8).to(torch.float8_e4m3fn), requires_grad=False)
+    model = torch.nn.Linear(8, 8)
+    opt = StableOptimizer(torch.optim.SGD([*model.parameters(), frozen], lr=0.1))
+    for _ in range(25):
+        opt.zero_grad()
+        model(torch.ones(2, 8)).pow(2).mean().backward()
+        opt.step()
+    assert opt.ledger == ()
+    frozen.data[3, 4] = float("nan")
+    for _ in range(25):
+        opt.zero_grad()
+        model(torch.ones(2, 8)).pow(2).mean().backward()
+        opt.step()
+    assert opt.ledger[0].findings[0].kind == "nonfinite_weight"
+    assert opt.ledger[0].findings[0].where == ("0.2",)
