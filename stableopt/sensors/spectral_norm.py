@@ -59,11 +59,28 @@ class SpectralNorm:
         product, scale = scaled_product(matrix)
         found = bidiagonalize(product, start, steps)
         wide = widest_real(matrix.device)
-        dtype = torch.complex128 if matrix.is_complex() else wide
-        norm = torch.linalg.vector_norm(matrix, dtype=dtype)
+        norm = _frobenius(matrix, scale, wide)
         numbers = torch.cat([found.diagonal, found.above])
         sent = (numbers, torch.stack([scale.to(wide), norm.to(wide)]))
         return Measurement(sent, lambda host: _finish(host, steps, found.rights))
+
+
+def _frobenius(matrix: Tensor, scale: Tensor, wide: torch.dtype) -> Tensor:
+    """Return ‖W‖_F; ``scale`` is the largest magnitude.
+
+    On the CPU the norm of every row in its own dtype, where its squares are in range, and of
+    these in float64: a norm in float64 throughout would copy the matrix, and take longer than
+    the Lanczos steps.
+    """
+    if matrix.device.type != "cpu":
+        dtype = torch.complex128 if matrix.is_complex() and wide == torch.float64 else wide
+        norm: Tensor = torch.linalg.vector_norm(matrix, dtype=dtype)
+    elif 1e-15 < float(scale) < 1e15:
+        rows = matrix if matrix.stride(1) <= matrix.stride(0) else matrix.mT
+        norm = torch.linalg.vector_norm(torch.linalg.vector_norm(rows, dim=1).to(wide))
+    else:
+        norm = torch.linalg.vector_norm(matrix / scale) * scale.to(wide)
+    return norm
 
 
 _NO_RANK = {"stable_rank": float("nan")}
