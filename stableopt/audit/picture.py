@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from stableopt.audit.show import printable
 from stableopt.health.tiers import TIERS
+from stableopt.style import INK, STYLE
 from stableopt.types import Standing
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from stableopt.audit.findings import Audit
     from stableopt.audit.measure import WeightReport
 
-_INK = "#3c4048"
 # From the palette of Okabe & Ito, and a shape for each: no meaning is in the colour alone.
 _MARKS: dict[Standing, dict[str, Any]] = {
     Standing.HEALTHY: {"color": "#0072b2", "marker": "o", "markersize": 6},
@@ -38,20 +38,7 @@ _NAMED = 60
 """Layers of which each has its name at the axis; of more, only the worst."""
 _LABELLED = 5
 _LONGEST = 32
-_STYLE: dict[Any, Any] = {
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlecolor": _INK,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "font.size": 10,
-    "text.color": _INK,
-    "text.parse_math": False,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-}
+_STYLE: dict[Any, Any] = {**STYLE, "text.parse_math": False}
 
 
 def draw_audit(audit: Audit, path: Path) -> None:
@@ -102,7 +89,7 @@ def _draw_rank(axes: Axes, reports: list[WeightReport]) -> None:
             annotation_clip=False,
         )
     axes.set_yticks([0.0, danger, tier.warning, 1.0])
-    axes.axhline(1.0, color=_INK, linewidth=0.8, linestyle=":", zorder=1)
+    axes.axhline(1.0, color=INK, linewidth=0.8, linestyle=":", zorder=1)
     _draw_points(axes, reports, ranks, missing=0.0)
     axes.set_ylim(0, top)
     axes.set(
@@ -120,7 +107,7 @@ def _draw_condition(axes: Axes, reports: list[WeightReport]) -> None:
     axes.set_yscale("log")
     # An infinite one stands at the upper edge, above all others.
     top = high * (high / low) ** 0.15
-    axes.axhline(1.0, color=_INK, linewidth=0.8, linestyle=":", zorder=1)
+    axes.axhline(1.0, color=INK, linewidth=0.8, linestyle=":", zorder=1)
     _draw_points(axes, reports, [min(ratio, top) for ratio in ratios], missing=None)
     for x, ratio in enumerate(ratios, 1):
         if math.isinf(ratio):

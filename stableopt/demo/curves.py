@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from stableopt.demo.outcome import SCARRED, fate_of
+from stableopt.style import STYLE
 from stableopt.types import Action
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from stableopt.demo.faults import Fault
     from stableopt.demo.train import Run
 
-_INK = "#3c4048"
 _FAULT = "#8a8f98"
 _DEAD = "#d1495b"
 _GUARDED = "#1d4e89"
@@ -44,19 +44,9 @@ _LANE = 0.04
 _ROOM = 0.1
 _COLUMNS = 3
 _STYLE: dict[Any, Any] = {
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlecolor": _INK,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "font.size": 10,
+    **STYLE,
     "svg.fonttype": "none",
     "svg.hashsalt": "stableopt",
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
 }
 
 
