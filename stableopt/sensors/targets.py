@@ -88,16 +88,28 @@ class Targets:
         if self._heads is not None:
             patterns = self._heads
             return frozenset(n for n in self._names if any(fnmatchcase(n, p) for p in patterns))
-        last = None
-        if self._model is not None:
-            layers = [m.weight for m in self._model.modules() if isinstance(m, nn.Linear)]
-            last = layers[-1] if layers else None
+        outputs = [] if self._model is None else _outputs(self._model)
         groups = self._optimizer.param_groups
         return frozenset(
             name
             for name, (g, i) in self._names.items()
-            if looks_like_head(name) or groups[g]["params"][i] is last
+            if looks_like_head(name) or any(groups[g]["params"][i] is w for w in outputs)
         )
+
+
+def _outputs(model: nn.Module) -> list[Tensor]:
+    """Return the weights that a model's outputs are made with, as far as it shows.
+
+    The last linear layer; and the table of the vocabulary, where no layer has as many outputs:
+    it is then tied to the output by hand.
+    """
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    found: list[Tensor] = [linear[-1].weight] if linear else []
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    vocabulary = max(tables, key=lambda m: m.num_embeddings, default=None)
+    if vocabulary is not None and vocabulary.num_embeddings not in {m.out_features for m in linear}:
+        found.append(vocabulary.weight)
+    return found
 
 
 def looks_like_head(name: str) -> bool:

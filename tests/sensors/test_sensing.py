@@ -30,6 +30,7 @@ from tests.sensors.runs import (
     Net,
     assert_same,
     build,
+    collapsed,
     stand_still,
     steps_read,
     train,
@@ -93,6 +94,30 @@ class TestReadings:
         opt.optimizer.add_param_group({"params": [late]})
         train(model, opt, 2, first=2)
         assert "1.0" in opt.readings
+
+    def test_output_layers_have_no_absolute_limit(self):
+        class Tied(nn.Module):
+            def __init__(self, head):
+                super().__init__()
+                self.table = nn.Embedding(50, 32)
+                self.places = nn.Embedding(20, 32)
+                self.inner = nn.Linear(32, 32)
+                self.last = nn.Linear(32, 50) if head else nn.Linear(32, 32)
+
+        for head, exempt in ((False, {"table", "last"}), (True, {"last"})):
+            model = Tied(head)
+            with torch.no_grad():
+                for name in ("table", "places", "inner", "last"):
+                    weight = getattr(model, name).weight
+                    weight.copy_(collapsed(weight, 1e-3))
+            opt = StableOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
+            stand_still(opt)
+            unjudged = {
+                name.split(".")[0]
+                for name, found in opt.readings.items()
+                if found["relative_rank"].standing is Standing.UNJUDGED
+            }
+            assert unjudged == exempt
 
     def test_another_shape_under_the_same_name_is_another_weight(self):
         model, opt = build(guard=False)
