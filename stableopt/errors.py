@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -67,3 +69,17 @@ def unknown_name(what: str, given: object, known: Iterable[str]) -> ConfigError:
     near = get_close_matches(str(given), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return ConfigError(f"{what}={given!r} is not known: use one of {', '.join(names)}{hint}")
+
+
+def require_int(name: str, value: Any, least: int, meaning: str) -> None:
+    """Refuse what is no int of at least ``least``; ``meaning`` says what it is for."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name}={value!r} must be an int of at least {least}: {meaning}")
+
+
+def require_number(name: str, value: Any, most: float, meaning: str) -> None:
+    """Refuse what is no number above 0 and at most ``most``."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= most:
+        top = "" if math.isinf(most) else f" and at most {most:g}"
+        raise ConfigError(f"{name}={value!r} must be a number above 0{top}: {meaning}")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass
-from typing import Any
 
-from stableopt.errors import ConfigError
+from stableopt.errors import ConfigError, require_int, require_number
 
 SCAN_PERIOD = 20
 """Steps in which weights and state are scanned once, unless snapshots are closer together."""
@@ -74,20 +72,20 @@ how many steps in a row may be skipped
 
     def __post_init__(self) -> None:
         if self.slots != 0 or isinstance(self.slots, bool):
-            _require_int("slots", self.slots, 2, "how many snapshots are kept; 0 for none")
-        _require_int("every", self.every, 1, "how many steps lie between two snapshots")
+            require_int("slots", self.slots, 2, "how many snapshots are kept; 0 for none")
+        require_int("every", self.every, 1, "how many steps lie between two snapshots")
         if self.confirm != "auto":
-            _require_int("confirm", self.confirm, 1, "after how many steps one is trusted; or auto")
-        _require_int("max_rollbacks", self.max_rollbacks, 0, "how many an episode may have")
-        _require_int("max_skips", self.max_skips, 0, "how many steps in a row may be skipped")
-        _require_int("cooldown", self.cooldown, 0, "how many healthy steps end an episode")
-        _require_int("budget", self.budget, 0, "how many rollbacks are at hand at the start")
-        _require_number("lr_backoff", self.lr_backoff, 1.0, "the factor on the learning rate")
+            require_int("confirm", self.confirm, 1, "after how many steps one is trusted; or auto")
+        require_int("max_rollbacks", self.max_rollbacks, 0, "how many an episode may have")
+        require_int("max_skips", self.max_skips, 0, "how many steps in a row may be skipped")
+        require_int("cooldown", self.cooldown, 0, "how many healthy steps end an episode")
+        require_int("budget", self.budget, 0, "how many rollbacks are at hand at the start")
+        require_number("lr_backoff", self.lr_backoff, 1.0, "the factor on the learning rate")
         if self.lr_recovery is not None:
-            _require_int("lr_recovery", self.lr_recovery, 0, "over how many steps lr comes back")
+            require_int("lr_recovery", self.lr_recovery, 0, "over how many steps lr comes back")
         for name in ("loss_spike", "gradient_spike", "max_weight"):
             if getattr(self, name) is not None:
-                _require_number(name, getattr(self, name), math.inf, "or None for the default")
+                require_number(name, getattr(self, name), math.inf, "or None for the default")
         if not isinstance(self.act_on_risk, bool):
             raise ConfigError(f"act_on_risk={self.act_on_risk!r} must be True or False")
         if self.memory not in ("auto", "device", "host"):
@@ -105,15 +103,3 @@ how many steps in a row may be skipped
     def confirm_steps(self) -> int:
         """Healthy steps after which a snapshot is trusted."""
         return self.scan_period + 1 if isinstance(self.confirm, str) else self.confirm
-
-
-def _require_int(name: str, value: Any, least: int, meaning: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name}={value!r} must be an int of at least {least}: {meaning}")
-
-
-def _require_number(name: str, value: Any, most: float, meaning: str) -> None:
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not 0 < value <= most:
-        top = "" if math.isinf(most) else f" and at most {most:g}"
-        raise ConfigError(f"{name}={value!r} must be a number above 0{top}: {meaning}")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from stableopt.errors import ConfigError
+from stableopt.errors import ConfigError, require_number
 from stableopt.sensors.protocol import Sensor
 from stableopt.sensors.sampled_spectrum import SampledSpectrum
 from stableopt.sensors.sampler import Sampler
@@ -67,7 +66,9 @@ class Sensors:
             object.__setattr__(self, "params", _patterns("params", self.params, least=1))
         if self.heads is not None:
             object.__setattr__(self, "heads", _patterns("heads", self.heads, least=0))
-        _check_budget(self.budget)
+        if self.budget is not None:
+            meaning = "the share of the training time that sensors may take; None for no limit"
+            require_number("budget", self.budget, 1.0, meaning)
         if self.risk not in RISKS:
             raise ConfigError(f"risk={self.risk!r} must be 'spectral' or 'kappa_tilde'")
         metrics = {metric for sensor in self.use for metric in sensor.metrics}
@@ -104,14 +105,3 @@ def _patterns(option: str, given: object, least: int) -> tuple[str, ...]:
     if found is None or not strings or len(found) < least:
         raise ConfigError(f"{option}={given!r} must be a list of name patterns, e.g. ['*.weight']")
     return found
-
-
-def _check_budget(budget: object) -> None:
-    if budget is None:
-        return
-    number = isinstance(budget, numbers.Real) and not isinstance(budget, bool)
-    if not number or not 0 < budget <= 1:  # type: ignore[operator]
-        raise ConfigError(
-            f"budget={budget!r} must be a number above 0 and at most 1, or None for no limit: "
-            "the share of the training time that sensors may take"
-        )

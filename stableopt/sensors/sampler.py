@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import numbers
 import random
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stableopt.errors import ConfigError
+from stableopt.errors import ConfigError, require_int, require_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,15 +44,9 @@ class Sampler:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not _is_share(self.ratio):
-            raise ConfigError(
-                f"ratio={self.ratio!r} must be a number above 0 and at most 1: "
-                "the share of the weights in one visit"
-            )
-        for name, least in (("every", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name}={value!r} must be an int of at least {least}")
+        require_number("ratio", self.ratio, 1.0, "the share of the weights in one visit")
+        require_int("every", self.every, 1, "how many steps lie between two visits")
+        require_int("seed", self.seed, 0, "what order, rows and noise are drawn from")
         if self.order not in ORDERS:
             raise ConfigError(f"order={self.order!r} must be 'round_robin' or 'random'")
 
@@ -91,8 +84,3 @@ class Sampler:
             return random.Random(f"{self.seed}:{step}").sample(ordered, count)  # noqa: S311
         first = turn * count
         return [ordered[(first + i) % len(ordered)] for i in range(count)]
-
-
-def _is_share(value: object) -> bool:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return number and 0 < value <= 1  # type: ignore[operator]
