@@ -4,12 +4,25 @@ from stableopt.errors import ConfigError, DivergenceError, MissingExtraError, St
 from stableopt.guard import Guard
 from stableopt.optimizer import StableOptimizer
 from stableopt.telemetry import JsonLines
-from stableopt.transforms import ClipGradNorm
+from stableopt.transforms import (
+    AdaptiveWeightDecay,
+    ClipGradNorm,
+    LogitBound,
+    LoRANormClamp,
+    MaxNorm,
+    QKClip,
+    SpectralCap,
+    SpectralNormalization,
+    UpdateCap,
+    layers,
+)
+from stableopt.triggers import above, below, drift
 from stableopt.types import Action, Event, Finding, Verdict
 from stableopt.version import __version__
 
 __all__ = [
     "Action",
+    "AdaptiveWeightDecay",
     "ClipGradNorm",
     "ConfigError",
     "DivergenceError",
@@ -17,9 +30,20 @@ __all__ = [
     "Finding",
     "Guard",
     "JsonLines",
+    "LoRANormClamp",
+    "LogitBound",
+    "MaxNorm",
     "MissingExtraError",
+    "QKClip",
+    "SpectralCap",
+    "SpectralNormalization",
     "StableOptError",
     "StableOptimizer",
+    "UpdateCap",
     "Verdict",
     "__version__",
+    "above",
+    "below",
+    "drift",
+    "layers",
 ]

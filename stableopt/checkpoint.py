@@ -12,6 +12,7 @@ from stableopt.guard.policy import Policy
 from stableopt.health.spikes import SpikeDetector
 from stableopt.sensing import check_sensing
 from stableopt.telemetry.ledger import clocks_of
+from stableopt.transforming import check_transforming
 
 KEY = "stableopt"
 """Under which name it lies there."""
@@ -34,6 +35,8 @@ def check_checkpoint(state: object) -> None:
                 SpikeDetector(None, None).load_state_dict(_numbers(state["baselines"]))
             if "sensing" in state:
                 check_sensing(state["sensing"])
+            if "transforms" in state:
+                check_transforming(state["transforms"])
             return
     except (AttributeError, KeyError, TypeError, ValueError):
         pass

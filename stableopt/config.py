@@ -15,20 +15,12 @@ from torch import nn
 from stableopt.errors import ConfigError, unknown_name
 from stableopt.guard import Guard
 from stableopt.presets import PRESETS
-from stableopt.sensors import (
-    AssrConditionNumber,
-    AssrFiedler,
-    ConditionNumber,
-    KappaTilde,
-    SampledSpectrum,
-    Sampler,
-    Sensor,
-    Sensors,
-    SpectralNorm,
-)
+from stableopt.sensors import Sampler, Sensors
+from stableopt.sensors.known import SENSORS
 from stableopt.telemetry import JsonLines, Writer
 from stableopt.telemetry.dispatch import Dispatcher
-from stableopt.transforms import ClipGradNorm, GradientTransform
+from stableopt.transforms import Transform
+from stableopt.transforms.known import TRANSFORMS
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -40,18 +32,6 @@ _EXAMPLES = {
     "transforms entry": "{'ClipGradNorm': {'max_norm': 1.0}}",
     "sensors entry": "{'SampledSpectrum': {'rows': 64}}",
     "use entry": "{'SampledSpectrum': {'rows': 64}}",
-}
-_TRANSFORMS: dict[str, Callable[..., GradientTransform]] = {"ClipGradNorm": ClipGradNorm}
-_SENSORS: dict[str, Callable[..., Sensor]] = {
-    kind.__name__: kind
-    for kind in (
-        SpectralNorm,
-        SampledSpectrum,
-        ConditionNumber,
-        AssrFiedler,
-        AssrConditionNumber,
-        KappaTilde,
-    )
 }
 
 
@@ -150,7 +130,7 @@ def _make_sensors(sensors: object) -> Sensors | None:
     return Sensors(use=use) if use else None
 
 
-def make_transforms(transforms: object) -> tuple[GradientTransform, ...]:
+def make_transforms(transforms: object) -> tuple[Transform, ...]:
     """Return the transforms for the ``transforms=`` argument."""
     if isinstance(transforms, str) or not isinstance(transforms, Iterable):
         raise ConfigError(
@@ -159,12 +139,19 @@ def make_transforms(transforms: object) -> tuple[GradientTransform, ...]:
         )
     items = tuple(transforms)
     for item in items:
-        if isinstance(item, type) or not isinstance(item, GradientTransform):
+        if isinstance(item, type) or not isinstance(item, Transform):
             raise ConfigError(
-                f"transforms has {item!r}, which is no transform: it needs a method "
-                "transform_gradients, as ClipGradNorm(1.0) has"
+                f"transforms has {item!r}, which is no transform: see "
+                "stableopt.transforms.Transform for what it needs, as ClipGradNorm(1.0) has it"
             )
     return items
+
+
+def group_transforms(group: Mapping[str, Any]) -> tuple[Transform, ...]:
+    """Return the transforms that a parameter group brings, as objects or as in a config."""
+    given = group.get("transforms", ())
+    plain = isinstance(given, (list, tuple)) and any(isinstance(i, (str, Mapping)) for i in given)
+    return make_transforms(_read_transforms(given) if plain else given)
 
 
 def make_telemetry(telemetry: object) -> Dispatcher | None:
@@ -226,8 +213,8 @@ def _read_guard(value: Any, preset: Guard | None = None) -> Guard | bool | None:
     return _build("guard", Guard, given if preset is None else {**asdict(preset), **given})
 
 
-def _read_transforms(value: Any) -> list[GradientTransform]:
-    return [] if value is None else _read_named("transforms", value, _TRANSFORMS)
+def _read_transforms(value: Any) -> list[Transform]:
+    return [] if value is None else _read_named("transforms", value, TRANSFORMS)
 
 
 def _read_sensors(value: Any, preset: Sensors | None = None) -> Any:
@@ -236,10 +223,10 @@ def _read_sensors(value: Any, preset: Sensors | None = None) -> Any:
     if value is False:
         return ()
     if not isinstance(value, Mapping):
-        return _read_named("sensors", value, _SENSORS)
+        return _read_named("sensors", value, SENSORS)
     given = dict(value)
     if isinstance(given.get("use"), list):
-        given["use"] = _read_named("use", given["use"], _SENSORS)
+        given["use"] = _read_named("use", given["use"], SENSORS)
     if isinstance(given.get("sampler"), Mapping):
         given["sampler"] = _build("sampler", Sampler, given["sampler"])
     known = {} if preset is None else {f.name: getattr(preset, f.name) for f in fields(preset)}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from stableopt.guard import Guard
     from stableopt.sensing import Sensing
+    from stableopt.transforming import Transforming
     from stableopt.types import Finding, Observation, Rollback
 
 logger = logging.getLogger("stableopt")
@@ -37,6 +38,7 @@ class Guardian:
         model: Gives names, and buffers to protect.
         options: The limits.
         sensing: What the sensors remember goes back with the weights.
+        transforming: So does what transforms remember.
     """
 
     def __init__(
@@ -45,9 +47,11 @@ class Guardian:
         model: nn.Module | None,
         options: Guard,
         sensing: Sensing | None,
+        transforming: Transforming,
     ) -> None:
         self.options = options
         self._sensing = sensing
+        self._transforming = transforming
         self.tracked = Tracked()
         self._optimizer = optimizer
         self._buffers = None if model is None else BufferShadow(model)
@@ -182,12 +186,14 @@ class Guardian:
         return {
             "spikes": self._judge.spikes.state_dict(),
             "sensing": {} if self._sensing is None else self._sensing.state_dict(),
+            "transforms": self._transforming.state_dict(),
         }
 
     def _remember(self, baselines: Mapping[str, Any]) -> None:
         self._judge.spikes.load_state_dict(baselines["spikes"])
         if self._sensing is not None:
             self._sensing.load_state_dict(baselines["sensing"])
+        self._transforming.load_state_dict(baselines["transforms"])
 
     def _goes_back(self, option: str) -> bool:
         return self.tracked.has_scheduler or option in self._watch.moved

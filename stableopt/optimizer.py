@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stableopt.guardian import Guardian
     from stableopt.sensors import Sensor, Sensors
     from stableopt.telemetry import Writer
-    from stableopt.transforms import GradientTransform
+    from stableopt.transforms import Transform
     from stableopt.types import Event, Reading, RiskLevel, Verdict
 
 
@@ -62,7 +62,9 @@ class StableOptimizer(Optimizer):
         sensors: What is measured on the weights between steps: ``None`` for the default set,
             a list of sensors (empty for none), or :class:`~stableopt.sensors.Sensors` with a
             schedule of its own. They read; they change nothing.
-        transforms: Applied in order to the gradients of a step that is taken.
+        transforms: What changes gradients before a step that is taken, and weights after it, in
+            this order. A parameter group may have its own: ``{"params": …, "transforms": […]}``;
+            they act after these, and the key is taken out of the group.
         guard: ``None`` for the default :class:`~stableopt.Guard`, or ``False`` for none.
         telemetry: ``None``, a directory for ``telemetry.jsonl`` and ``summary.json``, or a
             writer or list of writers.
@@ -106,7 +108,7 @@ class StableOptimizer(Optimizer):
         *,
         model: nn.Module | None = None,
         sensors: Sensors | Iterable[Sensor] | None = None,
-        transforms: Iterable[GradientTransform] = (),
+        transforms: Iterable[Transform] = (),
         guard: Guard | bool | None = None,
         telemetry: str | os.PathLike[str] | Writer | Sequence[Writer] | None = None,
     ) -> None:
@@ -122,8 +124,13 @@ class StableOptimizer(Optimizer):
             sensors=checks.make_sensors(sensors, options),
             guard=options,
             transforms=checks.make_transforms(transforms),
+            groups={
+                g: checks.group_transforms(group) for g, group in enumerate(optimizer.param_groups)
+            },
             telemetry=checks.make_telemetry(telemetry),
         )
+        for group in optimizer.param_groups:
+            group.pop("transforms", None)
         self._close_at_exit()
 
     @classmethod
@@ -308,10 +315,21 @@ class StableOptimizer(Optimizer):
         self._loop.signals.end_batch()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group to the inner optimizer."""
+        """Add a parameter group to the inner optimizer, with transforms of its own if it has some.
+
+        Raises:
+            ConfigError: A transform cannot work with it; the group is then not added.
+        """
         checks.check_group(param_group)
+        transforms = checks.group_transforms(param_group)
         self._loop.wait()
-        self.optimizer.add_param_group(param_group)
+        bare = {key: value for key, value in param_group.items() if key != "transforms"}
+        self.optimizer.add_param_group(bare)
+        try:
+            self._loop.add_transforms(transforms, len(self.param_groups) - 1)
+        except ConfigError:
+            self.param_groups.pop()
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """Return the inner optimizer's state dict, with our clocks beside it.

@@ -6,7 +6,22 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from stableopt.guard import Guard
-from stableopt.sensors import KappaTilde, Sampler, Sensors
+from stableopt.sensors import (
+    AssrConditionNumber,
+    AssrFiedler,
+    KappaTilde,
+    Sampler,
+    Sensors,
+)
+from stableopt.transforms import (
+    AdaptiveWeightDecay,
+    ClipGradNorm,
+    QKClip,
+    UpdateCap,
+    WhereFound,
+    layers,
+)
+from stableopt.triggers import above, below
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -56,5 +71,77 @@ def gradience(directory: str | os.PathLike[str] | None = None) -> dict[str, Any]
     return {"guard": guard, "sensors": sensors, "telemetry": directory}
 
 
-PRESETS: Mapping[str, Callable[[], dict[str, Any]]] = {"gradience": gradience}
+def robust() -> dict[str, Any]:
+    """Return the options with which the learning rate stops being a way to fail.
+
+    Gradients are clipped to a norm of 1, no step of a tensor is longer than 1% of its size, and
+    heads whose weights allow attention logits beyond 300 are scaled down, where attention is found
+    in ``model=``. Then a learning rate that is ten or a hundred times too large trains like the
+    best one. It is not free of consequences where nothing is wrong: the cap acts in the first
+    steps of most runs. ``make bench-lr`` measures what that is worth, and how much of it is a
+    change of schedule.
+
+    Returns:
+        ``transforms``.
+
+    Example:
+        >>> import torch
+        >>> from stableopt import StableOptimizer, presets
+        >>> model = torch.nn.Linear(2, 2)
+        >>> adamw = torch.optim.AdamW(model.parameters(), lr=0.1)
+        >>> opt = StableOptimizer(adamw, model=model, **presets.robust())
+        >>> [known["parameters"] for known in opt.summary()["transforms"]]
+        [2, 2]
+    """
+    clip = WhereFound(QKClip(limit=100.0, slack=3.0))
+    return {"transforms": (ClipGradNorm(1.0), UpdateCap(0.01), clip)}
+
+
+def assr() -> dict[str, Any]:
+    """Return the options of ASSR as its document has them: a reproduction, for comparison.
+
+    A tenth of the linear layers, drawn at random every ten steps, is measured with the formulas
+    of the document. Where its Fiedler value is below 0.05 or its condition number above 1000 the
+    penalty ``λ ‖W‖²`` joins the gradient of that step, with λ from 2e-5 to 22e-5. Needs ``model=``
+    for the layer types. We owe it the idea of a loop from spectra to the optimizer; two things
+    differ, and more should:
+
+    - It acts. A ``TrainerCallback`` adds the gradient in ``on_step_end``, where it has been zeroed
+      already; a transform adds it before the step.
+    - A decay scales all singular values alike: it cannot move a condition number, and it moves
+      that Fiedler value, which grows with ‖W‖², further below its floor. Every other transform
+      here moves what triggers it: :class:`~stableopt.transforms.SpectralCap` does.
+
+    Returns:
+        ``sensors`` and ``transforms``.
+
+    Example:
+        >>> import torch
+        >>> from stableopt import StableOptimizer, presets
+        >>> model = torch.nn.Linear(2, 2)
+        >>> adamw = torch.optim.AdamW(model.parameters())
+        >>> opt = StableOptimizer(adamw, model=model, **presets.assr())
+        >>> opt.summary()["transforms"][0]["parameters"]
+        1
+    """
+    sensors = Sensors(
+        use=(AssrFiedler(), AssrConditionNumber()),
+        sampler=Sampler(ratio=0.1, every=10, order="random"),
+    )
+    decay = AdaptiveWeightDecay(
+        when=below("assr_fiedler", 0.05) | above("assr_condition_number", 1000.0, severity=1.0),
+        base=2e-5,
+        gain=10.0,
+        hold=False,
+        published=True,
+        params=layers("Linear", params="*weight"),
+    )
+    return {"sensors": sensors, "transforms": (decay,)}
+
+
+PRESETS: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "assr": assr,
+    "gradience": gradience,
+    "robust": robust,
+}
 """What ``from_config`` knows by name."""

@@ -105,6 +105,11 @@ class Sensing:
         """What is known about every weight."""
         return self._monitor.weights
 
+    def measured(self) -> dict[str, frozenset[str]]:
+        """Return by metric the names of the weights that are visited for it."""
+        names = frozenset(self._targets.weights())
+        return {metric: names for sensor in self.options.use for metric in sensor.metrics}
+
     @property
     def assessment(self) -> Assessment | None:
         """The level of the run; ``None`` while nothing is known."""

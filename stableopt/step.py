@@ -22,10 +22,11 @@ from stableopt.runtime.state_copy import StateCopy
 from stableopt.sensing import Sensed, Sensing
 from stableopt.telemetry.ledger import Ledger
 from stableopt.telemetry.summary import summarize
-from stableopt.types import Action, Event, Finding, GradientNorms, Observation, Verdict
+from stableopt.transforming import Transforming
+from stableopt.types import Action, Event, Finding, Observation, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from stableopt.guard import Guard
     from stableopt.sensors import Sensors
     from stableopt.telemetry.dispatch import Dispatcher
-    from stableopt.transforms import GradientTransform
+    from stableopt.transforms import Transform
     from stableopt.types import RiskLevel
 
 logger = logging.getLogger("stableopt")
@@ -48,7 +49,8 @@ class StepLoop:
         model: Gives names, and buffers to protect.
         sensors: What is measured between steps; ``None`` for nothing.
         guard: Its options; ``None`` takes every step unjudged.
-        transforms: Applied in order to the gradients of a step that is taken.
+        transforms: What changes gradients and weights in a step that is taken, in order.
+        groups: The same for single parameter groups, by their numbers.
         telemetry: Where events go.
     """
 
@@ -59,11 +61,11 @@ class StepLoop:
         model: nn.Module | None,
         sensors: Sensors | None,
         guard: Guard | None,
-        transforms: Sequence[GradientTransform],
+        transforms: Sequence[Transform],
+        groups: Mapping[int, Sequence[Transform]],
         telemetry: Dispatcher | None,
     ) -> None:
         self.optimizer = optimizer
-        self.transforms = tuple(transforms)
         self.telemetry = telemetry
         self.ledger = Ledger()
         self.signals = Signals()
@@ -71,7 +73,13 @@ class StepLoop:
         self.called = False
         acts = guard is not None and guard.act_on_risk
         self.sensing = None if sensors is None else Sensing(optimizer, model, sensors, acts=acts)
-        self.guardian = None if guard is None else Guardian(optimizer, model, guard, self.sensing)
+        self.transforming = Transforming(optimizer, model, self.sensing)
+        self.add_transforms(transforms)
+        for group, own in groups.items():
+            self.add_transforms(own, group)
+        self.guardian = None
+        if guard is not None:
+            self.guardian = Guardian(optimizer, model, guard, self.sensing, self.transforming)
         self._unanswered: tuple[Finding, ...] = ()
         self._before = StateCopy()
         self._requires_closure = requires_closure(optimizer)
@@ -87,6 +95,7 @@ class StepLoop:
         if not told and is_priming(self.optimizer, _norm(observation)):
             return self.optimizer.step()
         sensed = Sensed() if self.sensing is None else self.sensing.join(self.ledger.steps)
+        self.transforming.note(sensed)
         verdict, result = self._decide(observation, numbers, sensed), None
         if verdict.action is Action.TAKE:
             result, late = self._take(closure, loss, observation)
@@ -97,6 +106,20 @@ class StepLoop:
             self.sensing.launch(self.ledger.steps)
         self._record(verdict, observation, sensed)
         return result if closure is None else loss
+
+    def add_transforms(self, transforms: Sequence[Transform], group: int | None = None) -> None:
+        """Have more transforms act, and those that are there on parameters that are new.
+
+        Args:
+            transforms: The transforms.
+            group: Number of the parameter group that they are for; ``None`` for all.
+
+        Raises:
+            ConfigError: One of them cannot work; nothing has changed then.
+        """
+        self.transforming.add(transforms, group)
+        if self.sensing is not None and self.transforming.reads:
+            self.sensing.acts = True
 
     def __getstate__(self) -> dict[str, Any]:
         """Give copies and pickles everything but the writers and scratch memory."""
@@ -121,7 +144,7 @@ class StepLoop:
             losses = loss_of(closure_loss)
         if self.guardian is None and self.telemetry is None:
             losses = []  # nobody looks at it: do not wait for the device
-        if self.guardian is None and not self.transforms:
+        if self.guardian is None and not self.transforming:
             return Observation(loss=_mean(read_scalars(losses)), signals=others), []
         asked = [] if self.guardian is None else self.guardian.start()
         return self._measure(losses, others, asked)
@@ -151,21 +174,29 @@ class StepLoop:
         self, closure: Callable[[], Any] | None, loss: Any, observation: Observation
     ) -> tuple[Any, tuple[Finding, ...]]:
         """Take the step; return its result, and what was found only while it was taken."""
-        self._transform(observation.gradients)
         around: AbstractContextManager[None] = nullcontext()
         if self.guardian is not None:
             around = self.guardian.step(self.ledger.steps)
+        self.transforming.before_step(observation, self.ledger.steps)
         with around:
-            if closure is None or not self._requires_closure:
-                return self.optimizer.step(), ()
-            if self.guardian is None:
-                return self.optimizer.step(self._replay(closure, loss)), ()
-            self._before.take(self.optimizer)
-            try:
-                return self.optimizer.step(self._replay(closure, loss)), ()
-            except _BadEvaluationError as bad:
-                self._before.restore(self.optimizer)
-                return None, bad.findings
+            result, late = self._step(closure, loss)
+        if not late:
+            self.transforming.after_step(observation, self.lr_scale)
+        return result, late
+
+    def _step(
+        self, closure: Callable[[], Any] | None, loss: Any
+    ) -> tuple[Any, tuple[Finding, ...]]:
+        if closure is None or not self._requires_closure:
+            return self.optimizer.step(), ()
+        if self.guardian is None:
+            return self.optimizer.step(self._replay(closure, loss)), ()
+        self._before.take(self.optimizer)
+        try:
+            return self.optimizer.step(self._replay(closure, loss)), ()
+        except _BadEvaluationError as bad:
+            self._before.restore(self.optimizer)
+            return None, bad.findings
 
     def _replay(self, closure: Callable[[], Any], loss: Any) -> Replay:
         return Replay(self.optimizer, loss, partial(self._evaluate_again, closure))
@@ -177,16 +208,8 @@ class StepLoop:
         observation, _ = self._measure(losses or loss_of(loss), signals, ())
         if self.guardian is not None and (findings := self.guardian.nonfinite(observation)):
             raise _BadEvaluationError(findings)
-        self._transform(observation.gradients)
+        self.transforming.change_gradients(observation)
         return loss
-
-    def _transform(self, gradients: GradientNorms | None) -> None:
-        if not self.transforms or gradients is None:
-            return
-        groups = self.optimizer.param_groups
-        parameters = [groups[g]["params"][i] for g, i in gradients.owners]
-        for transform in self.transforms:
-            transform.transform_gradients(parameters, gradients)
 
     def _settle(self, verdict: Verdict, observation: Observation) -> Verdict:
         """Carry out what is not a step; return what was done in the end."""
@@ -207,29 +230,33 @@ class StepLoop:
         if verdict.action is Action.TAKE:
             self.ledger.last_loss = observation.loss
         always = bool(sensed.readings) or (self.sensing is not None and self.sensing.bursts)
-        routine = verdict.action is Action.TAKE and not verdict.findings
+        acts = self.transforming.tell(self.ledger.calls)
+        news = [act.tell() for act in acts if not act.again]
+        routine = verdict.action is Action.TAKE and not verdict.findings and not news
         if routine and not (self.telemetry and (always or self.telemetry.wants(self.ledger.steps))):
             return
         event = Event(
             call=self.ledger.calls,
             step=self.ledger.steps,
             action=verdict.action,
-            reason=verdict.reason,
+            reason="; ".join([verdict.reason, *news] if verdict.reason else news),
             findings=verdict.findings,
             rollback=verdict.rollback,
             backs_off=verdict.backs_off,
-            lr_scale=1.0 if self.guardian is None else self.guardian.lr_scale,
+            lr_scale=self.lr_scale,
             loss=observation.loss,
             grad_norm=_norm(observation),
             lr=learning_rates(self.optimizer),
             signals=summarize_signals(observation.signals),
             readings=sensed.readings,
             risk=self.risk,
+            acts=acts,
             time=time.time(),
         )
         if not routine:
             self.ledger.add(event)
-            logger.warning("call %d: %s: %s", event.call, event.action.value, event.reason)
+            level = logging.WARNING if verdict.findings or verdict.reason else logging.INFO
+            logger.log(level, "call %d: %s: %s", event.call, event.action.value, event.reason)
         if self.telemetry is not None:
             self.telemetry.send(event, always=always)
             if not routine:
@@ -259,6 +286,11 @@ class StepLoop:
         assessment = None if self.sensing is None else self.sensing.assessment
         return None if assessment is None else assessment.level
 
+    @property
+    def lr_scale(self) -> float:
+        """Our factor on the learning rates."""
+        return 1.0 if self.guardian is None else self.guardian.lr_scale
+
     def wait(self) -> None:
         """Return once nothing reads the weights any more."""
         if self.sensing is not None:
@@ -268,13 +300,15 @@ class StepLoop:
         """Return what :meth:`load_state_dict` needs, as plain data."""
         guardian = {} if self.guardian is None else self.guardian.state_dict()
         sensing = {} if self.sensing is None else {"sensing": self.sensing.state_dict()}
-        return {**self.ledger.state_dict(), **guardian, **sensing}
+        transforms = {"transforms": self.transforming.state_dict()} if self.transforming else {}
+        return {**self.ledger.state_dict(), **guardian, **sensing, **transforms}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where a checkpoint was written; what it lacks starts anew."""
         self.ledger.load_state_dict(state)
         if self.sensing is not None:
             self.sensing.load_state_dict(state.get("sensing", {}))
+        self.transforming.load_state_dict(state.get("transforms", {}))
         if self.guardian is not None:
             self.guardian.load_state_dict(state)
             self.guardian.accept()
@@ -287,7 +321,7 @@ class StepLoop:
             "optimizer": type(self.optimizer).__name__,
             "parameters": sum(p.numel() for g in groups for p in g["params"] if not is_lazy(p)),
             "guard": False if guardian is None else asdict(guardian.options),
-            "transforms": [repr(transform) for transform in self.transforms],
+            "transforms": self.transforming.summary(),
             "sensors": False if self.sensing is None else self.sensing.summary(),
             **({} if guardian is None else guardian.summary()),
         }

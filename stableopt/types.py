@@ -224,6 +224,60 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Act:
+    """What a transform did in one step.
+
+    Attributes:
+        transform: Its name.
+        metric: What it moves.
+        where: Names of the parameters; empty if it concerns all of them at once.
+        before: The metric of each before it acted.
+        after: And after.
+        routine: Whether that is what it does in healthy training, too, and no intervention.
+        again: Whether it has acted a short while ago already, and is no news.
+    """
+
+    transform: str
+    metric: str
+    where: tuple[str, ...]
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    routine: bool
+    again: bool = False
+
+    @property
+    def worst(self) -> int:
+        """The position of the parameter that was changed most."""
+        ratios = [abs(b - a) / (abs(b) + abs(a) or 1.0) for b, a in self._pairs()]
+        return max(range(len(ratios)), key=ratios.__getitem__)
+
+    def _pairs(self) -> list[tuple[float, float]]:
+        return list(zip(self.before, self.after, strict=True))
+
+    def tell(self) -> str:
+        """Return it as a sentence."""
+        before, after = self._pairs()[self.worst]
+        name = f" of {self.where[self.worst]}" if self.where else ""
+        others = len(self.before) - 1
+        more = f", and of {others} more" if others else ""
+        return (
+            f"{self.transform} moves the {self.metric}{name} from {before:.4g} to {after:.4g}{more}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return how many parameters were changed, and the one changed most."""
+        before, after = self._pairs()[self.worst]
+        return {
+            "transform": self.transform,
+            "metric": self.metric,
+            "count": len(self.before),
+            "worst": self.where[self.worst] if self.where else None,
+            "before": before,
+            "after": after,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """The record of one call of ``step()``: plain numbers and strings only.
 
@@ -242,6 +296,7 @@ class Event:
         signals: What else was observed; tensors as mean, min and max.
         readings: What the sensors read from the weights as they were before this call.
         risk: The level they say the run is at; ``None`` while nothing is known.
+        acts: What transforms did.
         time: Seconds since the epoch.
     """
 
@@ -259,18 +314,25 @@ class Event:
     signals: Mapping[str, Any] = field(default_factory=dict)
     readings: tuple[Reading, ...] = ()
     risk: RiskLevel | None = None
+    acts: tuple[Act, ...] = ()
     time: float = 0.0
 
     @property
     def intervened(self) -> bool:
-        """Whether the step was anything but simply taken: a reset of baselines counts."""
+        """Whether the step was anything but simply taken.
+
+        A reset of baselines counts, and a transform that acted though healthy training does not
+        call for it.
+        """
         moved = self.action is not Action.TAKE or self.backs_off
+        moved = moved or any(not act.routine for act in self.acts)
         return moved or any(finding.scope is not Scope.RISK for finding in self.findings)
 
     @property
     def routine(self) -> bool:
-        """Whether there is nothing to say about the step: nobody intervened, no risk rose."""
-        return self.action is Action.TAKE and not self.findings
+        """Whether there is nothing to say about the step: nobody intervened, nothing is new."""
+        told = any(not act.again for act in self.acts)
+        return self.action is Action.TAKE and not self.findings and not told
 
     def to_dict(self) -> dict[str, Any]:
         """Return the event as a dict of plain values, empty fields left out."""
@@ -301,6 +363,8 @@ class Event:
             record["signals"] = dict(self.signals)
         if self.risk is not None:
             record["risk"] = self.risk.value
+        if self.acts:
+            record["acts"] = [act.to_dict() for act in self.acts]
         if self.readings:
             record["readings"] = _by_name(self.readings)
         return record

@@ -265,7 +265,9 @@ class TestFromConfig:
         opt = StableOptimizer.from_config(adamw, config, model=model)
         summary = opt.summary()
         assert summary["guard"]["max_skips"] == 2
-        assert summary["transforms"] == ["ClipGradNorm(max_norm=0.5)"]
+        assert [t["transform"] for t in summary["transforms"]] == [
+            "ClipGradNorm(max_norm=0.5, params=None)"
+        ]
         opt.close()
         assert (tmp_path / "summary.json").exists()
 

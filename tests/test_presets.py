@@ -85,7 +85,8 @@ def test_what_is_given_beside_it_comes_on_top(adamw, tmp_path):
     opt.close()
 
     assert opt.summary()["guard"] == {**GRADIENCE, "every": 50}
-    assert opt.summary()["transforms"] == ["ClipGradNorm(max_norm=1.0)"]
+    (clip,) = opt.summary()["transforms"]
+    assert clip["transform"] == "ClipGradNorm(max_norm=1.0, params=None)"
     assert (tmp_path / "summary.json").exists()
     assert config["preset"] == "gradience"
 
@@ -111,7 +112,7 @@ def test_no_preset(adamw):
 
 @pytest.mark.parametrize("name", ["gradient", 3, ["gradience"]])
 def test_unknown(adamw, name):
-    with pytest.raises(ConfigError, match=r"^preset=.* is not known: use one of gradience"):
+    with pytest.raises(ConfigError, match=r"^preset=.* is not known: use one of assr, gradience"):
         StableOptimizer.from_config(adamw, {"preset": name})
 
 

@@ -28,11 +28,12 @@ def parameter_names(optimizer: Optimizer, model: nn.Module | None) -> dict[tuple
         own = group.get("param_names")
         for i, parameter in enumerate(group["params"]):
             name = known.get(id(parameter)) or (own[i] if own else f"{g}.{i}")
-            names[g, i] = _without_wrappers(name)
+            names[g, i] = without_wrappers(name)
     return names
 
 
-def _without_wrappers(name: str) -> str:
+def without_wrappers(name: str) -> str:
+    """Return a name as the user knows it."""
     while name.startswith(_WRAPPERS):
         name = name.split(".", 1)[1]
     return name.replace("._orig_mod.", ".").replace("._fsdp_wrapped_module.", ".")

@@ -1,6 +1,47 @@
 """What may change gradients and weights around the inner step, one file per transform."""
 
+from stableopt.transforms.adaptive_weight_decay import AdaptiveWeightDecay
 from stableopt.transforms.clip_grad_norm import ClipGradNorm
-from stableopt.transforms.protocol import GradientTransform
+from stableopt.transforms.logit_bound import LogitBound
+from stableopt.transforms.lora_norm_clamp import LoRANormClamp
+from stableopt.transforms.max_norm import MaxNorm
+from stableopt.transforms.protocol import (
+    Actuator,
+    Change,
+    Moment,
+    Needs,
+    Phase,
+    Site,
+    Target,
+    Transform,
+)
+from stableopt.transforms.qk_clip import QKClip
+from stableopt.transforms.selection import NothingSelectedError, Selection, layers
+from stableopt.transforms.spectral_cap import SpectralCap
+from stableopt.transforms.spectral_normalization import SpectralNormalization
+from stableopt.transforms.update_cap import UpdateCap
+from stableopt.transforms.where_found import WhereFound
 
-__all__ = ["ClipGradNorm", "GradientTransform"]
+__all__ = [
+    "Actuator",
+    "AdaptiveWeightDecay",
+    "Change",
+    "ClipGradNorm",
+    "LoRANormClamp",
+    "LogitBound",
+    "MaxNorm",
+    "Moment",
+    "Needs",
+    "NothingSelectedError",
+    "Phase",
+    "QKClip",
+    "Selection",
+    "Site",
+    "SpectralCap",
+    "SpectralNormalization",
+    "Target",
+    "Transform",
+    "UpdateCap",
+    "WhereFound",
+    "layers",
+]

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from stableopt.errors import ConfigError
+from stableopt.errors import require_number
+from stableopt.functional import safe_norm, total_norm, widest_real
+from stableopt.transforms.protocol import Change, Needs, Phase
+from stableopt.transforms.selection import Select, selection
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
+    from stableopt.transforms.protocol import Moment, Site, Target
     from stableopt.types import GradientNorms
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ClipGradNorm:
     r"""Scale all gradients so that their global 2-norm is at most ``max_norm``.
 
@@ -29,6 +33,9 @@ class ClipGradNorm:
 
     Args:
         max_norm: The bound, above 0; ``math.inf`` never clips.
+        params: Patterns of the names of the parameters that are clipped together, or
+            :func:`~stableopt.transforms.layers`; all if not given. Give it twice, with other
+            parameters, to clip them apart.
 
     Raises:
         ConfigError: ``max_norm`` is not a number above 0.
@@ -53,19 +60,62 @@ class ClipGradNorm:
     """
 
     max_norm: float
+    params: Select = None
+
+    phase: ClassVar[Phase] = Phase.GRADIENT
+    metric: ClassVar[str] = "grad_norm"
+    routine: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs()
 
     def __post_init__(self) -> None:
-        valid = isinstance(self.max_norm, (int, float)) and not isinstance(self.max_norm, bool)
-        if not valid or math.isnan(self.max_norm) or self.max_norm <= 0:
-            raise ConfigError(
-                f"max_norm={self.max_norm!r} must be a number above 0: "
-                "the largest global gradient norm that may reach the optimizer"
-            )
+        meaning = "the largest global gradient norm that may reach the optimizer"
+        require_number("max_norm", self.max_norm, math.inf, meaning)
+        object.__setattr__(self, "params", selection("params", self.params))
 
-    def transform_gradients(self, parameters: Sequence[Tensor], gradients: GradientNorms) -> None:
-        """Clip in place; see the class."""
+    def bind(self, site: Site) -> _Clip:
+        """Clip the parameters of ``site``."""
+        return _Clip(self.max_norm, site.targets)
+
+
+class _Clip:
+    def __init__(self, max_norm: float, targets: Sequence[Target]) -> None:
+        self._max_norm = max_norm
+        self.targets = targets
+        self._at = {target.place: target for target in targets}
+
+    def act(self, moment: Moment) -> Sequence[Change]:
+        """Clip in place; see :class:`ClipGradNorm`."""
+        norms = moment.gradients
+        chosen = [] if norms is None else self._chosen(norms)
+        if norms is None or not chosen:
+            return ()
+        total, value = norms.total, norms.total_value
+        if len(chosen) < len(norms.owners):
+            total, value = _norm_of(norms, chosen)
         # Well under the bound the coefficient is exactly 1: leave the gradients alone. The
         # margin keeps every rounding of the coefficient on torch's side.
-        if gradients.total_value < 0.99 * self.max_norm - 1e-6:
-            return
-        torch.nn.utils.clip_grads_with_norm_(list(parameters), self.max_norm, gradients.total)
+        if value < 0.99 * self._max_norm - 1e-6:
+            return ()
+        parameters = [moment.parameter(self._at[norms.owners[i]]) for i in chosen]
+        torch.nn.utils.clip_grads_with_norm_(parameters, self._max_norm, total)
+        return [Change("", value, self._max_norm)] if value > self._max_norm else ()
+
+    def _chosen(self, norms: GradientNorms) -> list[int]:
+        return [i for i, owner in enumerate(norms.owners) if owner in self._at]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: it remembers nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+
+def _norm_of(norms: GradientNorms, chosen: Sequence[int]) -> tuple[Tensor, float]:
+    """Return the norm of some of the gradients, also where its square overflows."""
+    total = total_norm([norms.norms[i] for i in chosen])
+    value = float(total)
+    if not math.isfinite(value):
+        value = safe_norm([norms.values[i] for i in chosen])
+        total = torch.tensor(value, device=total.device, dtype=widest_real(total.device))
+    return total, value

@@ -1,0 +1,180 @@
+"""Decay a weight harder the worse a reading says that it is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from stableopt.errors import ConfigError, require_number
+from stableopt.sensors.known import METRICS
+from stableopt.transforms.protocol import Change, Needs, Phase
+from stableopt.transforms.selection import Select, selection
+from stableopt.transforms.watch import Watch, metrics_of
+from stableopt.triggers import Limit, Trigger, check_trigger
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from stableopt.transforms.protocol import Moment, Site, Target
+
+SCALED = frozenset({"spectral_norm"})
+"""Metrics of sensors that fall when a weight is scaled down. No other one does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveWeightDecay:
+    r"""Decay a weight while a trigger holds, the harder the worse it is.
+
+    :math:`\lambda = \text{base} \cdot (1 + \text{gain} \cdot s)`, where s is the severity of the
+    trigger, from 0 to 1. Coupled (the default), the gradient becomes :math:`g + 2 \lambda W`, that
+    of the penalty :math:`\lambda \lVert W \rVert_F^2`; an adaptive optimizer then divides it by
+    the size of its gradients. Decoupled, the weight itself decays by the share
+    :math:`\eta \lambda` per step, whatever the optimizer. A share too small to survive rounding
+    is saved up until it does: ``W·(1 - 3e-4·2e-5)`` is ``W``, bit for bit, in float32.
+
+    A uniform decay scales all singular values alike: it moves the spectral norm, and no condition
+    number, no effective rank and no Fiedler value. A trigger on one of these is refused, with
+    the transform that moves it.
+
+    Args:
+        when: A trigger, or its text, on ``spectral_norm`` or on a signal of ``observe()``.
+        base: λ at severity 0; per unit of the learning rate when decoupled.
+        gain: How much harder at severity 1.
+        decoupled: Whether the weight decays instead of its gradient being changed.
+        hold: Whether it acts in every step until a reading says otherwise, or once per reading.
+        published: Accept every trigger: for the reproduction of ASSR, which decays weights for
+            their condition number (:func:`stableopt.presets.assr`).
+        params: Patterns of parameter names, or :func:`~stableopt.transforms.layers`; everything
+            that the sensors visit if not given.
+
+    Raises:
+        ConfigError: A value is out of range, or the decay does not move what triggers it.
+
+    Cost:
+        Where it acts, one read of the weight and one read and write of its gradient; decoupled
+        one read and write of the weight every so many steps.
+
+    Reference:
+        ASSR, "Auto-Calibrated Spectral Regularization" (the actuator); Loshchilov & Hutter,
+        "Decoupled Weight Decay Regularization", 2019, arXiv:1711.05101.
+
+    Example:
+        >>> decay = AdaptiveWeightDecay(when="spectral_norm > 10", base=1e-4)
+        >>> decay.needs.metrics
+        ('spectral_norm',)
+    """
+
+    when: Trigger | str
+    base: float = 2e-5
+    gain: float = 10.0
+    decoupled: bool = False
+    hold: bool = True
+    published: bool = False
+    params: Select = None
+
+    metric: ClassVar[str] = "weight_decay"
+    routine: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "when", check_trigger("when", self.when))
+        object.__setattr__(self, "params", selection("params", self.params))
+        require_number("base", self.base, 1.0, "the decay at severity 0")
+        if self.gain != 0:
+            require_number("gain", self.gain, 1e6, "how much harder to decay at severity 1")
+        for name in ("decoupled", "hold", "published"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be True or False")
+        if not self.published:
+            self._check_moves()
+
+    def _check_moves(self) -> None:
+        for leaf in self.trigger.leaves():
+            is_upper = not isinstance(leaf, Limit) or leaf.is_upper
+            if leaf.metric in METRICS and not (leaf.metric in SCALED and is_upper):
+                raise ConfigError(
+                    f"when={self.when} cannot work: a decay scales all singular values alike, and "
+                    f"{leaf.metric} does not {'fall' if is_upper else 'rise'}; use "
+                    "SpectralCap(mode='soft', when=…) instead"
+                )
+
+    @property
+    def trigger(self) -> Trigger:
+        """The trigger."""
+        return check_trigger("when", self.when)
+
+    @property
+    def phase(self) -> Phase:
+        """Before the step when coupled, after it when decoupled."""
+        return Phase.WEIGHT if self.decoupled else Phase.GRADIENT
+
+    @property
+    def needs(self) -> Needs:
+        """The readings of its trigger, and the learning rate."""
+        return Needs(metrics=metrics_of(self.trigger), lr=self.decoupled)
+
+    def bind(self, site: Site) -> _Decay:
+        """Decay the weights of ``site``."""
+        named = selection("params", self.params).names is not None
+        chosen = [t for t in site.targets if named or site.parameter(t).dim() > 1]
+        return _Decay(self, chosen)
+
+
+class _Decay:
+    def __init__(self, options: AdaptiveWeightDecay, targets: Sequence[Target]) -> None:
+        self._options = options
+        self._watch = Watch(options.trigger)
+        self._owed: dict[str, float] = {}
+        self.targets = targets
+
+    def act(self, moment: Moment) -> Sequence[Change]:
+        """Decay; see :class:`AdaptiveWeightDecay`."""
+        ask = self._watch.lasting if self._options.hold else self._watch.fresh
+        changes = []
+        for target in self.targets:
+            severity = ask(moment, target)
+            if severity is None:
+                continue
+            rate = self._options.base * (1 + self._options.gain * severity)
+            decay = self._shrink if self._options.decoupled else _pull
+            if decay(moment, target, rate):
+                changes.append(Change(target.name, 0.0, rate))
+        return changes
+
+    def _shrink(self, moment: Moment, target: Target, rate: float) -> bool:
+        weight, lr = moment.parameter(target), moment.lr(target)
+        owed = self._owed.get(target.name, 0.0) + rate * (1.0 if lr is None else lr)
+        if owed >= smallest_share(weight):
+            weight.mul_(math.exp(-owed))
+            owed = 0.0
+        self._owed[target.name] = owed
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what holds for which weight, and what is saved up."""
+        return {**self._watch.state_dict(), "owed": dict(self._owed)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with it."""
+        self._watch.load_state_dict(state)
+        self._owed = {str(name): float(owed) for name, owed in state.get("owed", {}).items()}
+
+
+def smallest_share(weight: Tensor) -> float:
+    """Return the smallest share to shrink a weight by that rounding leaves right within 0.5%.
+
+    3% for bfloat16, whose numbers are .8% apart.
+    """
+    return min(0.03, 256 * torch.finfo(weight.dtype).eps)
+
+
+def _pull(moment: Moment, target: Target, rate: float) -> bool:
+    gradient = moment.gradient(target)
+    if gradient is None or gradient.layout is not torch.strided:
+        return False
+    gradient.add_(moment.parameter(target).to(gradient.dtype), alpha=2 * rate)
+    return True

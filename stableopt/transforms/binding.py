@@ -1,0 +1,228 @@
+"""Bring transforms and parameters together, and refuse what cannot work."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch.nn.parameter import is_lazy
+
+from stableopt.errors import ConfigError
+from stableopt.runtime.names import parameter_names
+from stableopt.runtime.previous import Previous
+from stableopt.sensors.known import METRICS
+from stableopt.transforms.protocol import Target
+from stableopt.transforms.selection import NothingSelectedError, selection
+from stableopt.transforms.where_found import WhereFound
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from stableopt.transforms.protocol import Actuator, Transform
+    from stableopt.types import Act
+
+logger = logging.getLogger("stableopt")
+
+
+class Given(NamedTuple):
+    """A transform, and the number of the parameter group it was given with, if any."""
+
+    transform: Transform
+    group: int | None = None
+
+
+@dataclass
+class Bound:
+    """A transform at work.
+
+    Attributes:
+        given: What it is.
+        actuator: What acts for it.
+        sensed: The metrics that it reads from sensors.
+        previous: The weights before a step, if it asks for them.
+        steps: In how many steps it has acted.
+        changes: On how many parameters, all steps together.
+        last: The call in which it has acted last.
+        newest: What it did then.
+    """
+
+    given: Given
+    actuator: Actuator
+    sensed: tuple[str, ...]
+    previous: Previous | None = None
+    steps: int = 0
+    changes: int = 0
+    last: int | None = None
+    newest: Act | None = field(default=None, repr=False)
+
+    @property
+    def key(self) -> str:
+        """What it is remembered by."""
+        group = "" if self.given.group is None else f"{self.given.group}: "
+        return f"{group}{self.given.transform!r}"
+
+    def summary(self) -> dict[str, Any]:
+        """Return what it is and has done, as plain values."""
+        return {
+            "transform": repr(self.given.transform),
+            **({} if self.given.group is None else {"group": self.given.group}),
+            "parameters": len(self.actuator.targets),
+            "steps": self.steps,
+            "changes": self.changes,
+            "newest": None if self.newest is None else self.newest.to_dict(),
+        }
+
+
+class Field:
+    """The parameters of an optimizer by name, as of now.
+
+    Args:
+        optimizer: Whose they are.
+        model: Gives names.
+
+    Attributes:
+        targets: All of them that have a shape already.
+        lazy: How many have none yet.
+    """
+
+    def __init__(self, optimizer: Optimizer, model: nn.Module | None) -> None:
+        self._optimizer = optimizer
+        self.model = model
+        names = parameter_names(optimizer, model)
+        every = [Target(name, place) for place, name in names.items()]
+        self.targets = [target for target in every if not is_lazy(self.parameter(target))]
+        self.lazy = len(every) - len(self.targets)
+        self._by_name = {target.name: target for target in self.targets}
+
+    def named(self, name: str) -> Target | None:
+        """Return a parameter of the optimizer; ``None`` if there is none of that name."""
+        return self._by_name.get(name)
+
+    def parameter(self, target: Target) -> Tensor:
+        """Return the parameter as it is now."""
+        group, index = target.place
+        found: Tensor = self._optimizer.param_groups[group]["params"][index]
+        return found
+
+    def select(self, given: Given) -> _Site:
+        """Return what a transform may act on.
+
+        Raises:
+            ConfigError: A pattern matches nothing.
+        """
+        inside = [t for t in self.targets if given.group in (None, t.place[0])]
+        chosen = selection("params", given.transform.params).among(inside, self.model)
+        return _Site(self, chosen)
+
+
+class _Site:
+    """The part of a field that a transform may act on."""
+
+    def __init__(self, whole: Field, targets: Sequence[Target]) -> None:
+        self._whole = whole
+        self.targets = targets
+
+    @property
+    def model(self) -> nn.Module | None:
+        return self._whole.model
+
+    @property
+    def everything(self) -> Sequence[Target]:
+        return self._whole.targets
+
+    def named(self, name: str) -> Target | None:
+        return self._whole.named(name)
+
+    def parameter(self, target: Target) -> Tensor:
+        return self._whole.parameter(target)
+
+
+def bind(
+    field: Field, transforms: Sequence[Given], measured: Mapping[str, Collection[str]]
+) -> list[Bound]:
+    """Bind every transform to its parameters.
+
+    Args:
+        field: The parameters.
+        transforms: In the order in which they act.
+        measured: By metric, the names of the weights that a sensor visits.
+
+    Raises:
+        ConfigError: A transform finds no parameter, reads what nobody measures, or moves what
+            another one moves already.
+    """
+    found: list[Bound] = []
+    owners: dict[tuple[str, str], Transform] = {}
+    for given in transforms:
+        bound = _bind(field, given, measured)
+        if bound is None:
+            continue
+        for target in bound.actuator.targets:
+            mine = (given.transform.metric, target.name)
+            if mine in owners:
+                raise ConfigError(
+                    f"transforms={[owners[mine], given.transform]!r} both move the "
+                    f"{given.transform.metric} of {target.name}: leave one of them out there, or "
+                    "give them different params="
+                )
+            owners[mine] = given.transform
+        found.append(bound)
+    return found
+
+
+def _bind(field: Field, given: Given, measured: Mapping[str, Collection[str]]) -> Bound | None:
+    transform = given.transform
+    try:
+        actuator = transform.bind(field.select(given))
+        if not actuator.targets:
+            raise NothingSelectedError(
+                f"transforms has {transform!r}, which finds no parameter that it can act on: "
+                "leave it out, or widen params="
+            )
+    except NothingSelectedError as nothing:
+        if not isinstance(transform, WhereFound):
+            raise
+        logger.info("%r is left out: %s", transform, nothing)
+        return None
+    sensed = tuple(m for m in transform.needs.metrics if _is_sensed(m, given, measured))
+    for metric in sensed:
+        _check_visited(metric, given, actuator, measured[metric])
+    previous = Previous() if transform.needs.previous else None
+    return Bound(given, actuator, sensed, previous)
+
+
+def _is_sensed(metric: str, given: Given, measured: Mapping[str, Collection[str]]) -> bool:
+    """Tell whether a metric comes from a sensor; else it is a signal.
+
+    Raises:
+        ConfigError: It would have to come from a sensor that is not there.
+    """
+    if metric in measured:
+        return True
+    if metric in METRICS:
+        raise ConfigError(
+            f"transforms has {given.transform!r}, which reads {metric!r}, and no sensor measures "
+            f"it: add {METRICS[metric]}() to sensors=, or leave sensors= out for the default set"
+        )
+    near = get_close_matches(metric, [*METRICS, *measured], n=1, cutoff=0.8)
+    if near:
+        raise ConfigError(
+            f"transforms has {given.transform!r}, which reads {metric!r}: no sensor knows it; "
+            f"did you mean {near[0]!r}?"
+        )
+    return False
+
+
+def _check_visited(metric: str, given: Given, actuator: Actuator, visited: Collection[str]) -> None:
+    missed = [target.name for target in actuator.targets if target.name not in visited]
+    if missed:
+        raise ConfigError(
+            f"transforms has {given.transform!r}, which acts on {missed[0]}"
+            f"{f' and {len(missed) - 1} more' if len(missed) > 1 else ''}, where no sensor reads "
+            f"{metric!r}: widen Sensors(params=), or narrow the params= of the transform"
+        )

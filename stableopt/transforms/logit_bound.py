@@ -1,0 +1,165 @@
+"""Keep output logits under a bound by scaling the rows of the output layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from stableopt.errors import ConfigError, require_int, require_number
+from stableopt.layouts import OutputHead, find_head, norm_values
+from stableopt.transforms.by_name import ByName
+from stableopt.transforms.evidence import signal_about
+from stableopt.transforms.protocol import Change, Needs, Phase
+from stableopt.transforms.rounding import ROOM, aim
+from stableopt.transforms.selection import NothingSelectedError, Select, selection
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from stableopt.transforms.protocol import Moment, Site, Target
+
+SIGNAL = "max_logit"
+"""The signal of ``observe()`` with the largest output logit that was measured."""
+
+
+@dataclass(frozen=True)
+class LogitBound:
+    r"""Scale the rows of the output layer whose logits may become larger than ``limit``.
+
+    Behind a norm with gain γ and bias β no logit of class j is above
+    :math:`\sqrt d\,\lVert w_j \circ \gamma \rVert + |w_j \cdot \beta + b_j|`, whatever the input;
+    rows beyond the limit are scaled down to it, with their bias. That is far above what occurs:
+    ``slack`` times the limit is what it is held against, and ``slack=1`` makes the limit a
+    guarantee. With ``opt.observe(max_logit=…)`` the measured value is used instead, and the whole
+    layer scaled; without a norm before the output layer that is the only way. Other rows stay as
+    they are, bit for bit. To bound logits in the forward pass instead, use
+    :func:`stableopt.functional.soft_clamp_logits`; to discourage them, ``z_loss``.
+
+    Args:
+        limit: Largest logit in magnitude, above 0.
+        slack: How far above ``limit`` the bound from weights may be; at least 1.
+        every: Updates from one look at the weights to the next; measured logits act at once.
+        head: The output layer, as :class:`~stableopt.layouts.OutputHead`; looked up in ``model=``
+            if not given.
+        params: Patterns of the name of its weight.
+
+    Raises:
+        ConfigError: A value is out of range, or no output layer is found.
+
+    Cost:
+        Every ``every`` steps two reads of the output layer; a write where it acts.
+
+    Reference:
+        Wortsman et al., 2023, arXiv:2309.14322 (output logit divergence).
+
+    Example:
+        >>> LogitBound(50.0).slack
+        3.0
+    """
+
+    limit: float
+    slack: float = 3.0
+    every: int = 10
+    head: OutputHead | None = None
+    params: Select = None
+
+    phase: ClassVar[Phase] = Phase.WEIGHT
+    metric: ClassVar[str] = "output_logit"
+    routine: ClassVar[bool] = False
+    needs: ClassVar[Needs] = Needs()
+
+    def __post_init__(self) -> None:
+        require_number("limit", self.limit, 1e30, "the largest output logit")
+        require_number("slack", self.slack, 1e6, "how far above the limit the bound may be")
+        if self.slack < 1:
+            raise ConfigError(f"slack={self.slack!r} must be at least 1, which holds the limit")
+        require_int("every", self.every, 1, "updates from one look at the weights to the next")
+        if self.head is not None and not isinstance(self.head, OutputHead):
+            raise ConfigError(f"head={self.head!r} must be a stableopt.layouts.OutputHead, or None")
+        object.__setattr__(self, "params", selection("params", self.params))
+
+    def bind(self, site: Site) -> _LogitBound:
+        """Find the output layer of ``site``."""
+        head = self.head
+        if head is None and site.model is not None:
+            head = find_head(site.model)
+        names = ByName(site)
+        if head is None or head.weight not in {target.name for target in site.targets}:
+            if self.head is not None and head is not None and head.weight not in names.trained:
+                raise ConfigError(f"head={head.weight!r} is no parameter of the optimizer")
+            raise NothingSelectedError(
+                f"transforms has {self!r}, which finds no output layer that is trained: give "
+                "model=, or head= by the name of its weight"
+            )
+        return _LogitBound(self, head, names)
+
+
+class _LogitBound:
+    def __init__(self, options: LogitBound, head: OutputHead, names: ByName) -> None:
+        self._options = options
+        self._head = head
+        self._names = names
+        wanted = [head.weight, *([head.bias] if head.bias is not None else [])]
+        self.targets: list[Target] = [names.trained[n] for n in wanted if n in names.trained]
+
+    def act(self, moment: Moment) -> Sequence[Change]:
+        """Scale in place; see :class:`LogitBound`."""
+        weight = moment.parameter(self.targets[0])
+        measured = signal_about(moment.signals.get(SIGNAL), self._head.weight, largest=True)
+        if measured is not None:
+            return self._scale_all(moment, weight, abs(measured))
+        if moment.step % self._options.every or self._head.norm is None:
+            return ()
+        limit = self._options.limit * self._options.slack
+        bounds = self._bounds(moment, weight)
+        beyond = torch.isfinite(bounds) & (bounds > limit * (1 + ROOM))
+        if not bool(beyond.any()):
+            return ()
+        share = torch.where(beyond, aim(limit, weight) / bounds, torch.ones_like(bounds))
+        worst = float(torch.where(beyond, bounds, torch.zeros_like(bounds)).max())
+        self._scale(moment, share)
+        return [Change(self._head.weight, worst, limit)]
+
+    def _scale_all(self, moment: Moment, weight: Tensor, measured: float) -> Sequence[Change]:
+        limit = self._options.limit
+        if not limit * (1 + ROOM) < measured < math.inf:
+            return ()
+        self._scale(moment, torch.full_like(weight[:, 0], aim(limit, weight) / measured))
+        return [Change(self._head.weight, measured, limit)]
+
+    def _scale(self, moment: Moment, share: Tensor) -> None:
+        for target in self.targets:
+            parameter = moment.parameter(target)
+            factors = share.to(parameter)
+            parameter.mul_(factors[:, None] if parameter.dim() > 1 else factors)
+
+    def _bounds(self, moment: Moment, weight: Tensor) -> Tensor:
+        """Return the largest logit of every class that the weights allow, ``(classes,)``."""
+        norm = self._head.norm
+        if norm is None:
+            return weight.new_full((len(weight),), torch.nan)
+        names = [name for name in (norm.gain, norm.bias, self._head.bias) if name is not None]
+        tensors = self._names.parameters(names, moment)
+        gain, shift = norm_values(norm, tensors)
+        wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+        folded = wide if gain is None else wide * gain.to(wide)
+        if norm.centred:
+            folded = folded - folded.mean(dim=1, keepdim=True)  # x̂ sums to zero
+        bounds = torch.linalg.vector_norm(folded, dim=1) * math.sqrt(norm.features)
+        offset = torch.zeros_like(bounds) if shift is None else wide @ shift.to(wide)
+        if self._head.bias is not None:
+            offset = offset + tensors[self._head.bias].detach().to(wide)
+        allowed: Tensor = bounds + offset.abs()
+        return allowed
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: it remembers nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Do nothing."""

@@ -1,0 +1,167 @@
+"""Bring the largest singular values of a weight back under a bound, or flatten its spectrum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from stableopt.errors import ConfigError, require_number
+from stableopt.functional import as_matrix, exact_cap, fast_cap, soft_cap, spectral_norm
+from stableopt.functional.spectral_norm import bidiagonalize, scaled_product, unit_noise
+from stableopt.transforms.protocol import Change, Needs, Phase
+from stableopt.transforms.rounding import ROOM, aim, has_matrix, write_matrix
+from stableopt.transforms.selection import Select, selection
+from stableopt.transforms.watch import Watch, metrics_of
+from stableopt.triggers import Trigger, above, check_trigger
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from stableopt.transforms.protocol import Moment, Site, Target
+
+MODES = ("fast", "exact", "soft")
+
+_BASIS = 24
+"""Lanczos steps for the subspace that is capped at once."""
+
+
+@dataclass(frozen=True)
+class SpectralCap:
+    r"""Cap the spectral norm of a weight once a reading says that it is too large.
+
+    Acts once per reading: what it did is measured at the next visit before it acts again.
+
+    - ``"fast"``: caps the singular values that 24 Lanczos steps find; where more of them are
+      above the limit, as ``"exact"``.
+    - ``"exact"``: the nearest matrix of that spectral norm.
+    - ``"soft"``: one cubic step towards equal singular values,
+      :math:`W - \beta / \sigma_1^2\, W W^\top W`. The norm falls by β ≤ 1/3 at most, so it takes
+      some readings; the condition number falls and the effective rank rises with every one. The
+      mode for triggers such as ``below("relative_rank", 0.45)``, and then it needs no limit.
+
+    A convolution is capped as the matrix ``(out, in·kh·kw)``. The state of the optimizer is left
+    alone: moments are averages of gradients, which forget within ``1/(1-β)`` steps that the
+    weight was another one.
+
+    Args:
+        limit: Largest spectral norm, above 0; may be left out for ``"soft"`` with a trigger.
+        mode: ``"fast"``, ``"exact"`` or ``"soft"``.
+        when: A trigger, or its text; ``spectral_norm > limit`` if not given.
+        params: Patterns of parameter names, or :func:`~stableopt.transforms.layers`; everything
+            of two dimensions or more if not given.
+
+    Raises:
+        ConfigError: A value is out of range, or there is neither a limit nor a trigger.
+
+    Cost:
+        Nothing until it triggers. Then ``"fast"`` 200 m n flops, ``"exact"`` an eigendecomposition
+        in float64, ``"soft"`` ``4 m n min(m, n)`` flops, and some reads of the weight that measure
+        its norm before and after.
+
+    Reference:
+        Björck & Bowie 1971 (soft); Yoshida & Miyato, "Spectral Norm Regularization", 2017,
+        arXiv:1705.10941 (why); :mod:`stableopt.functional.caps`.
+
+    Example:
+        >>> SpectralCap(4.0).when
+        Limit(metric='spectral_norm', limit=4.0, is_upper=True, release=4.0, fixed=None)
+    """
+
+    limit: float | None = None
+    mode: str = "fast"
+    when: Trigger | str | None = None
+    params: Select = None
+
+    phase: ClassVar[Phase] = Phase.WEIGHT
+    metric: ClassVar[str] = "spectral_norm"
+    routine: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ConfigError(f"mode={self.mode!r} must be one of {', '.join(MODES)}")
+        object.__setattr__(self, "params", selection("params", self.params))
+        if self.limit is not None:
+            require_number("limit", self.limit, 1e30, "the largest spectral norm")
+        elif self.mode != "soft" or self.when is None:
+            raise ConfigError(
+                "limit=None leaves SpectralCap without a bound: give the largest spectral norm, or "
+                "mode='soft' and a trigger, e.g. when=below('relative_rank', 0.45)"
+            )
+        given = self.when if self.when is not None else above("spectral_norm", self.limit or 1.0)
+        object.__setattr__(self, "when", check_trigger("when", given))
+
+    @property
+    def trigger(self) -> Trigger:
+        """The trigger."""
+        return check_trigger("when", self.when)
+
+    @property
+    def needs(self) -> Needs:
+        """The readings of its trigger."""
+        return Needs(metrics=metrics_of(self.trigger))
+
+    def bind(self, site: Site) -> _SpectralCap:
+        """Cap the weights of ``site`` that are matrices."""
+        chosen = [target for target in site.targets if has_matrix(site.parameter(target))]
+        return _SpectralCap(self, chosen)
+
+
+class _SpectralCap:
+    def __init__(self, options: SpectralCap, targets: Sequence[Target]) -> None:
+        self._options = options
+        self._watch = Watch(options.trigger)
+        self.targets = targets
+
+    def act(self, moment: Moment) -> Sequence[Change]:
+        """Cap in place; see :class:`SpectralCap`."""
+        triggered = [t for t in self.targets if self._watch.fresh(moment, t) is not None]
+        changes = (self._change(target.name, moment.parameter(target)) for target in triggered)
+        return [change for change in changes if change is not None]
+
+    def _change(self, name: str, weight: Tensor) -> Change | None:
+        matrix = as_matrix(weight)
+        sigma = float(spectral_norm(matrix).sigma)
+        if not 0 < sigma < float("inf"):
+            return None  # zero, or not finite: there is nothing to cap
+        capped = self._capped(matrix, sigma, weight)
+        if capped is None or capped is matrix:
+            return None
+        write_matrix(weight, capped)
+        return Change(name, sigma, float(spectral_norm(weight).sigma))
+
+    def _capped(self, matrix: Tensor, sigma: float, weight: Tensor) -> Tensor | None:
+        limit = self._options.limit
+        if limit is None:
+            return soft_cap(matrix, sigma)
+        if not sigma > limit * (1 + ROOM):
+            return None
+        if self._options.mode == "soft":
+            return soft_cap(matrix, sigma, min(1 / 3, 1 - limit / sigma))
+        bound = aim(limit, weight)
+        if self._options.mode == "fast":
+            matrix = fast_cap(matrix, bound, leading_subspace(matrix), only_above=limit)
+            if float(spectral_norm(matrix).sigma) <= limit * (1 + ROOM):
+                return matrix
+        return exact_cap(matrix, bound, only_above=limit)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what holds for which weight."""
+        return self._watch.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with it."""
+        self._watch.load_state_dict(state)
+
+
+def leading_subspace(matrix: Tensor) -> Tensor:
+    """Return orthonormal rows ``(k, n)`` that the leading right singular vectors lie in."""
+    product, _ = scaled_product(matrix)
+    steps = min(_BASIS, *matrix.shape)
+    found = bidiagonalize(product, unit_noise(matrix, None), steps).rights
+    # Where the space is used up the last rows are rounding: what is kept is orthonormal.
+    basis: Tensor = torch.linalg.qr(found.mH).Q.mH
+    return basis

@@ -1,0 +1,138 @@
+"""No step longer than a share of what a weight is: the learning rate stops being a way to fail."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from stableopt.errors import require_number
+from stableopt.functional import distances, safe_norm, stay_within
+from stableopt.runtime.scalars import read_scalars
+from stableopt.transforms.protocol import Change, Needs, Phase
+from stableopt.transforms.selection import Select, selection
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from stableopt.transforms.protocol import Moment, Site, Target
+
+
+@dataclass(frozen=True)
+class UpdateCap:
+    r"""Shorten the step of every tensor to a share of its size.
+
+    After the inner step, for each tensor with :math:`d = W_\text{new} - W_\text{old}` (weight
+    decay included):
+
+    .. math::
+        r = \text{ratio} \cdot \sqrt{\eta / \eta_\text{max}} \cdot R, \qquad
+        W = W_\text{old} + d \cdot \min(1, r / \lVert d \rVert)
+
+    R is ``max(‖W₀‖, √(numel / n))`` of the weights when the optimizer was wrapped, with n the
+    fan-in of a matrix or a convolution and the size of a vector: a weight that begins at zero may
+    become as large as one that does not. η is the learning rate of the step, and η_max the
+    largest that its group has had: the schedule still brings the steps down, but how high it
+    begins no longer matters. One-dimensional weights are capped, too: their gains are what grows
+    without bound otherwise. The state of the optimizer is left alone: moments are averages of
+    gradients, and say nothing of the length of a step.
+
+    What is not too long stays as it is, bit for bit.
+
+    Args:
+        ratio: Largest length of a step, as a share of R.
+        params: Patterns of parameter names, or :func:`~stableopt.transforms.layers`; all if not
+            given.
+
+    Raises:
+        ConfigError: ``ratio`` is not a number above 0.
+
+    Cost:
+        A copy of the weights in memory. Per step one read and write of the weights before it, and
+        a read of both after it; where a step is too long two reads and a write. One host
+        synchronisation per accelerator.
+
+    Reference:
+        You, Gitman, Ginsburg, "Large Batch Training of Convolutional Networks", 2017,
+        arXiv:1708.03888 (steps relative to the norm of a layer); measured in ``make bench-lr``.
+
+    Example:
+        >>> import torch, stableopt
+        >>> w = torch.nn.Parameter(torch.full((4,), 2.0))
+        >>> opt = stableopt.StableOptimizer(
+        ...     torch.optim.SGD([w], lr=1.0), transforms=[stableopt.UpdateCap(0.01)]
+        ... )
+        >>> w.grad = torch.full((4,), 8.0)
+        >>> opt.step()
+        >>> w.detach()
+        tensor([1.9800, 1.9800, 1.9800, 1.9800])
+    """
+
+    ratio: float = 0.01
+    params: Select = None
+
+    phase: ClassVar[Phase] = Phase.WEIGHT
+    metric: ClassVar[str] = "update_ratio"
+    routine: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(previous=True, lr=True)
+
+    def __post_init__(self) -> None:
+        meaning = "the largest length of a step, as a share of the size of a weight"
+        require_number("ratio", self.ratio, math.inf, meaning)
+        object.__setattr__(self, "params", selection("params", self.params))
+
+    def bind(self, site: Site) -> _Cap:
+        """Cap the parameters of ``site``, and measure them."""
+        usable = [t for t in site.targets if site.parameter(t).layout is torch.strided]
+        return _Cap(self.ratio, usable, [reach(site.parameter(target)) for target in usable])
+
+
+def reach(weight: Tensor) -> float:
+    """Return R: how large a weight is, or would be if it did not begin at zero."""
+    norm = safe_norm([weight.detach()]) if weight.numel() else 0.0
+    inputs = weight[0].numel() if weight.dim() > 1 and len(weight) else weight.numel()
+    expected = math.sqrt(weight.numel() / inputs) if inputs else 0.0
+    return max(norm, expected) if math.isfinite(norm) else expected
+
+
+class _Cap:
+    def __init__(self, ratio: float, targets: Sequence[Target], reaches: Sequence[float]) -> None:
+        self._ratio = ratio
+        self.targets = targets
+        self._reach = {t.name: size for t, size in zip(targets, reaches, strict=True)}
+
+    def act(self, moment: Moment) -> Sequence[Change]:
+        """Shorten in place; see :class:`UpdateCap`."""
+        weights = [moment.parameter(target) for target in self.targets]
+        before = moment.previous()
+        lengths = read_scalars(distances(weights, before))
+        changes = []
+        for target, weight, old, length in zip(self.targets, weights, before, lengths, strict=True):
+            size = self._reach[target.name]
+            limit = self._limit(target, moment)
+            if length <= limit * size:
+                continue
+            if not math.isfinite(length):
+                length = safe_norm([weight - old])
+            # A step that is not finite is the guard's business: it must be seen.
+            if math.isfinite(length):
+                stay_within(weight, old, limit * size / length)
+                changes.append(Change(target.name, length / size, limit))
+        return changes
+
+    def _limit(self, target: Target, moment: Moment) -> float:
+        lr, peak = moment.lr(target), moment.peak_lr(target)
+        return self._ratio * (math.sqrt(lr / peak) if lr is not None and peak else 1.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sizes that shares refer to."""
+        return {"reach": dict(self._reach)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the sizes of a checkpoint."""
+        known = state.get("reach", {})
+        self._reach.update({n: float(r) for n, r in known.items() if n in self._reach})
