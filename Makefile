@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := stableopt tests benchmarks examples conftest.py
 
-.PHONY: help demo test lint format bench docs clean
+.PHONY: help demo test lint format bench bench-lr docs clean
 help: ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 # One stamp per set of extras, so that a target installs only what it needs.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -39,6 +39,11 @@ bench: $(VENV)/.installed-bench ## measure overhead, snapshots, faults and senso
 	$(BIN)/python -m benchmarks.sensors
 	$(BIN)/python -m benchmarks.sensor_cost
 	$(BIN)/python -m benchmarks.collapse
+	$(BIN)/python -m benchmarks.closed_loop
+	$(BIN)/python -m benchmarks.readme
+
+bench-lr: $(VENV)/.installed-bench ## sensitivity to the learning rate (an hour on two cores, resumes)
+	$(BIN)/python -m benchmarks.lr $(ARGS)
 	$(BIN)/python -m benchmarks.readme
 
 docs: $(VENV)/.installed-docs ## build the documentation into site/

@@ -17,7 +17,7 @@ SEEDS = (100, 101, 102)
 
 LRS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 LION_LRS = (1e-4, 3e-4, *LRS)
-LONG_LRS = {BASELINE: (1e-3, 3e-3, 1e-2), ROBUST: (1e-2, 1e-1, 1.0)}
+LONG_LRS = {BASELINE: (3e-3, 1e-2, 3e-2), ROBUST: (1e-2, 1e-1, 1.0)}
 QUICK_LRS = (3e-3, 1.0)
 
 VARIANTS = ("gpt2 init", "post-LN", "zero init")
@@ -56,7 +56,7 @@ def plan(
     methods: Sequence[str] | None = None,
     lrs: Sequence[float] | None = None,
 ) -> list[Cell]:
-    """Return all runs, the longest first.
+    """Return all runs: the main tasks, then the rest, the longest first.
 
     Args:
         seeds: Of the comparison.
@@ -70,7 +70,7 @@ def plan(
         if (tasks is None or task in tasks) and (methods is None or method in methods)
         for lr, seed in product(grid if lrs is None else lrs, chosen)
     ]
-    return sorted(cells, key=lambda cell: -cell.cost)
+    return sorted(cells, key=lambda cell: (cell.task not in MAIN, -cell.cost))
 
 
 def _grids(

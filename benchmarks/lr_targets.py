@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.lr_methods import BASELINE, METHODS, ROBUST, SCHEDULED
+from benchmarks.lr_plan import UNSEEN, VARIANTS
 from benchmarks.lr_tasks import LONG, MAIN
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ MOST_SENSITIVE = 0.03
 
 MARGIN = 0.01
 """By which our best loss may be above that of the baseline."""
+
+WITHIN = {"Lion + clip": "Lion, robust", "SGD + clip": "SGD, robust"}
+"""By method with another inner optimizer, ours with the same one inside."""
 
 LARGEST_LOGIT = 100.0
 FEWEST_SEEDS = 3
@@ -31,8 +35,11 @@ def targets(rows: Sequence[Row], records: Sequence[Row]) -> list[Row]:
         records: All runs.
     """
     ours = [record for record in records if METHODS[record["method"]].robust]
-    found = [_sensitive(find(rows, task, ROBUST), task) for task in MAIN]
-    found += [_best(rows, task) for task in (*MAIN, LONG)]
+    pairs = [(task, BASELINE, ROBUST) for task in (*MAIN, *VARIANTS)]
+    pairs += [(MAIN[0], bare, robust) for bare, robust in WITHIN.items()]
+    found = [_sensitive(find(rows, task, robust), task, robust) for task, _, robust in pairs]
+    found += [_best(rows, *pair) for pair in (*pairs, (LONG, BASELINE, ROBUST))]
+    found += [_best(rows, task, BASELINE, ROBUST) for task in UNSEEN]
     return [*found, _logits(ours), _survival(ours)]
 
 
@@ -63,9 +70,9 @@ def _target(text: str, found: str, met: bool | None) -> Row:
     return {"target": text, "found": found, "met": met}
 
 
-def _sensitive(row: Row | None, task: str) -> Row:
+def _sensitive(row: Row | None, task: str, robust: str) -> Row:
     text = (
-        f"{task}: LRS+ at most {MOST_SENSITIVE} over at least {FEWEST_SEEDS} seeds, "
+        f"{_name(task, robust)}: LRS+ at most {MOST_SENSITIVE} over at least {FEWEST_SEEDS} seeds, "
         f"learning rates up to {HIGHEST_LR:g}"
     )
     if row is None:
@@ -76,14 +83,18 @@ def _sensitive(row: Row | None, task: str) -> Row:
     return _target(text, said, found <= MOST_SENSITIVE if enough else None)
 
 
-def _best(rows: Sequence[Row], task: str) -> Row:
-    text = f"{task}: best loss at most {MARGIN} above that of {BASELINE}"
-    ours, baseline = find(rows, task, ROBUST), find(rows, task, BASELINE)
+def _best(rows: Sequence[Row], task: str, bare: str, robust: str) -> Row:
+    text = f"{_name(task, robust)}: best loss at most {MARGIN} above that of {bare}"
+    ours, baseline = find(rows, task, robust), find(rows, task, bare)
     if ours is None or baseline is None:
         return _target(text, "-", None)
     found = ours["best"]["mean"] - baseline["best"]["mean"]
     said = f"{found:+.3f} ({ours['best']['mean']:.3f} to {baseline['best']['mean']:.3f})"
     return _target(text, said, found <= MARGIN)
+
+
+def _name(task: str, robust: str) -> str:
+    return task if robust == ROBUST else f"{task}, {robust}"
 
 
 def _logits(ours: Sequence[Row]) -> Row:

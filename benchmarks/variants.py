@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.workload import make_model
-from stableopt import ClipGradNorm, StableOptimizer
+from stableopt import ClipGradNorm, StableOptimizer, presets
 from stableopt.functional import assr_condition_number, assr_fiedler
 from stableopt.sensors import Sensors
 
@@ -154,6 +154,10 @@ def _stable_clipped(model: GPT, optimizer: Optimizer, directory: Path) -> Learne
     return _learner_of(model, StableOptimizer(optimizer, transforms=[ClipGradNorm(MAX_NORM)]))
 
 
+def _robust(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
+    return _learner_of(model, StableOptimizer(optimizer, model=model, **presets.robust()))
+
+
 def _stable_telemetry(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
     stable = StableOptimizer(optimizer, telemetry=directory)
     learner = _learner_of(model, stable)
@@ -212,6 +216,9 @@ VARIANTS = {
         label="`StableOptimizer(AdamW, sensors=())`: the guard only", build=_guard_only
     ),
     "stable+clip": Variant(label="`StableOptimizer` + `ClipGradNorm`", build=_stable_clipped),
+    "robust": Variant(
+        label="`StableOptimizer(AdamW, **presets.robust())`: it clips as well", build=_robust
+    ),
     "stable+telemetry": Variant(
         label="`StableOptimizer` + telemetry and `observe(loss=)`", build=_stable_telemetry
     ),
@@ -234,5 +241,5 @@ PERIODIC = {
 }
 """What differs every tenth step only, which medians of steps hide: ``benchmarks.sensor_cost``."""
 
-ESSENTIAL = (BASELINE, "adamw-again", CLIPPED, "stable", "stable+clip")
+ESSENTIAL = (BASELINE, "adamw-again", CLIPPED, "stable", "stable+clip", "robust")
 """What the cells of the other implementations run."""

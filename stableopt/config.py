@@ -149,7 +149,7 @@ def make_transforms(transforms: object) -> tuple[Transform, ...]:
 
 def group_transforms(group: Mapping[str, Any]) -> tuple[Transform, ...]:
     """Return the transforms that a parameter group brings, as objects or as in a config."""
-    given = group.get("transforms", ())
+    given = group.get("transforms") or ()
     plain = isinstance(given, (list, tuple)) and any(isinstance(i, (str, Mapping)) for i in given)
     return make_transforms(_read_transforms(given) if plain else given)
 

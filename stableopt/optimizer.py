@@ -327,7 +327,7 @@ class StableOptimizer(Optimizer):
         self.optimizer.add_param_group(bare)
         try:
             self._loop.add_transforms(transforms, len(self.param_groups) - 1)
-        except ConfigError:
+        except BaseException:
             self.param_groups.pop()
             raise
 

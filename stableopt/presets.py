@@ -134,7 +134,7 @@ def assr() -> dict[str, Any]:
         gain=10.0,
         hold=False,
         published=True,
-        params=layers("Linear", params="*weight"),
+        params=layers("Linear"),
     )
     return {"sensors": sensors, "transforms": (decay,)}
 

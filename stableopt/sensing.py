@@ -22,7 +22,7 @@ from stableopt.sensors.targets import Targets
 from stableopt.types import Finding, Reading, RiskLevel, Scope, Standing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from torch import nn
     from torch.optim import Optimizer
@@ -157,7 +157,7 @@ class Sensing:
         names = list(weights)
         turned = self.options.sampler.pick(names, self._turn, step)
         beside = {name for name in names if self._monitor.learns(name, step)}
-        beside |= self._monitor.suspects
+        beside |= self._monitor.suspects | self._monitor.corrected
         return turned + sorted(beside.intersection(names).difference(turned))
 
     def _plan(self, name: str, weight: Tensor, step: int) -> list[Task]:
@@ -260,6 +260,11 @@ class Sensing:
     def bursts(self) -> bool:
         """Whether telemetry should record every step for now: the risk has risen lately."""
         return self._burst > 0
+
+    def altered(self, names: Iterable[str]) -> None:
+        """Hear which weights were corrected upon a reading: they are visited out of turn next."""
+        for name in names:
+            self._monitor.altered(name)
 
     # waiting, going back, checkpoints
 

@@ -118,8 +118,6 @@ class StepLoop:
             ConfigError: One of them cannot work; nothing has changed then.
         """
         self.transforming.add(transforms, group)
-        if self.sensing is not None and self.transforming.reads:
-            self.sensing.acts = True
 
     def __getstate__(self) -> dict[str, Any]:
         """Give copies and pickles everything but the writers and scratch memory."""

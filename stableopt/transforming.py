@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
+from stableopt.health.gradients import measure_gradients
 from stableopt.transforms.binding import Bound, Field, Given, bind
-from stableopt.transforms.evidence import Known
+from stableopt.transforms.evidence import Known, told_of
 from stableopt.transforms.protocol import Phase
 from stableopt.types import Act
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from stableopt.sensing import Sensed, Sensing
     from stableopt.transforms.protocol import Change, Target, Transform
     from stableopt.triggers import Evidence
-    from stableopt.types import Observation
+    from stableopt.types import GradientNorms, Observation
 
 QUIET = 100
 """Calls without acting after which a routine transform that acts again is told anew."""
@@ -47,14 +50,17 @@ class Transforming:
         self._given: list[Given] = []
         self._bound: list[Bound] = []
         self._lazy = 0
+        self._known = 0
         self._peaks: dict[int, float] = {}
         self._fresh: dict[str, set[str]] = {}
-        self._changes: dict[int, list[Change]] = {}
+        self._changes: dict[int, dict[str, Change]] = {}
+        self._signals: Mapping[str, Any] = {}
+        self._taken = False
         self._step = 0
         self.reads = False
 
     def __bool__(self) -> bool:
-        return bool(self._bound)
+        return bool(self._bound) or (self._lazy > 0 and bool(self._given))
 
     def add(self, transforms: Sequence[Transform], group: int | None = None) -> None:
         """Bind more transforms, and those that are there to what is new.
@@ -66,22 +72,31 @@ class Transforming:
         Raises:
             ConfigError: One of them cannot work; nothing has changed then.
         """
-        self._bind_all([*self._given, *(Given(item, group) for item in transforms)])
+        if transforms or self._count() != self._known:
+            self._bind_all([*self._given, *(Given(item, group) for item in transforms)])
 
     def _bind_all(self, given: list[Given]) -> None:
         field = Field(self._optimizer, self._model)
         measured = {} if self._sensing is None else self._sensing.measured()
         bound = bind(field, given, measured)
-        state = self.state_dict()
+        state, fresh = self.state_dict(), self._fresh
+        before = {id(item.given): item for item in self._bound}
+        for item in bound:
+            if id(item.given) in before:
+                item.count_on(before[id(item.given)])
         self._given, self._bound, self._lazy = given, bound, field.lazy
+        self._known = self._count()
         self.reads = any(item.sensed for item in bound)
+        if self.reads and self._sensing is not None:
+            self._sensing.acts = True
         self.load_state_dict(state)
+        self._fresh = fresh
 
     # the order of a step
 
     def note(self, sensed: Sensed) -> None:
         """Hear what the sensors have read; it is news until a step is taken."""
-        if self.reads:
+        if self.reads or self._lazy:
             for reading in sensed.readings:
                 self._fresh.setdefault(reading.name, set()).add(reading.metric)
 
@@ -93,7 +108,9 @@ class Transforming:
             step: Updates behind the weights.
         """
         self._step = step + 1
-        if self._lazy:
+        self._signals = observation.signals
+        self._changes.clear()
+        if self._given and self._has_other_parameters():
             self._bind_all(self._given)
         for bound in self._bound:
             if bound.previous is not None:
@@ -114,9 +131,17 @@ class Transforming:
         for g, group in enumerate(self._optimizer.param_groups):
             lr = group.get("lr")
             if lr is not None and any(bound.given.transform.needs.lr for bound in self._bound):
-                self._peaks[g] = max(self._peaks.get(g, 0.0), float(lr))
+                size = abs(float(lr))
+                self._peaks[g] = max(self._peaks.get(g, 0.0), size if math.isfinite(size) else 0.0)
         self._act(Phase.WEIGHT, _Now(self, observation, lr_scale))
-        self._fresh.clear()
+        if self._sensing is not None and self.reads:
+            self._sensing.altered(self._corrected())
+        self._fresh, self._signals, self._taken = {}, {}, True
+
+    def _corrected(self) -> set[str]:
+        """Return the names of the weights that were acted on upon readings."""
+        acted = (i for i in self._changes if self._bound[i].sensed)
+        return {name for i in acted for name in self._changes[i] if name}
 
     @torch.no_grad()
     def _act(self, phase: Phase, now: _Now) -> None:
@@ -125,16 +150,22 @@ class Transforming:
                 now.bound = bound
                 changes = bound.actuator.act(now)
                 if changes:
-                    self._changes.setdefault(i, []).extend(changes)
+                    # Of the many points that a line search tries, the last one counts.
+                    self._changes.setdefault(i, {}).update({c.name: c for c in changes})
+                    if phase is Phase.GRADIENT:
+                        now.changed.update(target.place for target in bound.actuator.targets)
 
     def tell(self, call: int) -> tuple[Act, ...]:
-        """Return what was done in this step.
+        """Return what was done in this step; nothing if it was not taken in the end.
 
         Args:
             call: Number of the call.
         """
+        done, self._changes = (self._changes if self._taken else {}), {}
+        self._taken = False
         told = []
-        for i, changes in self._changes.items():
+        for i, by_name in done.items():
+            changes = by_name.values()
             bound = self._bound[i]
             transform = bound.given.transform
             seen = bound.last is not None and call - bound.last <= QUIET
@@ -142,8 +173,8 @@ class Transforming:
                 transform=type(transform).__name__,
                 metric=transform.metric,
                 where=tuple(change.name for change in changes if change.name),
-                before=tuple(change.before for change in changes),
-                after=tuple(change.after for change in changes),
+                before=tuple(float(change.before) for change in changes),
+                after=tuple(float(change.after) for change in changes),
                 routine=transform.routine,
                 again=seen and transform.routine,
             )
@@ -151,8 +182,17 @@ class Transforming:
             bound.steps += 1
             bound.changes += len(changes)
             told.append(act)
-        self._changes.clear()
         return tuple(told)
+
+    def _count(self) -> int:
+        return sum(len(group["params"]) for group in self._optimizer.param_groups)
+
+    def _has_other_parameters(self) -> bool:
+        """Tell whether there are more or fewer than before, or shapes where there were none."""
+        if self._count() != self._known:
+            return True
+        groups = self._optimizer.param_groups if self._lazy else []
+        return sum(is_lazy(p) for group in groups for p in group["params"]) < self._lazy
 
     def _parameter(self, target: Target) -> Tensor:
         group, index = target.place
@@ -176,7 +216,7 @@ class Transforming:
         states = state.get("states", {})
         for bound in self._bound:
             bound.actuator.load_state_dict(states.get(bound.key, {}))
-        self._fresh.clear()
+        self._fresh = {}
 
     def summary(self) -> list[dict[str, Any]]:
         """Return what every transform is and has done, as plain values."""
@@ -207,10 +247,21 @@ class _Now:
     ) -> None:
         self._whole = whole
         self._lr_scale = lr_scale
-        self.gradients = observation.gradients
-        self.signals = observation.signals
+        self._gradients = observation.gradients
+        # A line search that evaluates the closure again does not tell everything again.
+        self.signals = {**whole._signals, **observation.signals}
         self.step = whole._step
         self.bound: Bound | None = None
+        self.changed: set[tuple[int, int]] = set()
+
+    @property
+    def gradients(self) -> GradientNorms | None:
+        """The norms; measured anew if transforms before this one have changed its gradients."""
+        targets = () if self.bound is None else self.bound.actuator.targets
+        if any(target.place in self.changed for target in targets):
+            self._gradients, _ = measure_gradients(self._whole._optimizer.param_groups)
+            self.changed.clear()
+        return self._gradients
 
     def parameter(self, target: Target) -> Tensor:
         return self._whole._parameter(target)
@@ -237,4 +288,7 @@ class _Now:
 
     def is_fresh(self, target: Target, metrics: Sequence[str]) -> bool:
         news = self._whole._fresh.get(target.name, ())
-        return any(metric in news or metric in self.signals for metric in metrics)
+        return any(
+            metric in news or told_of(self.signals.get(metric), target.name) is not None
+            for metric in metrics
+        )

@@ -11,7 +11,8 @@ from stableopt.triggers import AllOf, AnyOf, Limit, above, below, drift
 if TYPE_CHECKING:
     from stableopt.triggers import Trigger
 
-_TOKEN = re.compile(r"\s*([|&()<>]|[A-Za-z_][\w./]*|[-+]?[\d.]+(?:[eE][-+]?\d+)?)")
+_NAME = re.compile(r"[^\W\d][\w./-]*")
+_TOKEN = re.compile(rf"\s*([|&()<>]|{_NAME.pattern}|[-+]?[\d.]+(?:[eE][-+]?\d+)?)")
 _GRAMMAR = "metric < number, metric > number, metric drifts, |, & and parentheses"
 
 
@@ -71,7 +72,10 @@ class _Parser:
             if not self._next_is(")"):
                 raise self.error("a parenthesis is not closed")
             return inner
-        metric, sign = self._take("a metric"), self._take("'<', '>' or 'drifts'")
+        metric = self._take("a metric")
+        if not _NAME.fullmatch(metric):
+            raise self.error(f"{metric!r} is where a metric should be")
+        sign = self._take("'<', '>' or 'drifts'")
         if sign == "drifts":
             return drift(metric)
         if sign not in ("<", ">"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -80,11 +81,11 @@ class Limit(_Combinable):
     def severity(self, evidence: Evidence, held: MutableSet[str]) -> float | None:
         """Return ``(limit - v)/limit`` below a bound, ``min(1, ln(v/limit))`` above one."""
         value = evidence.value(self.metric, largest=self.is_upper)
-        bound = self.release if str(self) in held else self.limit
+        bound = self.release if self._key in held else self.limit
         if value is None or not self._beyond(value, bound):
-            held.discard(str(self))
+            held.discard(self._key)
             return None
-        held.add(str(self))
+        held.add(self._key)
         if self.fixed is not None:
             return self.fixed
         if not self._beyond(value, self.limit):
@@ -93,11 +94,18 @@ class Limit(_Combinable):
             return 1.0 if math.isinf(value) else min(1.0, math.log(value / self.limit))
         return min(1.0, (self.limit - value) / self.limit)
 
+    @property
+    def _key(self) -> str:
+        """What it is held by: limits that let go at different values are different ones."""
+        return str(self) if self.release == self.limit else f"{self}, release {self.release!r}"
+
     def _beyond(self, value: float, bound: float) -> bool:
         return value > bound if self.is_upper else value < bound
 
     def __str__(self) -> str:
-        return f"{self.metric} {'>' if self.is_upper else '<'} {self.limit:g}"
+        short = f"{self.limit:g}"
+        limit = short if float(short) == self.limit else repr(self.limit)
+        return f"{self.metric} {'>' if self.is_upper else '<'} {limit}"
 
 
 @dataclass(frozen=True)
@@ -140,6 +148,9 @@ class AnyOf(_Combinable):
 
     parts: tuple[Trigger, ...]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", _flat(self.parts, AnyOf))
+
     def leaves(self) -> Iterator[Leaf]:
         """Return the leaves of all parts."""
         for part in self.parts:
@@ -163,6 +174,9 @@ class AllOf(_Combinable):
     """
 
     parts: tuple[Trigger, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", _flat(self.parts, AllOf))
 
     def leaves(self) -> Iterator[Leaf]:
         """Return the leaves of all parts."""
@@ -201,12 +215,12 @@ def below(
         >>> str(below("relative_rank", 0.45) | above("spectral_norm", 10.0))
         'relative_rank < 0.45 | spectral_norm > 10'
     """
-    _check_limit(metric, limit, severity)
-    if release is not None and not release >= limit:
-        raise ConfigError(f"release={release!r} must be at least limit={limit:g}, where it lets go")
-    return Limit(
-        metric, float(limit), False, float(limit if release is None else release), severity
-    )
+    _check_limit(metric, limit, release, severity)
+    if release is not None and release < limit:
+        raise ConfigError(
+            f"release={release!r} must be at least limit={limit!r}: it says where it lets go"
+        )
+    return _limit(metric, limit, False, release, severity)
 
 
 def above(
@@ -232,12 +246,12 @@ def above(
         ...
         stableopt.errors.ConfigError: limit=0 must be a number above 0: the bound on spectral_norm
     """
-    _check_limit(metric, limit, severity)
-    if release is not None and not 0 < release <= limit:
+    _check_limit(metric, limit, release, severity)
+    if release is not None and release > limit:
         raise ConfigError(
-            f"release={release!r} must be above 0 and at most limit={limit:g}, where it lets go"
+            f"release={release!r} must be at most limit={limit!r}: it says where it lets go"
         )
-    return Limit(metric, float(limit), True, float(limit if release is None else release), severity)
+    return _limit(metric, limit, True, release, severity)
 
 
 def drift(metric: str) -> Drifted:
@@ -255,7 +269,7 @@ def drift(metric: str) -> Drifted:
     """
     from stableopt.health.drift import LAWS
 
-    if metric not in LAWS:
+    if not isinstance(metric, str) or metric not in LAWS:
         known = ", ".join(LAWS)
         raise ConfigError(f"metric={metric!r} has no course that is followed: use one of {known}")
     return Drifted(metric)
@@ -287,11 +301,34 @@ def _inside(part: Trigger, kind: type) -> str:
     return f"({part})" if isinstance(part, kind) else str(part)
 
 
-def _check_limit(metric: object, limit: object, severity: object) -> None:
+def _flat(parts: tuple[Trigger, ...], kind: type[AnyOf] | type[AllOf]) -> tuple[Trigger, ...]:
+    """Return the parts, with those of parts of the same kind in their place."""
+    found: list[Trigger] = []
+    for part in parts:
+        found += part.parts if isinstance(part, kind) else [_trigger(part)]
+    if not found:
+        raise ConfigError(f"parts={parts!r} must be at least one trigger: there is nothing to ask")
+    return tuple(found)
+
+
+def _limit(
+    metric: str, limit: float, is_upper: bool, release: float | None, severity: float | None
+) -> Limit:
+    """Return a limit whose numbers are plain floats, whatever numbers they were given as."""
+    lets_go = float(limit if release is None else release)
+    return Limit(
+        metric, float(limit), is_upper, lets_go, None if severity is None else float(severity)
+    )
+
+
+def _check_limit(metric: object, limit: object, release: object, severity: object) -> None:
     if not isinstance(metric, str) or not metric:
         raise ConfigError(f"metric={metric!r} must be the name of a metric or a signal")
     require_number("limit", limit, math.inf, f"the bound on {metric}")
-    if math.isinf(limit):  # type: ignore[arg-type]
+    if limit > sys.float_info.max:  # type: ignore[operator]
         raise ConfigError(f"limit={limit!r} must be finite: nothing is beyond it")
-    if severity is not None and not (isinstance(severity, (int, float)) and 0 <= severity <= 1):
+    if release is not None:
+        require_number("release", release, sys.float_info.max, "the value at which it lets go")
+    is_number = isinstance(severity, (int, float)) and not isinstance(severity, bool)
+    if severity is not None and not (is_number and 0 <= severity <= 1):  # type: ignore[operator]
         raise ConfigError(f"severity={severity!r} must be a number from 0 to 1, or None")

@@ -248,8 +248,8 @@ class Act:
     @property
     def worst(self) -> int:
         """The position of the parameter that was changed most."""
-        ratios = [abs(b - a) / (abs(b) + abs(a) or 1.0) for b, a in self._pairs()]
-        return max(range(len(ratios)), key=ratios.__getitem__)
+        moved = [(abs(b - a) / (abs(b) + abs(a) or 1.0), abs(b - a)) for b, a in self._pairs()]
+        return max(range(len(moved)), key=moved.__getitem__)
 
     def _pairs(self) -> list[tuple[float, float]]:
         return list(zip(self.before, self.after, strict=True))

@@ -11,10 +11,21 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 SHOWS = {
+    "lora.py": (
+        "free     loss",
+        "clamped  loss",
+        "largest delta 3.00",
+        "LoRANormClamp moves the lora_delta_norm of 0.lora_B from",
+    ),
     "plain_loop.py": (
         "call 151: skip, because the loss is nan",
         "call 221: roll_back, because",
         "integrity OK",
+    ),
+    "robust_gpt.py": (
+        "lr 0.3    AdamW + clip   validation loss",
+        "lr 0.3    robust()       validation loss 2.",
+        "UpdateCap      acted in 150 steps",
     ),
     "sensors_in_a_loop.py": (
         "risk learning",

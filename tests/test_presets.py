@@ -127,3 +127,69 @@ def test_presets_share_nothing():
 def test_imported_with_the_package():
     code = "import stableopt; stableopt.presets.gradience()"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class TestRobust:
+    def test_no_step_is_longer_than_its_share_whatever_the_learning_rate(self):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 8))
+        adamw = torch.optim.AdamW(model.parameters(), lr=100.0)
+        opt = StableOptimizer(adamw, model=model, **presets.robust())
+        sizes = [
+            max(p.norm().item(), (p.numel() / p[0].numel()) ** 0.5) for p in model.parameters()
+        ]
+        for _ in range(30):
+            before = [p.detach().clone() for p in model.parameters()]
+            opt.zero_grad()
+            model(torch.randn(32, 8)).pow(2).mean().backward()
+            opt.step()
+            for p, old, size in zip(model.parameters(), before, sizes, strict=True):
+                if p.dim() == 2:
+                    assert (p - old).norm().item() <= 0.01 * size * (1 + 1e-4)
+        assert not any(event.intervened for event in opt.ledger)
+
+    def test_where_there_is_no_attention_that_is_a_note(self, model, adamw, caplog):
+        with caplog.at_level("INFO", logger="stableopt"):
+            opt = StableOptimizer(adamw, model=model, **presets.robust())
+
+        assert len(opt.summary()["transforms"]) == 2
+        assert "QKClip(" in caplog.text
+        assert "is left out" in caplog.text
+
+    def test_it_finds_attention(self):
+        layer = torch.nn.TransformerEncoderLayer(8, 2, norm_first=True)
+        opt = StableOptimizer(
+            torch.optim.AdamW(layer.parameters()), model=layer, **presets.robust()
+        )
+
+        kinds = [known["transform"].split("(")[0] for known in opt.summary()["transforms"]]
+        assert kinds == ["ClipGradNorm", "UpdateCap", "QKClip"]
+
+
+class TestAssr:
+    """The reproduction acts, once per reading, with the λ of the document."""
+
+    def test_it_adds_the_gradient_of_the_penalty(self):
+        model = torch.nn.Linear(4, 4, bias=False)
+        with torch.no_grad():
+            model.weight.copy_(torch.diag(torch.tensor([1.0, 1.0, 1.0, 1e-5])))  # κ = 1e5
+        sgd = torch.optim.SGD(model.parameters(), lr=1e-12)
+        opt = StableOptimizer(sgd, model=model, **presets.assr())
+        weight, added = model.weight.detach().clone(), []
+        for _ in range(12):
+            model.weight.grad = torch.zeros(4, 4)
+            opt.step()
+            added.append(model.weight.grad.clone())
+
+        acted = [step for step, gradient in enumerate(added) if bool(gradient.any())]
+        assert acted == [0, 9]  # where readings have come, and nowhere else
+        assert torch.allclose(added[0], 2 * 2e-5 * 11 * weight)
+
+    def test_without_a_model_it_cannot_tell_layers(self, adamw):
+        with pytest.raises(ConfigError, match="needs model="):
+            StableOptimizer(adamw, **presets.assr())
+
+    def test_by_name(self, model, adamw):
+        opt = StableOptimizer.from_config(adamw, {"preset": "assr"}, model=model)
+
+        assert opt.summary()["sensors"]["use"] == ["AssrFiedler()", "AssrConditionNumber()"]

@@ -10,6 +10,9 @@ from stableopt.functional.matrices import normalized, precisely
 _ROOM = 1e-5
 """How far above a bound a norm may be before anything is done: rounding must not repeat it."""
 
+_STEEP = 1e5
+"""How far above a bound a norm may be for a Gram matrix to tell what is near the bound."""
+
 
 @precisely
 def fast_cap(
@@ -38,6 +41,8 @@ def fast_cap(
         >>> fast_cap(torch.diag(torch.tensor([4.0, 1.0])), 2.0, torch.eye(2)).diagonal().tolist()
         [2.0, 1.0]
     """
+    if matrix.numel() == 0 or basis.numel() == 0:
+        return matrix
     product = (matrix @ basis.mH).to(_wide(matrix))
     left, values, right = torch.linalg.svd(product, full_matrices=False)
     above = values - limit
@@ -53,7 +58,8 @@ def exact_cap(matrix: Tensor, limit: float, *, only_above: float | None = None) 
     r"""Return the nearest matrix whose spectral norm is at most ``limit``.
 
     :math:`W' = U \min(S, c)\,V^\top`, by an eigendecomposition of the smaller Gram matrix in
-    float64: :math:`W' = W\,Q\,\mathrm{diag}(\min(1, c/\sigma))\,Q^\top`.
+    float64: :math:`W' = W\,Q\,\mathrm{diag}(\min(1, c/\sigma))\,Q^\top`. Where the norm is more
+    than 1e5 times the limit, whose square is lost in the Gram matrix, by a full decomposition.
 
     Args:
         matrix: ``(m, n)``, finite.
@@ -75,15 +81,32 @@ def exact_cap(matrix: Tensor, limit: float, *, only_above: float | None = None) 
         >>> exact_cap(torch.diag(torch.tensor([4.0, 1.0])), 2.0).diagonal().tolist()
         [2.0, 1.0]
     """
+    return exact_cap_and_norm(matrix, limit, only_above=only_above)[0]
+
+
+@precisely
+def exact_cap_and_norm(
+    matrix: Tensor, limit: float, *, only_above: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return what :func:`exact_cap` does, and the spectral norm before, which it knows anyway.
+
+    Example:
+        >>> exact_cap_and_norm(torch.diag(torch.tensor([4.0, 1.0])), 2.0)[1].item()
+        4.0
+    """
     if matrix.numel() == 0:
-        return matrix
+        return matrix, matrix.new_zeros(())
     quotient, scale = normalized(matrix)
     wide = matrix.shape[0] < matrix.shape[1]
     gram = quotient @ quotient.mH if wide else quotient.mH @ quotient
     squares, vectors = torch.linalg.eigh(gram)
     values = squares.clamp(min=0).sqrt() * scale
     if not _is_above(values[-1], limit, only_above):
-        return matrix
+        return matrix, values[-1]
+    if values[-1] > _STEEP * limit:
+        left, found, right = torch.linalg.svd(quotient, full_matrices=False)
+        steep: Tensor = (left * (found * scale).clamp(max=limit)) @ right
+        return steep.to(matrix.dtype), values[-1]
     # Only what is above the limit is touched; what is below keeps its bits as far as it can.
     top = values > limit
     found, excess = vectors[:, top], 1 - limit / values[top]
@@ -92,7 +115,7 @@ def exact_cap(matrix: Tensor, limit: float, *, only_above: float | None = None) 
     else:
         change = (quotient @ found * excess) @ found.mH
     capped: Tensor = ((quotient - change) * scale).to(matrix.dtype)
-    return capped
+    return capped, values[-1]
 
 
 @precisely

@@ -29,6 +29,7 @@ class Monitor:
         weights: What is known about every weight.
         assessment: The level of the run; ``None`` while nothing is known.
         suspects: Names of weights that should be visited again soon.
+        corrected: Names of weights that were changed upon their last reading: the same.
         kind: What the level is read from.
     """
 
@@ -36,6 +37,7 @@ class Monitor:
         self.weights: dict[str, WeightHealth] = {}
         self.assessment: Assessment | None = None
         self.suspects = set[str]()
+        self.corrected = set[str]()
         self.kind = risk
         self._drift = DriftDetector(spacing)
         self._risk: RiskJudge = KappaSlope() if risk == "kappa_tilde" else SpectralRisk(self._slope)
@@ -89,8 +91,17 @@ class Monitor:
             shape=shape,
         )
         self.weights[name] = now
+        self.corrected.discard(name)
         worse = _rank(now) >= RiskLevel.WARNING.rank and _rank(now) > _rank(before)
         (self.suspects.add if drifts or worse else self.suspects.discard)(name)
+
+    def altered(self, name: str) -> None:
+        """Hear that somebody has corrected a weight: what came of it is to be seen soon.
+
+        Where it was headed says nothing any more, so its course begins anew.
+        """
+        self._drift.forget(name)
+        self.corrected.add(name)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that is remembered, as plain data."""
@@ -104,6 +115,7 @@ class Monitor:
                 for name, health in self.weights.items()
             },
             "suspects": sorted(self.suspects),
+            "corrected": sorted(self.corrected),
             "courses": self._drift.state_dict(),
             "kind": self.kind,
             "risk": self._risk.state_dict(),
@@ -126,6 +138,7 @@ class Monitor:
             for name, health in state["weights"].items()
         }
         self.suspects = {str(name) for name in state["suspects"]}
+        self.corrected = {str(name) for name in state.get("corrected", ())}
         self._drift.load_state_dict(state["courses"])
         if state["kind"] != self.kind:
             return  # a level that is read from something else starts anew

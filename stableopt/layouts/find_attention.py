@@ -142,6 +142,8 @@ def _packed(tree: Tree, name: str, module: nn.Module) -> AttentionLayout | None:
         packed = _matrix(getattr(module, child, None))
         if heads is None or packed is None:
             continue
+        if getattr(module, "multi_query", True) is False:
+            return None  # GPT-BigCode then packs head by head
         kv_heads = key_head_count(module) or heads
         if child == "in_proj" and packed.rows != 3 * packed.features:
             return None  # also a name in models without attention

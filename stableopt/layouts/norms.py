@@ -39,7 +39,7 @@ def norm_layout(module: nn.Module | None, tree: Tree) -> NormLayout | None:
         tree: The model that it is in.
 
     Cost:
-        A forward pass of the layer on 4 vectors, for those that are not torch's.
+        A forward pass of the layer on 6 vectors, for those that are not torch's.
 
     Example:
         >>> from stableopt.layouts.tree import Tree
@@ -92,7 +92,7 @@ def _probe(
         return None
     generator = torch.Generator().manual_seed(0)
     # Large, so that no epsilon matters; and with a mean, which only some subtract.
-    drawn = 100 * (1 + torch.randn(4, features, generator=generator))
+    drawn = 100 * (1 + torch.randn(2, 3, features, generator=generator))
     x = drawn.to(like.device, like.dtype)
     try:
         # Not the call: hooks are none of our business.

@@ -46,7 +46,16 @@ def query_rows(
 def key_rows(
     layout: AttentionLayout, parameters: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the key rows of every key head, and their biases, as :func:`query_rows` does."""
+    """Return the key rows of every key head, and their biases, as :func:`query_rows` does.
+
+    Example:
+        >>> import torch
+        >>> from stableopt.layouts import find_attention
+        >>> model = torch.nn.MultiheadAttention(8, 2, bias=False)
+        >>> weight, bias = key_rows(find_attention(model)[0], dict(model.named_parameters()))
+        >>> torch.equal(weight.flatten(0, 1), model.in_proj_weight[8:16]), bias
+        (True, None)
+    """
     return _rows(layout.key, layout.key_heads, layout.head_dim, parameters)
 
 

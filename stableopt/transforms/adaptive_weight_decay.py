@@ -11,6 +11,7 @@ import torch
 from stableopt.errors import ConfigError, require_number
 from stableopt.sensors.known import METRICS
 from stableopt.transforms.protocol import Change, Needs, Phase
+from stableopt.transforms.rounding import has_matrix
 from stableopt.transforms.selection import Select, selection
 from stableopt.transforms.watch import Watch, metrics_of
 from stableopt.triggers import Limit, Trigger, check_trigger
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from stableopt.transforms.protocol import Moment, Site, Target
+    from stableopt.triggers import Leaf
 
 SCALED = frozenset({"spectral_norm"})
 """Metrics of sensors that fall when a weight is scaled down. No other one does."""
@@ -98,8 +100,7 @@ class AdaptiveWeightDecay:
             if leaf.metric in METRICS and not (leaf.metric in SCALED and is_upper):
                 raise ConfigError(
                     f"when={self.when} cannot work: a decay scales all singular values alike, and "
-                    f"{leaf.metric} does not {'fall' if is_upper else 'rise'}; use "
-                    "SpectralCap(mode='soft', when=…) instead"
+                    f"{leaf.metric} does not {'fall' if is_upper else 'rise'}; {_instead(leaf)}"
                 )
 
     @property
@@ -120,8 +121,14 @@ class AdaptiveWeightDecay:
     def bind(self, site: Site) -> _Decay:
         """Decay the weights of ``site``."""
         named = selection("params", self.params).names is not None
-        chosen = [t for t in site.targets if named or site.parameter(t).dim() > 1]
+        chosen = [t for t in site.targets if named or has_matrix(site.parameter(t))]
         return _Decay(self, chosen)
+
+
+def _instead(leaf: Leaf) -> str:
+    if leaf.metric in SCALED:
+        return f"use above({leaf.metric!r}, …), or no decay"
+    return "use SpectralCap(mode='soft', when=…) instead"
 
 
 class _Decay:

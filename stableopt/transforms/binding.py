@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,7 +14,7 @@ from stableopt.errors import ConfigError
 from stableopt.runtime.names import parameter_names
 from stableopt.runtime.previous import Previous
 from stableopt.sensors.known import METRICS
-from stableopt.transforms.protocol import Target
+from stableopt.transforms.protocol import Actuator, Target
 from stableopt.transforms.selection import NothingSelectedError, selection
 from stableopt.transforms.where_found import WhereFound
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from stableopt.transforms.protocol import Actuator, Transform
+    from stableopt.transforms.protocol import Transform
     from stableopt.types import Act
 
 logger = logging.getLogger("stableopt")
@@ -60,11 +61,16 @@ class Bound:
     last: int | None = None
     newest: Act | None = field(default=None, repr=False)
 
+    def count_on(self, before: Bound) -> None:
+        """Go on with the counts of the same transform, as it was bound before."""
+        self.steps, self.changes = before.steps, before.changes
+        self.last, self.newest = before.last, before.newest
+
     @property
     def key(self) -> str:
-        """What it is remembered by."""
+        """What it is remembered by: the same in every process."""
         group = "" if self.given.group is None else f"{self.given.group}: "
-        return f"{group}{self.given.transform!r}"
+        return group + re.sub(r" at 0x[0-9a-fA-F]+", "", repr(self.given.transform))
 
     def summary(self) -> dict[str, Any]:
         """Return what it is and has done, as plain values."""
@@ -94,7 +100,7 @@ class Field:
         self._optimizer = optimizer
         self.model = model
         names = parameter_names(optimizer, model)
-        every = [Target(name, place) for place, name in names.items()]
+        every = [Target(name, place) for place, name in _unique(names).items()]
         self.targets = [target for target in every if not is_lazy(self.parameter(target))]
         self.lazy = len(every) - len(self.targets)
         self._by_name = {target.name: target for target in self.targets}
@@ -142,6 +148,16 @@ class _Site:
         return self._whole.parameter(target)
 
 
+def _unique(names: Mapping[tuple[int, int], str]) -> dict[tuple[int, int], str]:
+    """Return names of which no two are the same: what is remembered goes by them."""
+    seen: set[str] = set()
+    found = {}
+    for (group, index), name in names.items():
+        found[group, index] = f"{name} ({group}.{index})" if name in seen else name
+        seen.add(name)
+    return found
+
+
 def bind(
     field: Field, transforms: Sequence[Given], measured: Mapping[str, Collection[str]]
 ) -> list[Bound]:
@@ -178,13 +194,10 @@ def bind(
 def _bind(field: Field, given: Given, measured: Mapping[str, Collection[str]]) -> Bound | None:
     transform = given.transform
     try:
-        actuator = transform.bind(field.select(given))
-        if not actuator.targets:
-            raise NothingSelectedError(
-                f"transforms has {transform!r}, which finds no parameter that it can act on: "
-                "leave it out, or widen params="
-            )
+        actuator = _actuator(field, given)
     except NothingSelectedError as nothing:
+        if field.lazy:
+            return None  # asked again once there are more parameters
         if not isinstance(transform, WhereFound):
             raise
         logger.info("%r is left out: %s", transform, nothing)
@@ -194,6 +207,28 @@ def _bind(field: Field, given: Given, measured: Mapping[str, Collection[str]]) -
         _check_visited(metric, given, actuator, measured[metric])
     previous = Previous() if transform.needs.previous else None
     return Bound(given, actuator, sensed, previous)
+
+
+def _actuator(field: Field, given: Given) -> Actuator:
+    """Return what acts for a transform.
+
+    Raises:
+        NothingSelectedError: There is nothing to act on.
+        ConfigError: It is no actuator.
+    """
+    transform = given.transform
+    actuator = transform.bind(field.select(given))
+    if not isinstance(actuator, Actuator):
+        raise ConfigError(
+            f"transforms has {transform!r}, whose bind() returned {actuator!r}: it must return "
+            "what stableopt.transforms.Actuator describes"
+        )
+    if not actuator.targets:
+        raise NothingSelectedError(
+            f"transforms has {transform!r}, which finds no parameter that it can act on: "
+            "leave it out, or widen params="
+        )
+    return actuator
 
 
 def _is_sensed(metric: str, given: Given, measured: Mapping[str, Collection[str]]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from stableopt.errors import ConfigError
 from stableopt.runtime.names import without_wrappers
 
 if TYPE_CHECKING:
@@ -27,6 +28,21 @@ class ByName:
     def __init__(self, site: Site) -> None:
         self._site = site
         self.trained = {target.name: target for target in site.everything}
+
+    def known(self) -> list[str]:
+        """Return the names of all parameters, those that are trained first."""
+        model = self._site.model
+        every = () if model is None else (name for name, _ in model.named_parameters())
+        return list(dict.fromkeys([*self.trained, *map(without_wrappers, every)]))
+
+    def unknown(self, option: str, name: str) -> ConfigError:
+        """Build the error for a name that is not among those of the optimizer."""
+        names = list(self.trained)
+        return ConfigError(
+            f"{option}: {name!r} is no parameter of the optimizer: the names are "
+            f"{', '.join(names[:8])}{', …' if len(names) > 8 else ''}; give model= for names "
+            "instead of positions"
+        )
 
     def parameters(self, names: Iterable[str], moment: Moment | None = None) -> dict[str, Tensor]:
         """Return the parameters of those names, without those that do not exist.

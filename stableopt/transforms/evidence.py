@@ -56,14 +56,26 @@ def signal_about(signal: Any, name: str, *, largest: bool) -> float | None:
     Returns:
         The number; ``None`` if it says nothing, or is NaN.
     """
-    if isinstance(signal, Mapping):
-        inner = max((key for key in signal if is_about(str(key), name)), key=len, default=None)
-        return None if inner is None else signal_about(signal[inner], name, largest=largest)
+    signal = told_of(signal, name)
     if isinstance(signal, Tensor):
         if signal.numel() == 0:
             return None
-        signal = float(signal.detach().amax() if largest else signal.detach().amin())
+        values = signal.detach().abs() if signal.is_complex() else signal.detach()
+        signal = float(values.amax() if largest else values.amin())
     return None if signal is None or math.isnan(signal) else float(signal)
+
+
+def told_of(signal: Any, name: str) -> Any:
+    """Return the part of a signal that is about one parameter; ``None`` if none is.
+
+    Args:
+        signal: As for :func:`signal_about`; of several keys the most specific one counts.
+        name: Of the parameter.
+    """
+    while isinstance(signal, Mapping):
+        keys = [key for key in signal if is_about(str(key), name)]
+        signal = signal[max(keys, key=lambda key: len(str(key)))] if keys else None
+    return signal
 
 
 def is_about(key: str, name: str) -> bool:

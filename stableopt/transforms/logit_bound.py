@@ -49,7 +49,8 @@ class LogitBound:
         params: Patterns of the name of its weight.
 
     Raises:
-        ConfigError: A value is out of range, or no output layer is found.
+        ConfigError: A value is out of range, a name is unknown, the shapes of a head do not fit,
+            or no output layer is found that is trained, with its bias.
 
     Cost:
         Every ``every`` steps two reads of the output layer; a write where it acts.
@@ -89,13 +90,19 @@ class LogitBound:
         if head is None and site.model is not None:
             head = find_head(site.model)
         names = ByName(site)
-        if head is None or head.weight not in {target.name for target in site.targets}:
-            if self.head is not None and head is not None and head.weight not in names.trained:
-                raise ConfigError(f"head={head.weight!r} is no parameter of the optimizer")
+        wanted = [] if head is None else _scaled_names(head)
+        if self.head is not None:
+            for name in wanted:
+                if name not in names.trained:
+                    raise names.unknown("head", name)
+        chosen = {target.name for target in site.targets}
+        # What is frozen is never written: a row cannot be scaled without its bias.
+        if head is None or head.weight not in chosen or not set(wanted) <= set(names.trained):
             raise NothingSelectedError(
                 f"transforms has {self!r}, which finds no output layer that is trained: give "
                 "model=, or head= by the name of its weight"
             )
+        _check(head, names)
         return _LogitBound(self, head, names)
 
 
@@ -104,15 +111,15 @@ class _LogitBound:
         self._options = options
         self._head = head
         self._names = names
-        wanted = [head.weight, *([head.bias] if head.bias is not None else [])]
-        self.targets: list[Target] = [names.trained[n] for n in wanted if n in names.trained]
+        self.targets: list[Target] = [names.trained[name] for name in _scaled_names(head)]
 
     def act(self, moment: Moment) -> Sequence[Change]:
         """Scale in place; see :class:`LogitBound`."""
         weight = moment.parameter(self.targets[0])
-        measured = signal_about(moment.signals.get(SIGNAL), self._head.weight, largest=True)
-        if measured is not None:
-            return self._scale_all(moment, weight, abs(measured))
+        signal, name = moment.signals.get(SIGNAL), self._head.weight
+        ends = [signal_about(signal, name, largest=largest) for largest in (True, False)]
+        if measured := [abs(end) for end in ends if end is not None]:
+            return self._scale_all(moment, weight, max(measured))
         if moment.step % self._options.every or self._head.norm is None:
             return ()
         limit = self._options.limit * self._options.slack
@@ -120,7 +127,7 @@ class _LogitBound:
         beyond = torch.isfinite(bounds) & (bounds > limit * (1 + ROOM))
         if not bool(beyond.any()):
             return ()
-        share = torch.where(beyond, aim(limit, weight) / bounds, torch.ones_like(bounds))
+        share = torch.where(beyond, self._aim(limit, moment) / bounds, torch.ones_like(bounds))
         worst = float(torch.where(beyond, bounds, torch.zeros_like(bounds)).max())
         self._scale(moment, share)
         return [Change(self._head.weight, worst, limit)]
@@ -129,14 +136,20 @@ class _LogitBound:
         limit = self._options.limit
         if not limit * (1 + ROOM) < measured < math.inf:
             return ()
-        self._scale(moment, torch.full_like(weight[:, 0], aim(limit, weight) / measured))
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        share = torch.full_like(weight[:, 0], self._aim(limit, moment) / measured, dtype=dtype)
+        self._scale(moment, share)
         return [Change(self._head.weight, measured, limit)]
 
     def _scale(self, moment: Moment, share: Tensor) -> None:
         for target in self.targets:
             parameter = moment.parameter(target)
-            factors = share.to(parameter)
+            # Factors in float32 at least, so that a product is rounded once.
+            factors = share.to(parameter.device)
             parameter.mul_(factors[:, None] if parameter.dim() > 1 else factors)
+
+    def _aim(self, limit: float, moment: Moment) -> float:
+        return min(aim(limit, moment.parameter(target)) for target in self.targets)
 
     def _bounds(self, moment: Moment, weight: Tensor) -> Tensor:
         """Return the largest logit of every class that the weights allow, ``(classes,)``."""
@@ -163,3 +176,39 @@ class _LogitBound:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Do nothing."""
+
+
+def _scaled_names(head: OutputHead) -> list[str]:
+    return [head.weight, *([head.bias] if head.bias is not None else [])]
+
+
+def _check(head: OutputHead, names: ByName) -> None:
+    """Refuse a head that does not fit the tensors it names.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    norm = head.norm
+    of_norm = [] if norm is None else [n for n in (norm.gain, norm.bias) if n is not None]
+    tensors = names.parameters([*_scaled_names(head), *of_norm])
+    weight = tensors[head.weight]
+    if weight.dim() != 2:
+        raise ConfigError(
+            f"head: {head.weight} {tuple(weight.shape)} must be a matrix (classes, d): name the "
+            "weight of the output layer"
+        )
+    classes, features = weight.shape
+    if norm is not None and norm.features != features:
+        raise ConfigError(
+            f"head: norm.features={norm.features} must be the {features} inputs of {head.weight}: "
+            "name the norm that feeds it, or none"
+        )
+    sizes = {**dict.fromkeys(of_norm, features), **dict.fromkeys(_scaled_names(head)[1:], classes)}
+    for name, size in sizes.items():
+        if name not in tensors:
+            raise names.unknown("head", name)
+        if tensors[name].shape != (size,):
+            raise ConfigError(
+                f"head: {name} {tuple(tensors[name].shape)} must have {size} entries, to fit "
+                f"{head.weight} {tuple(weight.shape)}"
+            )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from stableopt.errors import ConfigError, require_number
 from stableopt.functional import lora_delta_norm
 from stableopt.layouts import LoraPair, find_lora_pairs
 from stableopt.runtime.scalars import read_scalars
+from stableopt.transforms.by_name import ByName
 from stableopt.transforms.protocol import Change, Needs, Phase
 from stableopt.transforms.rounding import ROOM, aim
 from stableopt.transforms.selection import NothingSelectedError, Select, selection
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from stableopt.transforms.protocol import Moment, Site, Target
+    from stableopt.transforms.protocol import Moment, Site
 
 _ORDS: Mapping[str, Literal["fro", "spectral"]] = {"frobenius": "fro", "spectral": "spectral"}
 
@@ -31,8 +32,9 @@ class LoRANormClamp:
 
     The norm of the product is computed from its factors; ``B A`` is never formed. B is scaled and
     A left alone, so that the subspace the adapter works in stays; a fresh adapter, whose B is
-    zero, is left as it is. The state of the optimizer is left alone. It bounds what the weights
-    add; what a *sample* adds, as the output of a hypernetwork, is bounded in the forward pass by
+    zero, is left as it is. A may be frozen; a pair whose B is frozen is left out. The state of
+    the optimizer is left alone. It bounds what the weights add; what a *sample* adds, as the
+    output of a hypernetwork, is bounded in the forward pass by
     :func:`stableopt.functional.clamp_delta_norm`.
 
     Args:
@@ -52,8 +54,7 @@ class LoRANormClamp:
         synchronisation; a write of B where it acts.
 
     Reference:
-        Hu et al., "LoRA", 2021, arXiv:2106.09685; Gekhman et al. and others observe growing
-        deltas: measured in ``benchmarks/closed_loop.py``.
+        Hu et al., "LoRA", 2021, arXiv:2106.09685.
 
     Example:
         >>> LoRANormClamp(3.0, pairs=[("q.A", "q.B", 2.0)]).pairs[0].scale
@@ -72,7 +73,7 @@ class LoRANormClamp:
 
     def __post_init__(self) -> None:
         require_number("limit", self.limit, 1e30, "the largest norm of an adapter's delta")
-        if self.norm not in _ORDS:
+        if self.norm not in list(_ORDS):
             raise ConfigError(f"norm={self.norm!r} must be one of {', '.join(_ORDS)}")
         if self.pairs is not None:
             object.__setattr__(self, "pairs", _pairs(self.pairs))
@@ -81,53 +82,57 @@ class LoRANormClamp:
     def bind(self, site: Site) -> _Clamp:
         """Find the pairs among the parameters of ``site``."""
         chosen = {target.name for target in site.targets}
-        given = self.pairs
-        names = [target.name for target in site.everything]
-        pairs = find_lora_pairs(names, site.model) if given is None else _pairs(given)
-        found = []
+        names = ByName(site)
+        if self.pairs is None:
+            known = find_lora_pairs(names.known(), site.model)
+            pairs = [pair for pair in known if pair.b in names.trained]
+        else:
+            pairs = list(_pairs(self.pairs))
+        factors = names.parameters([name for pair in pairs for name in (pair.a, pair.b)])
         for pair in pairs:
-            a, b = site.named(pair.a), site.named(pair.b)
-            if a is None or b is None:
-                raise ConfigError(_unknown(pair.a if a is None else pair.b, names))
-            _check(pair, site.parameter(a), site.parameter(b))
-            if b.name in chosen:
-                found.append(_Pair(pair, a, b))
+            if pair.a not in factors or pair.b not in names.trained:
+                raise names.unknown("pairs", pair.b if pair.a in factors else pair.a)
+        found = [pair for pair in pairs if pair.b in chosen]
+        for pair in found:
+            _check(pair, factors[pair.a], factors[pair.b])
         if not found:
             raise NothingSelectedError(
                 f"transforms has {self!r}, which finds no pair of LoRA factors among the "
-                f"parameters: give pairs=[(a, b), …] by their names, e.g. of {', '.join(names[:4])}"
+                "parameters: give pairs=[(a, b), …] by their names, e.g. of "
+                f"{', '.join(names.known()[:4])}"
             )
-        return _Clamp(self, found)
-
-
-class _Pair(NamedTuple):
-    pair: LoraPair
-    a: Target
-    b: Target
+        return _Clamp(self, found, names)
 
 
 class _Clamp:
-    def __init__(self, options: LoRANormClamp, pairs: Sequence[_Pair]) -> None:
+    def __init__(self, options: LoRANormClamp, pairs: Sequence[LoraPair], names: ByName) -> None:
         self._options = options
         self._pairs = pairs
-        self.targets = [pair.b for pair in pairs]
+        self._names = names
+        self.targets = [names.trained[b] for b in dict.fromkeys(pair.b for pair in pairs)]
 
     def act(self, moment: Moment) -> Sequence[Change]:
         """Scale in place; see :class:`LoRANormClamp`."""
-        limit, changes = self._options.limit, []
-        norms = read_scalars([self._norm(moment, known) for known in self._pairs])
-        for known, norm in zip(self._pairs, norms, strict=True):
+        limit, kind = self._options.limit, _ORDS[self._options.norm]
+        wanted = [name for pair in self._pairs for name in (pair.a, pair.b)]
+        given = self._names.parameters(wanted, moment)
+        # The second factor of a convolution has a kernel of one pixel: the same product.
+        factors = {name: parameter.detach().flatten(1) for name, parameter in given.items()}
+        norms = read_scalars(
+            [
+                lora_delta_norm(factors[pair.a], factors[pair.b], scale=pair.scale, ord=kind)
+                for pair in self._pairs
+            ]
+        )
+        largest: dict[str, float] = {}
+        for pair, norm in zip(self._pairs, norms, strict=True):
             # A norm that is not finite is the guard's business: it must be seen.
             if norm > limit * (1 + ROOM) and math.isfinite(norm):
-                b = moment.parameter(known.b)
-                b.mul_(aim(limit, b) / norm)
-                changes.append(Change(known.b.name, norm, limit))
-        return changes
-
-    def _norm(self, moment: Moment, known: _Pair) -> Tensor:
-        a, b = moment.parameter(known.a).detach(), moment.parameter(known.b).detach()
-        kind = _ORDS[self._options.norm]
-        return lora_delta_norm(a, b, scale=known.pair.scale, ord=kind)
+                # Pairs may share a B, which is scaled once.
+                largest[pair.b] = max(norm, largest.get(pair.b, 0.0))
+        for name, norm in largest.items():
+            given[name].mul_(aim(limit, given[name]) / norm)
+        return [Change(name, norm, limit) for name, norm in largest.items()]
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: it remembers nothing."""
@@ -155,15 +160,14 @@ def _pairs(given: object) -> tuple[LoraPair, ...]:
 
 
 def _check(pair: LoraPair, a: Tensor, b: Tensor) -> None:
-    if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
+    matrices = min(a.dim(), b.dim()) > 1 and 0 not in (a.numel(), b.numel())
+    if not matrices or a.shape[0] != b.flatten(1).shape[1]:
         raise ConfigError(
             f"pairs: {pair.a} {tuple(a.shape)} and {pair.b} {tuple(b.shape)} must be (r, in) and "
-            "(out, r), with the same r"
+            "(out, r), with the same r: give A first"
         )
-
-
-def _unknown(name: str, names: Sequence[str]) -> str:
-    return (
-        f"pairs: {name!r} is no parameter of the optimizer: the names are {', '.join(names[:8])}"
-        f"{', …' if len(names) > 8 else ''}; give model= for names instead of positions"
-    )
+    for name, factor in ((pair.a, a), (pair.b, b)):
+        if not factor.is_floating_point():
+            raise ConfigError(
+                f"pairs: {name} has dtype={factor.dtype}, which must be real floating: leave it out"
+            )

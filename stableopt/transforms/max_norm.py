@@ -81,7 +81,8 @@ class MaxNorm:
     def bind(self, site: Site) -> _MaxNorm:
         """Bound the parameters of ``site``."""
         named = selection("params", self.params).names is not None
-        chosen = [t for t in site.targets if named or site.parameter(t).dim() > 1]
+        usable = [t for t in site.targets if _has_norm(site.parameter(t))]
+        chosen = [t for t in usable if named or site.parameter(t).dim() > 1]
         for target in chosen:
             self._check(target, site.parameter(target))
         return _MaxNorm(self, chosen)
@@ -94,6 +95,19 @@ class MaxNorm:
                     f"dim={dim} is no dimension of {target.name}, which has "
                     f"{weight.dim()}: name other params="
                 )
+        if len({dim % weight.dim() for dim in dims}) < len(dims):
+            raise ConfigError(
+                f"dim={self.dim} names a dimension of {target.name} twice: name it once"
+            )
+
+
+def _has_norm(weight: Tensor) -> bool:
+    floating = weight.is_floating_point() or weight.is_complex()
+    return floating and weight.layout is torch.strided
+
+
+def _is_half(weight: Tensor) -> bool:
+    return weight.dtype in (torch.float16, torch.bfloat16)
 
 
 class _MaxNorm:
@@ -114,16 +128,31 @@ class _MaxNorm:
         limit = self._options.limit
         if weight.numel() == 0:
             return None
-        norms = torch.linalg.vector_norm(weight, dim=self._dim, keepdim=True)
-        norms = norms.to(widest_real(weight.device))
+        norms = self._norms(weight)
         # A norm that is not finite is the guard's business: it must be seen.
         beyond = (norms > limit * (1 + ROOM)) & torch.isfinite(norms)
         if not bool(beyond.any()):
             return None
         share = torch.where(beyond, aim(limit, weight) / norms, torch.ones_like(norms))
         worst = float(torch.where(beyond, norms, torch.zeros_like(norms)).max())
-        weight.mul_(share.to(weight.real.dtype if weight.is_complex() else weight.dtype))
+        # In half precision the share itself must not be rounded.
+        if _is_half(weight):
+            weight.copy_(weight * share)
+        else:
+            weight.mul_(share.to(weight.real.dtype))
         return Change(name, worst, limit)
+
+    def _norms(self, weight: Tensor) -> Tensor:
+        """Return the norms over the chosen dimensions, also where their squares overflow."""
+        wide = torch.float32 if _is_half(weight) else None
+        norms: Tensor = torch.linalg.vector_norm(weight, dim=self._dim, keepdim=True, dtype=wide)
+        norms = norms.to(widest_real(weight.device))
+        if bool(torch.isfinite(norms).all()):
+            return norms
+        sizes = weight.abs().to(norms.dtype)
+        largest = sizes.amax(dim=self._dim or tuple(range(weight.dim())), keepdim=True)
+        rescaled = torch.linalg.vector_norm(sizes / largest, dim=self._dim, keepdim=True) * largest
+        return torch.where(torch.isfinite(norms), norms, rescaled)
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: it remembers nothing."""

@@ -75,7 +75,10 @@ class Moment(Protocol):
 
     @property
     def gradients(self) -> GradientNorms | None:
-        """The norms of the gradients as the step was judged by; ``None`` without gradients."""
+        """The norms of the gradients, measured anew where another transform has changed them.
+
+        ``None`` without gradients.
+        """
 
     @property
     def signals(self) -> Mapping[str, Any]:

@@ -48,9 +48,10 @@ class QKClip:
 
     Other heads stay as they are, bit for bit. Rotary embeddings are bounded by
     :math:`\lVert W_q \rVert \lVert W_k \rVert`; where heads share keys (GQA) the queries take all
-    of it; behind a QK-norm it is the gains of that norm that are scaled. The state of the
-    optimizer is left alone: it averages gradients, and the gradient of a scaled head changes by
-    one factor, once.
+    of it; behind a QK-norm it is the gains of that norm that are scaled, for all of its heads. A
+    block of which that would scale something frozen is left out. The state of the optimizer is
+    left alone: it averages gradients, and the gradient of a scaled head changes by one factor,
+    once.
 
     Args:
         limit: τ: largest attention logit, above 0.
@@ -112,7 +113,7 @@ class QKClip:
         found = []
         for layout in given:
             check_layout(layout, names.parameters(_names_of(layout)))
-            if layout.query.weight in chosen and layout.key.weight in names.trained:
+            if layout.query.weight in chosen and _is_trained(layout, names):
                 found.append(layout)
         if not found:
             raise NothingSelectedError(
@@ -135,41 +136,52 @@ class _QKClip:
     def act(self, moment: Moment) -> Sequence[Change]:
         """Scale in place; see :class:`QKClip`."""
         looks = moment.step % self._options.every == 0
+        told = [told_about(moment.signals.get(SIGNAL), block.name) for block in self._layouts]
         changes = []
-        for layout in self._layouts:
-            measured = told_about(moment.signals.get(SIGNAL), layout.name)
+        for layout, measured in zip(self._layouts, told, strict=True):
             if measured is None and not looks:
                 continue
             limit = self._options.limit * (self._options.slack if measured is None else 1.0)
-            logits = self._logits(moment, layout, measured)
+            alone = sum(other is measured for other in told) == 1
+            logits = self._logits(moment, layout, measured, alone)
             changes += self._clip(moment, layout, logits, limit)
         return changes
 
-    def _logits(self, moment: Moment, layout: AttentionLayout, measured: Any) -> Tensor:
+    def _logits(
+        self, moment: Moment, layout: AttentionLayout, measured: Any, alone: bool
+    ) -> Tensor:
         """Return the largest logit of each head, as it was measured or as the weights allow."""
-        if isinstance(measured, Tensor) and measured.numel() == layout.heads:
+        # A tensor for several blocks may be as long as one has heads: it is not one by heads.
+        if isinstance(measured, Tensor) and measured.numel() == layout.heads and alone:
             return measured.detach().reshape(-1).to(torch.float64).abs()
         bound = logit_bound(layout, self._names.parameters(_names_of(layout), moment))
         if measured is None:
             return bound
-        # One number for several heads: those that cannot have reached it are left alone.
+        # One number for several heads: those that cannot be beyond the limit are left alone.
         largest = torch.as_tensor(measured).detach().to(bound).abs().amax()
         return torch.where(torch.isnan(bound), largest, torch.minimum(bound, largest))
 
     def _clip(
         self, moment: Moment, layout: AttentionLayout, logits: Tensor, limit: float
     ) -> list[Change]:
-        worst = float(torch.where(torch.isfinite(logits), logits, 0.0).max())
-        if not worst > limit * (1 + ROOM):
+        # Only heads beyond the limit itself: rounding must not repeat what was done.
+        beyond = torch.isfinite(logits) & (logits > limit * (1 + ROOM))
+        if not bool(beyond.any()):
             return []
         tensors = self._names.parameters(_names_of(layout), moment)
-        goal = aim(limit, tensors[layout.query.weight])
-        # Only heads beyond the limit itself: rounding must not repeat what was done.
-        logits = torch.where(logits > limit * (1 + ROOM), logits, torch.zeros_like(logits))
+        # What is not finite is the guard's business: it must be seen.
+        beyond = beyond & _finite(layout, tensors).to(beyond.device)
+        logits = torch.where(beyond, logits, torch.zeros_like(logits))
+        worst = float(logits.max())
+        if worst == 0:
+            return []
+        goal = min(aim(limit, tensors[name]) for name in _scaled_names(layout, self._names))
         if layout.q_norm is not None and layout.k_norm is not None:
+            both, scaled = {layout.q_norm, layout.k_norm}, _scaled_norms(layout, self._names)
             # One norm for both, as some models have it, is scaled once and counts twice.
-            for norm in {layout.q_norm, layout.k_norm}:
-                _scale_norm(norm, tensors, (goal / worst) ** 0.5)
+            share = (goal / worst) ** (0.5 if scaled == both else 1.0)
+            for norm in scaled:
+                _scale_norm(norm, tensors, share)
         else:
             q, k = qk_scales(logits, goal, kv_heads=layout.key_heads)
             _scale(query_rows(layout, tensors), q)
@@ -189,13 +201,14 @@ def told_about(signal: Any, block: str) -> Any:
 
     Args:
         signal: A number or a tensor for all blocks, or a dict of these by the names of blocks or
-            of modules around them.
+            of modules around them. NaN says nothing.
         block: Name of the block.
     """
-    if not isinstance(signal, Mapping):
-        return signal
-    keys = [key for key in signal if is_about(str(key), block)]
-    return signal[max(keys, key=len)] if keys else None
+    if isinstance(signal, Mapping):
+        keys = [key for key in signal if is_about(str(key), block)]
+        return told_about(signal[max(keys, key=len)], block) if keys else None
+    unknown = signal is None or bool(torch.as_tensor(signal).isnan().all())
+    return None if unknown else signal
 
 
 def _layouts(given: object) -> tuple[AttentionLayout, ...]:
@@ -219,17 +232,54 @@ def _names_of(layout: AttentionLayout) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _scaled_names(layout: AttentionLayout, names: ByName) -> list[str]:
+    """Return the names of what is scaled where a head of a layout is beyond the limit."""
+    if layout.q_norm is not None:
+        parts = [p for norm in _scaled_norms(layout, names) for p in (norm.gain, norm.bias)]
+    else:
+        parts = [p for side in (layout.query, layout.key) for p in (side.weight, side.bias)]
+    return list(dict.fromkeys(part for part in parts if part is not None))
+
+
+def _scaled_norms(layout: AttentionLayout, names: ByName) -> set[NormLayout]:
+    """Return the QK-norms whose gains are trained, and whose biases are if they have any."""
+    return {
+        norm
+        for norm in (layout.q_norm, layout.k_norm)
+        if norm is not None
+        and norm.gain in names.trained
+        and (norm.bias is None or norm.bias in names.trained)
+    }
+
+
+def _is_trained(layout: AttentionLayout, names: ByName) -> bool:
+    """Tell whether a layout can be scaled: what is frozen is never written."""
+    wanted = _scaled_names(layout, names)
+    return bool(wanted) and {*wanted, layout.key.weight} <= names.trained.keys()
+
+
+def _finite(layout: AttentionLayout, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the heads whose queries and keys are finite, ``(heads,)``."""
+    query, key = (
+        torch.stack([torch.isfinite(x).flatten(1).all(1) for x in rows if x is not None]).all(0)
+        for rows in (query_rows(layout, tensors), key_rows(layout, tensors))
+    )
+    return query & key.repeat_interleave(layout.heads // layout.key_heads)
+
+
 def _scale(rows: tuple[Tensor, Tensor | None], factors: Tensor) -> None:
-    weight, bias = rows
-    share = factors.to(weight)
-    weight.mul_(share[:, None, None])
-    if bias is not None:
-        bias.mul_(share[:, None].to(bias))
+    for tensor in rows:
+        if tensor is not None:
+            # Factors in float32 at least, so that a product is rounded once.
+            wide = torch.promote_types(tensor.dtype, torch.float32)
+            share = factors.to(tensor.device, wide)
+            tensor.mul_(share[:, None, None] if tensor.dim() > 2 else share[:, None])
 
 
 def _scale_norm(norm: NormLayout, tensors: Mapping[str, Tensor], factor: float) -> None:
     if norm.gain is not None:
         gain = tensors[norm.gain].detach()
-        gain.add_(norm.gain_offset).mul_(factor).sub_(norm.gain_offset)
+        wide = gain.to(torch.promote_types(gain.dtype, torch.float32))
+        gain.copy_((wide + norm.gain_offset) * factor - norm.gain_offset)
     if norm.bias is not None:
         tensors[norm.bias].detach().mul_(factor)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -111,17 +111,26 @@ def selection(option: str, given: object) -> Selection:
         return given
     if given is None:
         return Selection()
-    if isinstance(given, dict) and set(given) <= {"layers", "params"} and "layers" in given:
+    if isinstance(given, Mapping) and set(given) <= {"layers", "params"} and "layers" in given:
         kinds = given["layers"]
-        return layers(*([kinds] if isinstance(kinds, str) else kinds), params=given.get("params"))
-    patterns = (given,) if isinstance(given, str) else given
-    found = tuple(patterns) if isinstance(patterns, Iterable) else ()
+        several = isinstance(kinds, (list, tuple, set, frozenset))
+        return layers(*(_listed(kinds) if several else [kinds]), params=given.get("params"))
+    found = () if isinstance(given, Mapping) else _listed(given)
     if not found or not all(isinstance(pattern, str) and pattern for pattern in found):
         raise ConfigError(
             f"{option}={given!r} must be name patterns, e.g. ['*.weight'], layers(nn.Linear), or "
             "None for all"
         )
     return Selection(found)
+
+
+def _listed(given: object) -> tuple[Any, ...]:
+    """Return one or several as a tuple, the same one in every process."""
+    if isinstance(given, str):
+        return (given,)
+    if isinstance(given, (set, frozenset)):
+        return tuple(sorted(given, key=str))
+    return tuple(given) if isinstance(given, Iterable) else ()
 
 
 def _layer_types(model: nn.Module | None) -> dict[str, frozenset[str]]:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from stableopt.errors import ConfigError, require_number
-from stableopt.functional import as_matrix, exact_cap, fast_cap, soft_cap, spectral_norm
+from stableopt.functional import (
+    as_matrix,
+    exact_cap,
+    fast_cap,
+    row_spectrum,
+    soft_cap,
+    spectral_norm,
+)
 from stableopt.functional.spectral_norm import bidiagonalize, scaled_product, unit_noise
 from stableopt.transforms.protocol import Change, Needs, Phase
 from stableopt.transforms.rounding import ROOM, aim, has_matrix, write_matrix
@@ -36,12 +43,17 @@ class SpectralCap:
     Acts once per reading: what it did is measured at the next visit before it acts again.
 
     - ``"fast"``: caps the singular values that 24 Lanczos steps find; where more of them are
-      above the limit, as ``"exact"``.
+      above the limit, and for matrices that have no more, as ``"exact"``.
     - ``"exact"``: the nearest matrix of that spectral norm.
     - ``"soft"``: one cubic step towards equal singular values,
       :math:`W - \beta / \sigma_1^2\, W W^\top W`. The norm falls by β ≤ 1/3 at most, so it takes
-      some readings; the condition number falls and the effective rank rises with every one. The
-      mode for triggers such as ``below("relative_rank", 0.45)``, and then it needs no limit.
+      some readings.
+    - ``"soft"`` without a limit, for triggers such as ``below("relative_rank", 0.45)``: the same
+      step, scaled back to the Frobenius norm that the weight had. With every reading the
+      condition number falls and the effective rank rises; σ₁ does not rise, and the layer stays
+      as loud as it was. It cannot give a weight directions that it does not have, and lets one
+      be whose singular values are all equal or zero. Trigger it by a rank: the Fiedler value of
+      rows in clusters falls with the first readings, and is back only after 4 to 10.
 
     A convolution is capped as the matrix ``(out, in·kh·kw)``. The state of the optimizer is left
     alone: moments are averages of gradients, which forget within ``1/(1-β)`` steps that the
@@ -77,7 +89,6 @@ class SpectralCap:
     params: Select = None
 
     phase: ClassVar[Phase] = Phase.WEIGHT
-    metric: ClassVar[str] = "spectral_norm"
     routine: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -93,6 +104,11 @@ class SpectralCap:
             )
         given = self.when if self.when is not None else above("spectral_norm", self.limit or 1.0)
         object.__setattr__(self, "when", check_trigger("when", given))
+
+    @property
+    def metric(self) -> str:
+        """The spectral norm; without a limit the effective rank (of a sample of the rows)."""
+        return "effective_rank" if self.limit is None else "spectral_norm"
 
     @property
     def trigger(self) -> Trigger:
@@ -127,25 +143,28 @@ class _SpectralCap:
         sigma = float(spectral_norm(matrix).sigma)
         if not 0 < sigma < float("inf"):
             return None  # zero, or not finite: there is nothing to cap
-        capped = self._capped(matrix, sigma, weight)
+        limit = self._options.limit
+        measure = _rank if limit is None else _norm
+        before = measure(weight)
+        if limit is None:
+            capped = flattened(matrix, sigma)
+        else:
+            capped = self._capped(matrix, sigma, weight, limit)
         if capped is None or capped is matrix:
             return None
         write_matrix(weight, capped)
-        return Change(name, sigma, float(spectral_norm(weight).sigma))
+        return Change(name, before, measure(weight))
 
-    def _capped(self, matrix: Tensor, sigma: float, weight: Tensor) -> Tensor | None:
-        limit = self._options.limit
-        if limit is None:
-            return soft_cap(matrix, sigma)
+    def _capped(self, matrix: Tensor, sigma: float, weight: Tensor, limit: float) -> Tensor | None:
         if not sigma > limit * (1 + ROOM):
             return None
-        if self._options.mode == "soft":
-            return soft_cap(matrix, sigma, min(1 / 3, 1 - limit / sigma))
         bound = aim(limit, weight)
-        if self._options.mode == "fast":
-            matrix = fast_cap(matrix, bound, leading_subspace(matrix), only_above=limit)
-            if float(spectral_norm(matrix).sigma) <= limit * (1 + ROOM):
-                return matrix
+        if self._options.mode == "soft":
+            return soft_cap(matrix, sigma, min(1 / 3, 1 - bound / sigma))
+        if self._options.mode == "fast" and min(matrix.shape) > _BASIS:
+            capped = fast_cap(matrix, bound, leading_subspace(matrix), only_above=limit)
+            if float(spectral_norm(capped).sigma) <= limit * (1 + ROOM):
+                return capped
         return exact_cap(matrix, bound, only_above=limit)
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,6 +174,29 @@ class _SpectralCap:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with it."""
         self._watch.load_state_dict(state)
+
+
+def flattened(matrix: Tensor, sigma: float) -> Tensor | None:
+    """Return ``matrix`` after one cubic step, with the Frobenius norm that it had.
+
+    ``None`` where all singular values that are not zero are equal: no rank moves then.
+
+    Args:
+        matrix: ``(m, n)``, finite and not zero.
+        sigma: Its spectral norm.
+    """
+    capped = soft_cap(matrix, sigma)
+    before, after = torch.linalg.vector_norm(matrix), torch.linalg.vector_norm(capped)
+    # A third at most is taken from anything, so σ₁ is not above what it was.
+    return capped * (before / after) if bool(after > before * (2 / 3) * (1 + ROOM)) else None
+
+
+def _norm(weight: Tensor) -> float:
+    return float(spectral_norm(weight).sigma)
+
+
+def _rank(weight: Tensor) -> float:
+    return float(row_spectrum(weight).effective_rank)
 
 
 def leading_subspace(matrix: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from stableopt.errors import require_int, require_number
-from stableopt.functional import as_matrix, exact_cap, spectral_norm
+from stableopt.functional import as_matrix
+from stableopt.functional.caps import exact_cap_and_norm
 from stableopt.transforms.protocol import Change, Needs, Phase
 from stableopt.transforms.rounding import aim, has_matrix, write_matrix
 from stableopt.transforms.selection import Select, selection
@@ -32,7 +33,8 @@ class SpectralNormalization:
 
     Args:
         bound: Largest spectral norm, above 0.
-        every: Updates from one projection to the next; 1 so that the bound holds in every step.
+        every: Updates from one projection to the next; 1 so that the bound holds after every step.
+            (The very first forward pass is the caller's: initialize below the bound.)
         params: Patterns of parameter names, or :func:`~stableopt.transforms.layers`; everything
             of two dimensions or more if not given. Embeddings and output layers are rarely meant.
 
@@ -97,12 +99,11 @@ class _Projection:
         norm = float(torch.linalg.vector_norm(matrix))
         if norm <= bound or not bool(torch.isfinite(matrix).all()):
             return None
-        capped = exact_cap(matrix, aim(bound, weight), only_above=bound)
+        capped, sigma = exact_cap_and_norm(matrix, aim(bound, weight), only_above=bound)
         if capped is matrix:
             return None
-        before = float(spectral_norm(matrix).sigma)
         write_matrix(weight, capped)
-        return Change(name, before, bound)
+        return Change(name, float(sigma), bound)
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: it remembers nothing."""

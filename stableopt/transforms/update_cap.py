@@ -87,7 +87,7 @@ class UpdateCap:
 
     def bind(self, site: Site) -> _Cap:
         """Cap the parameters of ``site``, and measure them."""
-        usable = [t for t in site.targets if site.parameter(t).layout is torch.strided]
+        usable = [t for t in site.targets if _has_length(site.parameter(t))]
         return _Cap(self.ratio, usable, [reach(site.parameter(target)) for target in usable])
 
 
@@ -97,6 +97,11 @@ def reach(weight: Tensor) -> float:
     inputs = weight[0].numel() if weight.dim() > 1 and len(weight) else weight.numel()
     expected = math.sqrt(weight.numel() / inputs) if inputs else 0.0
     return max(norm, expected) if math.isfinite(norm) else expected
+
+
+def _has_length(weight: Tensor) -> bool:
+    floating = weight.is_floating_point() or weight.is_complex()
+    return floating and weight.layout is torch.strided
 
 
 class _Cap:
@@ -126,7 +131,8 @@ class _Cap:
 
     def _limit(self, target: Target, moment: Moment) -> float:
         lr, peak = moment.lr(target), moment.peak_lr(target)
-        return self._ratio * (math.sqrt(lr / peak) if lr is not None and peak else 1.0)
+        share = abs(lr) / peak if lr is not None and peak else 1.0
+        return self._ratio * math.sqrt(min(1.0, share))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sizes that shares refer to."""

@@ -25,9 +25,20 @@ class Watch:
         self._severity: dict[str, float] = {}
 
     def fresh(self, moment: Moment, target: Target) -> float | None:
-        """Return the severity if there is news and it triggers, else ``None``."""
-        if not moment.is_fresh(target, self._metrics):
-            return None
+        """Return the severity if there is news that triggers, else ``None``.
+
+        What one metric said before is no news because another one has been read since.
+        """
+        severity = self.lasting(moment, target)
+        return severity if self._brings_news(moment, target) else None
+
+    def lasting(self, moment: Moment, target: Target) -> float | None:
+        """Return the severity as of the newest reading, ``None`` where it does not trigger."""
+        if moment.is_fresh(target, self._metrics):
+            self._ask(moment, target)
+        return self._severity.get(target.name)
+
+    def _ask(self, moment: Moment, target: Target) -> None:
         held = self._held.setdefault(target.name, set())
         severity = self._trigger.severity(moment.evidence(target), held)
         if severity is None:
@@ -36,12 +47,16 @@ class Watch:
             self._severity[target.name] = severity
         if not held:
             del self._held[target.name]
-        return severity
 
-    def lasting(self, moment: Moment, target: Target) -> float | None:
-        """Return the severity as of the newest reading, ``None`` where it does not trigger."""
-        self.fresh(moment, target)
-        return self._severity.get(target.name)
+    def _brings_news(self, moment: Moment, target: Target) -> bool:
+        """Tell whether a condition that holds was read just now."""
+        evidence = moment.evidence(target)
+        held = self._held.get(target.name, set())
+        return any(
+            moment.is_fresh(target, (leaf.metric,))
+            and leaf.severity(evidence, set(held)) is not None
+            for leaf in self._trigger.leaves()
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what holds, as plain data."""

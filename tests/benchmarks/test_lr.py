@@ -13,12 +13,12 @@ from benchmarks import lr, lr_methods, lr_runs
 from benchmarks.lr_journal import Journal, version_of
 from benchmarks.lr_methods import BASELINE, METHODS, ROBUST, SCHEDULED, Method
 from benchmarks.lr_model import Shape
-from benchmarks.lr_plan import LION_LRS, LRS, SEEDS, Cell, plan
+from benchmarks.lr_plan import LION_LRS, LRS, SEEDS, UNSEEN, VARIANTS, Cell, plan
 from benchmarks.lr_report import digest, render
 from benchmarks.lr_rivals import AdaGC, Clip, SkipSpikes, ZClip
 from benchmarks.lr_runs import run
 from benchmarks.lr_scores import curve, score, scores, sensitivity
-from benchmarks.lr_targets import schedule_share, targets
+from benchmarks.lr_targets import WITHIN, schedule_share, targets
 from benchmarks.lr_tasks import LONG, MAIN, TASKS, Task
 
 
@@ -83,17 +83,23 @@ class TestTargets:
         """Ours and the baseline on all that has a target."""
         return [
             record(found, rate, seed=seed, task=task, method=method, **rest)
-            for task in (*MAIN, LONG)
+            for task in (*MAIN, *VARIANTS, *UNSEEN, LONG)
             for method, found in ((BASELINE, 2.1), (SCHEDULED, 2.05), (ROBUST, loss))
+            for rate in (0.1, 1.0)
+            for seed in SEEDS
+        ] + [
+            record(found, rate, seed=seed, task=MAIN[0], method=method, **rest)
+            for pair in WITHIN.items()
+            for method, found in zip(pair, (2.1, loss), strict=True)
             for rate in (0.1, 1.0)
             for seed in SEEDS
         ]
 
     def test_all_are_met(self):
-        assert self._found(self._records()) == [True] * 7
+        assert self._found(self._records()) == [True] * 19
 
     def test_a_worse_loss_is_a_miss(self):
-        assert self._found(self._records(loss=2.12)) == [True] * 2 + [False] * 3 + [True] * 2
+        assert self._found(self._records(loss=2.12)) == [True] * 7 + [False] * 10 + [True] * 2
 
     def test_a_steep_curve_is_a_miss(self):
         records = self._records()
@@ -101,21 +107,21 @@ class TestTargets:
         for one in steep:
             one["val"] += 0.1 * (one["lr"] == 1.0)
         found = targets(scores(records), records)
-        assert [row["met"] for row in found] == [False, *[True] * 6]
+        assert [row["met"] for row in found] == [False, *[True] * 18]
         assert found[0]["found"].startswith("0.050 over 3 seed(s)")
 
     def test_large_logits_and_lost_runs_are_misses(self):
         assert self._found(self._records(logit=101.0))[-2:] == [False, True]
         assert self._found(self._records(finite=False))[-2:] == [True, False]
         assert self._found(self._records(stopped="x"))[-2:] == [True, False]
-        others = [{**r, "finite": r["method"] == ROBUST} for r in self._records()]
+        others = [{**r, "finite": METHODS[r["method"]].robust} for r in self._records()]
         assert self._found(others)[-1] is True
 
     def test_what_was_not_run_is_neither(self):
         few = [r for r in self._records() if r["seed"] == 100]
-        assert self._found(few)[:2] == [None, None]
-        assert self._found([r for r in self._records() if r["lr"] < 1.0])[:2] == [None, None]
-        assert self._found([]) == [None] * 7
+        assert self._found(few)[:7] == [None] * 7
+        assert self._found([r for r in self._records() if r["lr"] < 1.0])[:7] == [None] * 7
+        assert self._found([]) == [None] * 19
 
     def test_how_much_is_schedule(self):
         found = schedule_share(scores(self._records()), MAIN[0])
@@ -222,7 +228,8 @@ class TestTasks:
         assert len(main) == 10 * len(LRS) * len(SEEDS)
         assert {c.lr for c in cells if c.method == "Lion + clip"} == set(LION_LRS)
         assert {c.seed for c in cells if c.task == "LSTM"} == {100}
-        assert cells[0].task == LONG
+        assert cells[0].task == MAIN[0]
+        assert cells[-1].task not in MAIN
         assert plan(methods=["ZClip"], lrs=[0.5], seeds=[7], tasks=[MAIN[0]]) == [
             Cell(MAIN[0], "ZClip", 0.5, 7)
         ]

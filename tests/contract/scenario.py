@@ -18,8 +18,20 @@ from torch.optim.optimizer import (
 )
 from torch.optim.swa_utils import SWALR
 
-from stableopt import Guard, StableOptimizer
+from stableopt import (
+    AdaptiveWeightDecay,
+    ClipGradNorm,
+    Guard,
+    LogitBound,
+    LoRANormClamp,
+    MaxNorm,
+    QKClip,
+    SpectralCap,
+    StableOptimizer,
+    UpdateCap,
+)
 from stableopt.sensors import ConditionNumber, SampledSpectrum, Sampler, Sensors, SpectralNorm
+from stableopt.transforms import WhereFound
 from tests.contract.specs import Spec
 
 STEPS = 20
@@ -36,13 +48,28 @@ def wrapped(inner: Optimizer, model: nn.Module) -> Optimizer:
 
 
 def guarded(inner: Optimizer, model: nn.Module) -> Optimizer:
-    """Snapshots every few steps, the detectors of spikes, and every sensor at every step."""
+    """Snapshots every few steps, the detectors of spikes, all sensors and transforms in every step.
+
+    The bounds of the transforms are such that nothing fires.
+    """
     sensors = Sensors(
         use=(SpectralNorm(), SampledSpectrum(rows=4), ConditionNumber(always=True)),
         sampler=Sampler(ratio=1, every=1),
         budget=None,
     )
-    return StableOptimizer(inner, model=model, sensors=sensors, guard=Guard(every=3))
+    transforms = (
+        ClipGradNorm(1e20),
+        AdaptiveWeightDecay(when="spectral_norm > 1e20"),
+        UpdateCap(1e20),
+        MaxNorm(1e20),
+        SpectralCap(1e20),
+        WhereFound(QKClip(1e20, every=1)),
+        WhereFound(LogitBound(1e20, every=1)),
+        WhereFound(LoRANormClamp(1e20)),
+    )
+    return StableOptimizer(
+        inner, model=model, sensors=sensors, guard=Guard(every=3), transforms=transforms
+    )
 
 
 WRAPS: dict[str, Wrap] = {"wrapped": wrapped, "guarded": guarded}

@@ -105,6 +105,7 @@ def test_spikes_are_looked_for_and_snapshots_are_verified(pair):
 def was_left_alone(opt):
     summary = opt.summary()
     assert not any(event.intervened for event in opt.ledger)
+    assert not any(transform["steps"] for transform in summary["transforms"])
     assert summary["snapshots"]["taken"] > 0
     assert any(snapshot["verified"] for snapshot in summary["snapshots"]["steps"])
 

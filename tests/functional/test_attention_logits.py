@@ -229,6 +229,16 @@ def test_no_dropout_mask_violates_the_bound(seed, p, norm, rope):
     assert (block.bound(dropout=p) > block.bound()).all()
 
 
+@pytest.mark.parametrize("gain", [0.0, 1e-3, 1.0])
+def test_a_mask_that_keeps_all_of_a_shift_does_not_violate_the_bound(gain):
+    ones = torch.ones(1, 1, 4)
+    vectors = {"gain": gain * ones[0, 0], "shift": ones[0, 0]}
+    bound = attention_logit_bound(ones, ones, scale=1.0, dropout=0.5, **vectors)
+    # x̂ = 1 as well: every feature is (gain + 1) / (1 - p).
+    reached = (4 * (gain + 1) / 0.5) ** 2
+    assert reached <= bound.item() <= 1.01 * reached
+
+
 def test_query_heads_share_their_key_head_and_no_other():
     block = Block(0, heads=6, kv_heads=3)
     before = block.bound()

@@ -73,10 +73,8 @@ TRANSFORMERS = {
     "qwen3": lambda: transformers.Qwen3ForCausalLM(
         transformers.Qwen3Config(**with_biases(num_key_value_heads=2, head_dim=8))
     ),
-    "gemma2": lambda: transformers.Gemma2ForCausalLM(
-        transformers.Gemma2Config(
-            **SMALL, num_key_value_heads=2, head_dim=8, attn_logit_softcapping=None
-        )
+    "gemma": lambda: transformers.GemmaForCausalLM(
+        transformers.GemmaConfig(**SMALL, num_key_value_heads=2, head_dim=8)
     ),
     "gemma3": lambda: transformers.Gemma3ForCausalLM(
         transformers.Gemma3TextConfig(**SMALL, num_key_value_heads=2, head_dim=8)
@@ -172,6 +170,26 @@ class TestTransformers:
         layouts = find_attention(model)
         assert layouts[0].scale == pytest.approx(9 / math.sqrt(8))
         prove(model, layouts, run(model))
+
+    @pytest.mark.parametrize("multi_query", [True, False])
+    def test_bigcode_packs_in_two_ways_of_which_one_is_known(self, multi_query):
+        config = transformers.GPTBigCodeConfig(
+            n_embd=32,
+            n_head=4,
+            n_layer=2,
+            vocab_size=50,
+            n_positions=64,
+            multi_query=multi_query,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+        model = spread(transformers.GPTBigCodeForCausalLM(config)).eval()
+        layouts = find_attention(model)
+        if multi_query:
+            assert layouts[0].key_heads == 1
+            prove(model, layouts, run(model))
+        else:
+            assert layouts == ()
 
     def test_attention_without_a_scale_has_none(self):
         config = transformers.GPTNeoConfig(
@@ -608,9 +626,9 @@ class TestWrappers:
     def test_names_are_those_of_the_bare_model(self):
         model = GPT(ModelOptions(context=16, width=32, depth=1))
         expected = find_attention(model)
-        assert find_attention(torch.compile(model)) == expected
+        assert find_attention(torch.compile(model, backend="eager")) == expected
         assert find_attention(Wrapper(model)) == expected
-        model.blocks[0].attention = torch.compile(model.blocks[0].attention)
+        model.blocks[0].attention = torch.compile(model.blocks[0].attention, backend="eager")
         assert find_attention(model) == expected
 
     def test_a_model_on_no_device(self):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 from tests.mutants.sensors import SENSOR_MUTANTS
+from tests.mutants.transforms import TRANSFORM_MUTANTS
 
 OPTIMIZER = "tests/test_optimizer.py::TestContract"
 OBSERVE = "tests/test_optimizer.py::TestObserve"
@@ -61,8 +62,8 @@ MUTANTS = {
     ),
     "clipping at the bound rounds its own way": Mutant(
         "stableopt.transforms.clip_grad_norm",
-        "0.99 * self.max_norm - 1e-6",
-        "1.0000005 * self.max_norm",
+        "0.99 * self._max_norm - 1e-6",
+        "1.0000005 * self._max_norm",
         (f"{CLIP}::test_right_at_the_bound_the_rounding_is_that_of_torch",),
     ),
     # SKIP: the batch never happened.
@@ -117,7 +118,7 @@ MUTANTS = {
     "gradients are transformed before they are judged": Mutant(
         "stableopt.step",
         "        verdict, result = self._decide(",
-        "        self._transform(observation.gradients)\n        verdict, result = self._decide(",
+        "        self.transforming.change_gradients(observation)\n        verdict, result = self._decide(",
         (f"{CLIP}::test_a_skipped_step_leaves_the_gradients_as_they_were",),
     ),
     "priming counts as a step": Mutant(
@@ -479,4 +480,5 @@ MUTANTS = {
         (f"{DISPATCH}::test_a_writer_that_raises_is_reported_once_and_counted",),
     ),
     **SENSOR_MUTANTS,
+    **TRANSFORM_MUTANTS,
 }
