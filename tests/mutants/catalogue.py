@@ -118,7 +118,8 @@ MUTANTS = {
     "gradients are transformed before they are judged": Mutant(
         "stableopt.step",
         "        verdict, result = self._decide(",
-        "        self.transforming.change_gradients(observation)\n        verdict, result = self._decide(",
+        "        self.transforming.change_gradients(observation)\n"
+        "        verdict, result = self._decide(",
         (f"{CLIP}::test_a_skipped_step_leaves_the_gradients_as_they_were",),
     ),
     "priming counts as a step": Mutant(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 TRIGGERS = "tests/test_triggers.py"
+CORRECTED = "tests/sensors/test_corrected.py"
 ACTS = "tests/test_acts.py"
 BINDING = "tests/transforms/test_binding.py"
 UPDATE_CAP = "tests/transforms/test_update_cap.py"
@@ -226,6 +227,24 @@ TRANSFORM_MUTANTS = {
         "if not self.published:",
         "if False:",
         (f"{DECAY}::test_a_trigger_that_a_decay_does_not_move_is_refused_with_what_does",),
+    ),
+    "a corrected weight waits for its turn": Mutant(
+        "stableopt.health.monitor",
+        "self.corrected.add(name)",
+        "pass",
+        (f"{CORRECTED}::test_it_is_visited_out_of_turn",),
+    ),
+    "corrections become the course of a weight": Mutant(
+        "stableopt.health.monitor",
+        "        self._drift.forget(name)\n        self.corrected",
+        "        self.corrected",
+        (f"{CORRECTED}::test_its_course_begins_anew",),
+    ),
+    "who was corrected is not in a checkpoint": Mutant(
+        "stableopt.health.monitor",
+        '"corrected": sorted(self.corrected)',
+        '"corrected": []',
+        (f"{CORRECTED}::test_that_goes_into_checkpoints",),
     ),
     # The mathematics, and what is made of it.
     "what is below the limit is capped, too": Mutant(
