@@ -32,8 +32,9 @@ from benchmarks.environment import ROOT, describe_environment
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-SEEDS = (100, 101, 102)
-"""Those of the comparison. Drives and limits were set on seeds 0 to 9."""
+SEEDS = (103, 104, 105)
+"""Those of the comparison. Drives and limits were set on seeds 0 to 9; on 100 to 102 clusters were
+judged by their Fiedler value, which no transform of ours raises while they are driven."""
 
 NAME = "closed_loop"
 LAYERS_PER_BLOCK = 4

@@ -74,7 +74,7 @@ def test_nothing_is_done_before_a_drive(quick, name):
     assert not any(arm["early"] for arm in row["arms"])
 
 
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "clusters"])
+@pytest.mark.parametrize("name", SCENARIOS)
 def test_ours_is_outside_for_fewer_steps(quick, name):
     row = next(row for row in quick[0]["scenarios"] if row["scenario"] == name)
     assert best_of_ours(row)["outside"] < arm_of(row, "none")["outside"]
@@ -82,7 +82,6 @@ def test_ours_is_outside_for_fewer_steps(quick, name):
 
 @pytest.mark.parametrize("name", ["clusters", "rank"])
 def test_a_soft_cap_raises_the_rank_and_a_decay_does_not(quick, name):
-    """It does so among clusters, too, where the Fiedler value need not follow."""
     row = next(row for row in quick[0]["scenarios"] if row["scenario"] == name)
     ranks = {arm["arm"]: arm["spectra"]["relative_rank"] for arm in row["arms"]}
     assert ranks["l2"] == pytest.approx(ranks["none"], rel=0.02)
