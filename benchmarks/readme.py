@@ -6,7 +6,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import collapse_report, sensor_cost, sensors_report
+from benchmarks import (
+    closed_loop_report,
+    collapse_report,
+    lr_report,
+    sensor_cost,
+    sensors_report,
+)
 from benchmarks.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -73,6 +79,7 @@ BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "overhead": overhead,
     "faults": faults,
     "snapshots": snapshots,
+    "lr_sensitivity": lr_report.digest,
 }
 """What is quoted, by the name of its result file and of its marks in the README."""
 
@@ -83,6 +90,7 @@ PAGES: dict[Path, dict[str, Callable[[dict[str, Any]], str]]] = {
         "sensor_cost": sensor_cost.digest,
         "collapse": collapse_report.digest,
     },
+    ROOT / "docs" / "transforms.md": {"closed_loop": closed_loop_report.digest},
 }
 """What every page quotes."""
 

@@ -187,7 +187,7 @@ def arguments_from(config: object) -> dict[str, Any]:
     readers: dict[str, Callable[[Any], Any]] = {
         "guard": partial(_read_guard, preset=preset.get("guard")),
         "sensors": partial(_read_sensors, preset=preset.get("sensors")),
-        "transforms": _read_transforms,
+        "transforms": partial(_read_transforms, preset=preset.get("transforms", ())),
         "telemetry": _read_telemetry,
     }
     for key in options:
@@ -213,8 +213,11 @@ def _read_guard(value: Any, preset: Guard | None = None) -> Guard | bool | None:
     return _build("guard", Guard, given if preset is None else {**asdict(preset), **given})
 
 
-def _read_transforms(value: Any) -> list[Transform]:
-    return [] if value is None else _read_named("transforms", value, TRANSFORMS)
+def _read_transforms(value: Any, preset: Iterable[Transform] = ()) -> list[Transform]:
+    """Read transforms, on top of those of a preset that move something else."""
+    given = [] if value is None else _read_named("transforms", value, TRANSFORMS)
+    moved = {transform.metric for transform in given}
+    return [*(transform for transform in preset if transform.metric not in moved), *given]
 
 
 def _read_sensors(value: Any, preset: Sensors | None = None) -> Any:

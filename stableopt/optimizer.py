@@ -124,13 +124,8 @@ class StableOptimizer(Optimizer):
             sensors=checks.make_sensors(sensors, options),
             guard=options,
             transforms=checks.make_transforms(transforms),
-            groups={
-                g: checks.group_transforms(group) for g, group in enumerate(optimizer.param_groups)
-            },
             telemetry=checks.make_telemetry(telemetry),
         )
-        for group in optimizer.param_groups:
-            group.pop("transforms", None)
         self._close_at_exit()
 
     @classmethod

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parameter import is_lazy
 
+from stableopt.config import group_transforms
 from stableopt.errors import DivergenceError
 from stableopt.guardian import Guardian
 from stableopt.health.gradients import measure_gradients
@@ -26,7 +27,7 @@ from stableopt.transforming import Transforming
 from stableopt.types import Action, Event, Finding, Observation, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
@@ -49,8 +50,8 @@ class StepLoop:
         model: Gives names, and buffers to protect.
         sensors: What is measured between steps; ``None`` for nothing.
         guard: Its options; ``None`` takes every step unjudged.
-        transforms: What changes gradients and weights in a step that is taken, in order.
-        groups: The same for single parameter groups, by their numbers.
+        transforms: What changes gradients and weights in a step that is taken, in order; those
+            that parameter groups bring come after them.
         telemetry: Where events go.
     """
 
@@ -62,7 +63,6 @@ class StepLoop:
         sensors: Sensors | None,
         guard: Guard | None,
         transforms: Sequence[Transform],
-        groups: Mapping[int, Sequence[Transform]],
         telemetry: Dispatcher | None,
     ) -> None:
         self.optimizer = optimizer
@@ -75,14 +75,13 @@ class StepLoop:
         self.sensing = None if sensors is None else Sensing(optimizer, model, sensors, acts=acts)
         self.transforming = Transforming(optimizer, model, self.sensing)
         self.add_transforms(transforms)
-        for group, own in groups.items():
-            self.add_transforms(own, group)
         self.guardian = None
         if guard is not None:
             self.guardian = Guardian(optimizer, model, guard, self.sensing, self.transforming)
         self._unanswered: tuple[Finding, ...] = ()
         self._before = StateCopy()
         self._requires_closure = requires_closure(optimizer)
+        self.adopt_group_transforms()
         if telemetry is not None:
             telemetry.send_summary(self.summary)
 
@@ -106,6 +105,22 @@ class StepLoop:
             self.sensing.launch(self.ledger.steps)
         self._record(verdict, observation, sensed)
         return result if closure is None else loss
+
+    def adopt_group_transforms(self) -> None:
+        """Take the transforms out of the parameter groups that bring some, and have them act.
+
+        Raises:
+            ConfigError: One of them cannot work.
+        """
+        bringing = [
+            (number, group)
+            for number, group in enumerate(self.optimizer.param_groups)
+            if "transforms" in group
+        ]
+        for number, group in bringing:
+            self.add_transforms(group_transforms(group), number)
+        for _, group in bringing:
+            del group["transforms"]
 
     def add_transforms(self, transforms: Sequence[Transform], group: int | None = None) -> None:
         """Have more transforms act, and those that are there on parameters that are new.
@@ -140,7 +155,7 @@ class StepLoop:
         losses, others = self.signals.take()
         if not losses:
             losses = loss_of(closure_loss)
-        if self.guardian is None and self.telemetry is None:
+        if self.guardian is None and self.telemetry is None and not self.transforming.wants("loss"):
             losses = []  # nobody looks at it: do not wait for the device
         if self.guardian is None and not self.transforming:
             return Observation(loss=_mean(read_scalars(losses)), signals=others), []
@@ -175,6 +190,7 @@ class StepLoop:
         around: AbstractContextManager[None] = nullcontext()
         if self.guardian is not None:
             around = self.guardian.step(self.ledger.steps)
+        self.adopt_group_transforms()
         self.transforming.before_step(observation, self.ledger.steps)
         with around:
             result, late = self._step(closure, loss)

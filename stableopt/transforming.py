@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,20 @@ if TYPE_CHECKING:
     from stableopt.triggers import Evidence
     from stableopt.types import GradientNorms, Observation
 
+logger = logging.getLogger("stableopt")
+
 QUIET = 100
 """Calls without acting after which a routine transform that acts again is told anew."""
+
+
+PATIENCE = 100
+"""Steps after which a signal that was never observed is asked for."""
+
+
+def signals_of(observation: Observation) -> dict[str, Any]:
+    """Return what triggers may read of an observation beside the readings of sensors."""
+    loss = {} if observation.loss is None else {"loss": observation.loss}
+    return {**loss, **observation.signals}
 
 
 class Transforming:
@@ -50,7 +63,10 @@ class Transforming:
         self._given: list[Given] = []
         self._bound: list[Bound] = []
         self._lazy = 0
-        self._known = 0
+        self._known = (0, 0)
+        self._found: set[int] = set()
+        self._awaited: set[str] = set()
+        self._waited = 0
         self._peaks: dict[int, float] = {}
         self._fresh: dict[str, set[str]] = {}
         self._changes: dict[int, dict[str, Change]] = {}
@@ -78,15 +94,18 @@ class Transforming:
     def _bind_all(self, given: list[Given]) -> None:
         field = Field(self._optimizer, self._model)
         measured = {} if self._sensing is None else self._sensing.measured()
-        bound = bind(field, given, measured)
+        bound = bind(field, given, measured, rested=self._found)
         state, fresh = self.state_dict(), self._fresh
         before = {id(item.given): item for item in self._bound}
         for item in bound:
             if id(item.given) in before:
                 item.count_on(before[id(item.given)])
         self._given, self._bound, self._lazy = given, bound, field.lazy
+        at_work = {id(item.given) for item in bound}
+        self._found |= {i for i, item in enumerate(given) if id(item) in at_work}
         self._known = self._count()
         self.reads = any(item.sensed for item in bound)
+        self._awaited = {metric for item in bound for metric in item.told}
         if self.reads and self._sensing is not None:
             self._sensing.acts = True
         self.load_state_dict(state)
@@ -108,7 +127,7 @@ class Transforming:
             step: Updates behind the weights.
         """
         self._step = step + 1
-        self._signals = observation.signals
+        self._signals = signals_of(observation)
         self._changes.clear()
         if self._given and self._has_other_parameters():
             self._bind_all(self._given)
@@ -133,10 +152,30 @@ class Transforming:
             if lr is not None and any(bound.given.transform.needs.lr for bound in self._bound):
                 size = abs(float(lr))
                 self._peaks[g] = max(self._peaks.get(g, 0.0), size if math.isfinite(size) else 0.0)
-        self._act(Phase.WEIGHT, _Now(self, observation, lr_scale))
+        now = _Now(self, observation, lr_scale)
+        self._act(Phase.UPDATE, now)
+        self._act(Phase.WEIGHT, now)
         if self._sensing is not None and self.reads:
             self._sensing.altered(self._corrected())
+        self._await()
         self._fresh, self._signals, self._taken = {}, {}, True
+
+    def wants(self, signal: str) -> bool:
+        """Tell whether a trigger reads a signal."""
+        return any(signal in bound.told for bound in self._bound)
+
+    def _await(self) -> None:
+        """Say once which signals never come: a trigger on them never does anything."""
+        self._awaited -= self._signals.keys()
+        self._waited += 1
+        if self._awaited and self._waited == PATIENCE:
+            logger.warning(
+                "no value of %s has been observed in %d steps, and the triggers that read it do "
+                "nothing: call opt.observe(%s=...) before step(), or look for a typing error",
+                ", ".join(sorted(self._awaited)),
+                PATIENCE,
+                min(self._awaited),
+            )
 
     def _corrected(self) -> set[str]:
         """Return the names of the weights that were acted on upon readings."""
@@ -184,8 +223,10 @@ class Transforming:
             told.append(act)
         return tuple(told)
 
-    def _count(self) -> int:
-        return sum(len(group["params"]) for group in self._optimizer.param_groups)
+    def _count(self) -> tuple[int, int]:
+        """Return how many parameters there are, and how many of them are trained."""
+        every = [p for group in self._optimizer.param_groups for p in group["params"]]
+        return len(every), sum(p.requires_grad for p in every)
 
     def _has_other_parameters(self) -> bool:
         """Tell whether there are more or fewer than before, or shapes where there were none."""
@@ -249,7 +290,7 @@ class _Now:
         self._lr_scale = lr_scale
         self._gradients = observation.gradients
         # A line search that evaluates the closure again does not tell everything again.
-        self.signals = {**whole._signals, **observation.signals}
+        self.signals = {**whole._signals, **signals_of(observation)}
         self.step = whole._step
         self.bound: Bound | None = None
         self.changed: set[tuple[int, int]] = set()

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[^\W\d][\w./-]*")
 _TOKEN = re.compile(rf"\s*([|&()<>]|{_NAME.pattern}|[-+]?[\d.]+(?:[eE][-+]?\d+)?)")
-_GRAMMAR = "metric < number, metric > number, metric drifts, |, & and parentheses"
+_GRAMMAR = (
+    "metric < number, metric > number, metric > number release number, metric drifts, |, & and "
+    "parentheses"
+)
 
 
 def parse_trigger(name: str, text: str) -> Trigger:
@@ -83,12 +86,16 @@ class _Parser:
         return self._limit(metric, sign)
 
     def _limit(self, metric: str, sign: str) -> Limit:
+        limit = self._number()
+        release = self._number() if self._next_is("release") else None
+        return (below if sign == "<" else above)(metric, limit, release=release)
+
+    def _number(self) -> float:
         number = self._take("a number")
         try:
-            limit = float(number)
+            return float(number)
         except ValueError:
             raise self.error(f"{number!r} is where a number should be") from None
-        return below(metric, limit) if sign == "<" else above(metric, limit)
 
     def _next_is(self, token: str) -> bool:
         if not self.tokens or self.tokens[0] != token:

@@ -81,11 +81,11 @@ class Limit(_Combinable):
     def severity(self, evidence: Evidence, held: MutableSet[str]) -> float | None:
         """Return ``(limit - v)/limit`` below a bound, ``min(1, ln(v/limit))`` above one."""
         value = evidence.value(self.metric, largest=self.is_upper)
-        bound = self.release if self._key in held else self.limit
+        bound = self.release if str(self) in held else self.limit
         if value is None or not self._beyond(value, bound):
-            held.discard(self._key)
+            held.discard(str(self))
             return None
-        held.add(self._key)
+        held.add(str(self))
         if self.fixed is not None:
             return self.fixed
         if not self._beyond(value, self.limit):
@@ -94,18 +94,18 @@ class Limit(_Combinable):
             return 1.0 if math.isinf(value) else min(1.0, math.log(value / self.limit))
         return min(1.0, (self.limit - value) / self.limit)
 
-    @property
-    def _key(self) -> str:
-        """What it is held by: limits that let go at different values are different ones."""
-        return str(self) if self.release == self.limit else f"{self}, release {self.release!r}"
-
     def _beyond(self, value: float, bound: float) -> bool:
         return value > bound if self.is_upper else value < bound
 
     def __str__(self) -> str:
-        short = f"{self.limit:g}"
-        limit = short if float(short) == self.limit else repr(self.limit)
-        return f"{self.metric} {'>' if self.is_upper else '<'} {limit}"
+        release = "" if self.release == self.limit else f" release {_plain(self.release)}"
+        return f"{self.metric} {'>' if self.is_upper else '<'} {_plain(self.limit)}{release}"
+
+
+def _plain(number: float) -> str:
+    """Return a number as text that means the same number."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 @dataclass(frozen=True)

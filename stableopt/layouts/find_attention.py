@@ -254,6 +254,10 @@ def _block(
     if not (plain and fits) or norms is None or sides.query is None or sides.key is None:
         return None
     fed = None if features is None else norm_before(tree, name, *sides.layers, features)
+    if _has_more(module):
+        if norms != (None, None):
+            return None
+        fed = None
     return AttentionLayout(
         name=name,
         query=sides.query,
@@ -268,6 +272,21 @@ def _block(
         q_norm=norms[0],
         k_norm=norms[1],
     )
+
+
+_OWN = frozenset(
+    {"in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias"}
+)
+"""What torch's MultiheadAttention has beside its layers."""
+
+
+def _has_more(module: nn.Module) -> bool:
+    """Tell whether logits may be more than q·k: there is a temperature, or a bias of positions.
+
+    Parameters of the module itself, and tables, are taken for one; the bound would not hold.
+    """
+    own = any(name not in _OWN for name, _ in module.named_parameters(recurse=False))
+    return own or any(isinstance(child, nn.Embedding) for child in module.modules())
 
 
 def _qk_norms(tree: Tree, module: nn.Module) -> tuple[NormLayout | None, NormLayout | None] | None:

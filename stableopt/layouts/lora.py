@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from stableopt.errors import ConfigError, require_number
 from stableopt.layouts.tree import Tree
 
@@ -117,6 +119,19 @@ def _partner(name: str) -> tuple[str, str, str | None] | None:
 def _scale(layer: nn.Module | None, adapter: str | None) -> float:
     scaling = getattr(layer, "scaling", None)
     value = scaling.get(adapter) if isinstance(scaling, dict) else scaling
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
-        return float(value)
-    return 1.0
+    if value is None:
+        value = _ratio(getattr(layer, "lora_alpha", None), getattr(layer, "r", None), adapter)
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = float(value)
+    known = math.nan
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        known = abs(float(value))
+    return known if 0 < known < math.inf else 1.0
+
+
+def _ratio(alpha: object, rank: object, adapter: str | None) -> float | None:
+    """Return alpha / rank, where both are numbers."""
+    above, below = (x.get(adapter) if isinstance(x, dict) else x for x in (alpha, rank))
+    if isinstance(above, (int, float)) and isinstance(below, (int, float)) and below:
+        return above / below
+    return None

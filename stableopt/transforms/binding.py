@@ -45,6 +45,7 @@ class Bound:
         given: What it is.
         actuator: What acts for it.
         sensed: The metrics that it reads from sensors.
+        told: Those that it reads from what is told to ``observe()``.
         previous: The weights before a step, if it asks for them.
         steps: In how many steps it has acted.
         changes: On how many parameters, all steps together.
@@ -55,6 +56,7 @@ class Bound:
     given: Given
     actuator: Actuator
     sensed: tuple[str, ...]
+    told: tuple[str, ...] = ()
     previous: Previous | None = None
     steps: int = 0
     changes: int = 0
@@ -92,7 +94,7 @@ class Field:
         model: Gives names.
 
     Attributes:
-        targets: All of them that have a shape already.
+        targets: All of them that are trained: not frozen, and with a shape already.
         lazy: How many have none yet.
     """
 
@@ -101,12 +103,14 @@ class Field:
         self.model = model
         names = parameter_names(optimizer, model)
         every = [Target(name, place) for place, name in _unique(names).items()]
-        self.targets = [target for target in every if not is_lazy(self.parameter(target))]
-        self.lazy = len(every) - len(self.targets)
+        shaped = [target for target in every if not is_lazy(self.parameter(target))]
+        self.lazy = len(every) - len(shaped)
+        self._shaped = shaped
+        self.targets = [target for target in shaped if self.parameter(target).requires_grad]
         self._by_name = {target.name: target for target in self.targets}
 
     def named(self, name: str) -> Target | None:
-        """Return a parameter of the optimizer; ``None`` if there is none of that name."""
+        """Return a parameter that is trained; ``None`` if there is none of that name."""
         return self._by_name.get(name)
 
     def parameter(self, target: Target) -> Tensor:
@@ -121,9 +125,9 @@ class Field:
         Raises:
             ConfigError: A pattern matches nothing.
         """
-        inside = [t for t in self.targets if given.group in (None, t.place[0])]
+        inside = [t for t in self._shaped if given.group in (None, t.place[0])]
         chosen = selection("params", given.transform.params).among(inside, self.model)
-        return _Site(self, chosen)
+        return _Site(self, [t for t in chosen if self.parameter(t).requires_grad])
 
 
 class _Site:
@@ -159,7 +163,10 @@ def _unique(names: Mapping[tuple[int, int], str]) -> dict[tuple[int, int], str]:
 
 
 def bind(
-    field: Field, transforms: Sequence[Given], measured: Mapping[str, Collection[str]]
+    field: Field,
+    transforms: Sequence[Given],
+    measured: Mapping[str, Collection[str]],
+    rested: Collection[int] = (),
 ) -> list[Bound]:
     """Bind every transform to its parameters.
 
@@ -167,6 +174,8 @@ def bind(
         field: The parameters.
         transforms: In the order in which they act.
         measured: By metric, the names of the weights that a sensor visits.
+        rested: Positions of transforms that may find nothing: they did once, and all that they
+            acted on is frozen for now.
 
     Raises:
         ConfigError: A transform finds no parameter, reads what nobody measures, or moves what
@@ -174,8 +183,8 @@ def bind(
     """
     found: list[Bound] = []
     owners: dict[tuple[str, str], Transform] = {}
-    for given in transforms:
-        bound = _bind(field, given, measured)
+    for i, given in enumerate(transforms):
+        bound = _bind(field, given, measured, may_rest=i in rested)
         if bound is None:
             continue
         for target in bound.actuator.targets:
@@ -191,14 +200,16 @@ def bind(
     return found
 
 
-def _bind(field: Field, given: Given, measured: Mapping[str, Collection[str]]) -> Bound | None:
+def _bind(
+    field: Field, given: Given, measured: Mapping[str, Collection[str]], *, may_rest: bool
+) -> Bound | None:
     transform = given.transform
     try:
         actuator = _actuator(field, given)
     except NothingSelectedError as nothing:
         if field.lazy:
             return None  # asked again once there are more parameters
-        if not isinstance(transform, WhereFound):
+        if not may_rest and not isinstance(transform, WhereFound):
             raise
         logger.info("%r is left out: %s", transform, nothing)
         return None
@@ -206,7 +217,8 @@ def _bind(field: Field, given: Given, measured: Mapping[str, Collection[str]]) -
     for metric in sensed:
         _check_visited(metric, given, actuator, measured[metric])
     previous = Previous() if transform.needs.previous else None
-    return Bound(given, actuator, sensed, previous)
+    told = tuple(metric for metric in transform.needs.metrics if metric not in sensed)
+    return Bound(given, actuator, sensed, told, previous)
 
 
 def _actuator(field: Field, given: Given) -> Actuator:

@@ -166,6 +166,12 @@ def _check(pair: LoraPair, a: Tensor, b: Tensor) -> None:
             f"pairs: {pair.a} {tuple(a.shape)} and {pair.b} {tuple(b.shape)} must be (r, in) and "
             "(out, r), with the same r: give A first"
         )
+    if a.shape[0] > a[0].numel() and len(b) < b[0].numel():
+        raise ConfigError(
+            f"pairs: {pair.a} {tuple(a.shape)} and {pair.b} {tuple(b.shape)} would have a rank of "
+            f"{a.shape[0]}, more than both sides of the layer: A must be (r, in) and B (out, r); "
+            "what is used as x @ A @ B has to be stored the other way round"
+        )
     for name, factor in ((pair.a, a), (pair.b, b)):
         if not factor.is_floating_point():
             raise ConfigError(

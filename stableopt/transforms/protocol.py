@@ -21,6 +21,8 @@ class Phase(str, Enum):
     GRADIENT = "gradient"
     """Before the inner optimizer's step, on gradients; where a line search evaluates the closure
     many times, after each evaluation."""
+    UPDATE = "update"
+    """After it, on the way that weights have gone in it: before all that bounds weights."""
     WEIGHT = "weight"
     """After it, on weights."""
 
@@ -119,10 +121,10 @@ class Site(Protocol):
 
     @property
     def everything(self) -> Sequence[Target]:
-        """All parameters of the optimizer."""
+        """All parameters that are trained."""
 
     def named(self, name: str) -> Target | None:
-        """Return any parameter of the optimizer, selected or not; ``None`` if there is none."""
+        """Return any parameter that is trained, selected or not; ``None`` if there is none."""
 
     def parameter(self, target: Target) -> Tensor:
         """Return the parameter as it is now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from stableopt.layouts import NormLayout
     from stableopt.transforms.protocol import Moment, Site
+
+logger = logging.getLogger("stableopt")
 
 SIGNAL = "max_attention_logit"
 """The signal of ``observe()`` with measured logits."""
@@ -120,6 +123,15 @@ class QKClip:
                 f"transforms has {self!r}, which finds no attention block that is trained: give "
                 "layouts= by parameter names"
             )
+        unbounded = [b.name for b in found if b.norm is None and b.q_norm is None]
+        if unbounded:
+            logger.info(
+                "QKClip knows no bound from the weights of %s%s: it acts there on what "
+                "observe(%s=...) tells alone",
+                ", ".join(unbounded[:4]),
+                f" and {len(unbounded) - 4} more" if len(unbounded) > 4 else "",
+                SIGNAL,
+            )
         return _QKClip(self, found, names)
 
 
@@ -128,6 +140,7 @@ class _QKClip:
         self._options = options
         self._layouts = layouts
         self._names = names
+        self._doubted = self._checked = False
         weights = dict.fromkeys(
             n for block in layouts for n in (block.query.weight, block.key.weight)
         )
@@ -135,6 +148,7 @@ class _QKClip:
 
     def act(self, moment: Moment) -> Sequence[Change]:
         """Scale in place; see :class:`QKClip`."""
+        self._check_keys(moment.signals.get(SIGNAL))
         looks = moment.step % self._options.every == 0
         told = [told_about(moment.signals.get(SIGNAL), block.name) for block in self._layouts]
         changes = []
@@ -152,8 +166,11 @@ class _QKClip:
     ) -> Tensor:
         """Return the largest logit of each head, as it was measured or as the weights allow."""
         # A tensor for several blocks may be as long as one has heads: it is not one by heads.
-        if isinstance(measured, Tensor) and measured.numel() == layout.heads and alone:
-            return measured.detach().reshape(-1).to(torch.float64).abs()
+        by_head = by_heads(measured, layout.heads) if alone else None
+        if by_head is not None:
+            return by_head
+        if isinstance(measured, Tensor) and measured.numel() > 1:
+            self._doubt(layout, measured)
         bound = logit_bound(layout, self._names.parameters(_names_of(layout), moment))
         if measured is None:
             return bound
@@ -188,12 +205,57 @@ class _QKClip:
             _scale(key_rows(layout, tensors), k)
         return [Change(layout.query.weight, worst, limit)]
 
+    def _doubt(self, layout: AttentionLayout, measured: Tensor) -> None:
+        if not self._doubted:
+            self._doubted = True
+            logger.warning(
+                "observe(%s=...) of shape %s does not tell the %d heads of %s apart, and its "
+                "largest value is taken for each: give (heads,) or (batch, heads) for each block, "
+                "by name",
+                SIGNAL,
+                tuple(measured.shape),
+                layout.heads,
+                layout.name,
+            )
+
+    def _check_keys(self, signal: Any) -> None:
+        if not isinstance(signal, Mapping) or self._checked:
+            return
+        self._checked = True
+        names = [layout.name for layout in self._layouts]
+        lost = [key for key in signal if not any(is_about(str(key), name) for name in names)]
+        if lost:
+            logger.warning(
+                "observe(%s=...) tells of %s, and there is no such attention block: the blocks are "
+                "%s",
+                SIGNAL,
+                ", ".join(map(repr, lost[:4])),
+                ", ".join(names[:8]),
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: it remembers nothing."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Do nothing."""
+
+
+def by_heads(measured: Any, heads: int) -> Tensor | None:
+    """Return the largest magnitude of each head, ``(heads,)``, or ``None`` if it is not told.
+
+    Args:
+        measured: ``(heads,)``, ``(batch, heads)``, or all logits ``(batch, heads, n, n)``.
+        heads: How many.
+    """
+    if not isinstance(measured, Tensor) or measured.dim() not in (1, 2, 4):
+        return None
+    axis = 1 if measured.dim() == 4 else measured.dim() - 1
+    if measured.shape[axis] != heads:
+        return None
+    largest = measured.detach().abs().movedim(axis, 0).flatten(1) if measured.dim() > 1 else None
+    found = measured.detach().abs() if largest is None else largest.amax(dim=1)
+    return found.to(torch.float64)
 
 
 def told_about(signal: Any, block: str) -> Any:

@@ -44,10 +44,10 @@ class Selection:
         found = list(targets)
         if self.names is not None:
             for pattern in self.names:
-                if not any(fnmatchcase(target.name, pattern) for target in targets):
+                if not any(_matches(target.name, pattern) for target in targets):
                     raise NothingSelectedError(_unmatched("params", pattern, targets))
             patterns = self.names
-            found = [t for t in found if any(fnmatchcase(t.name, p) for p in patterns)]
+            found = [t for t in found if any(_matches(t.name, p) for p in patterns)]
         if self.layers is not None:
             kinds = _layer_types(model)
             for layer in self.layers:
@@ -131,6 +131,11 @@ def _listed(given: object) -> tuple[Any, ...]:
     if isinstance(given, (set, frozenset)):
         return tuple(sorted(given, key=str))
     return tuple(given) if isinstance(given, Iterable) else ()
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Tell whether a pattern means a name; a name with brackets in it means itself."""
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 def _layer_types(model: nn.Module | None) -> dict[str, frozenset[str]]:

@@ -17,11 +17,13 @@ from stableopt.functional import (
     spectral_norm,
 )
 from stableopt.functional.spectral_norm import bidiagonalize, scaled_product, unit_noise
+from stableopt.health.drift import LAWS
+from stableopt.sensors.known import METRICS
 from stableopt.transforms.protocol import Change, Needs, Phase
 from stableopt.transforms.rounding import ROOM, aim, has_matrix, write_matrix
 from stableopt.transforms.selection import Select, selection
 from stableopt.transforms.watch import Watch, metrics_of
-from stableopt.triggers import Trigger, above, check_trigger
+from stableopt.triggers import Limit, Trigger, above, check_trigger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,6 +34,23 @@ if TYPE_CHECKING:
 
 MODES = ("fast", "exact", "soft")
 
+FALLS = frozenset(
+    {
+        "condition_number",
+        "relative_condition",
+        "kappa_p10",
+        "relative_kappa_p10",
+        "redundancy",
+        "kappa_tilde",
+        "assr_condition_number",
+    }
+)
+"""Metrics of sensors that fall where large singular values do and small ones do not."""
+
+RISES = frozenset({"stable_rank", "effective_rank", "relative_rank", "fiedler", "relative_fiedler"})
+"""Those that rise, in the end: the Fiedler values of rows in clusters fall at first."""
+
+_SEED = 24_680
 _BASIS = 24
 """Lanczos steps for the subspace that is capped at once."""
 
@@ -67,7 +86,8 @@ class SpectralCap:
             of two dimensions or more if not given.
 
     Raises:
-        ConfigError: A value is out of range, or there is neither a limit nor a trigger.
+        ConfigError: A value is out of range, there is neither a limit nor a trigger, or the
+            trigger is on a metric that no cap moves its way.
 
     Cost:
         Nothing until it triggers. Then ``"fast"`` 200 m n flops, ``"exact"`` an eigendecomposition
@@ -104,6 +124,20 @@ class SpectralCap:
             )
         given = self.when if self.when is not None else above("spectral_norm", self.limit or 1.0)
         object.__setattr__(self, "when", check_trigger("when", given))
+        self._check_moves()
+
+    def _check_moves(self) -> None:
+        for leaf in self.trigger.leaves():
+            is_upper = leaf.is_upper if isinstance(leaf, Limit) else LAWS[leaf.metric].sign > 0
+            flattened = leaf.metric in (FALLS if is_upper else RISES)
+            capped = leaf.metric == "spectral_norm" and is_upper and self.limit is not None
+            if leaf.metric in METRICS and not (flattened or capped):
+                way = "fall" if is_upper else "rise"
+                raise ConfigError(
+                    f"when={self.when} cannot work: {leaf.metric} does not {way} where the largest "
+                    f"singular values of a weight are {'capped' if self.limit else 'flattened'}; "
+                    "turn the trigger round, or give a limit for a trigger on spectral_norm"
+                )
 
     @property
     def metric(self) -> str:
@@ -203,7 +237,10 @@ def leading_subspace(matrix: Tensor) -> Tensor:
     """Return orthonormal rows ``(k, n)`` that the leading right singular vectors lie in."""
     product, _ = scaled_product(matrix)
     steps = min(_BASIS, *matrix.shape)
-    found = bidiagonalize(product, unit_noise(matrix, None), steps).rights
+    # From another vector than any estimate of a norm starts from: one that began inside of the
+    # subspace would not see what is outside.
+    start = unit_noise(matrix, torch.Generator("cpu").manual_seed(_SEED))
+    found = bidiagonalize(product, start, steps).rights
     # Where the space is used up the last rows are rounding: what is kept is orthonormal.
     basis: Tensor = torch.linalg.qr(found.mH).Q.mH
     return basis

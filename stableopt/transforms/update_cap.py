@@ -75,7 +75,7 @@ class UpdateCap:
     ratio: float = 0.01
     params: Select = None
 
-    phase: ClassVar[Phase] = Phase.WEIGHT
+    phase: ClassVar[Phase] = Phase.UPDATE
     metric: ClassVar[str] = "update_ratio"
     routine: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(previous=True, lr=True)

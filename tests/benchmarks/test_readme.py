@@ -6,15 +6,16 @@ import json
 
 import pytest
 
-from benchmarks.readme import BLOCKS, README, RESULTS, updated
+from benchmarks.readme import PAGES, RESULTS, updated
 
 
-def test_the_readme_quotes_the_committed_results():
-    text = README.read_text(encoding="utf-8")
-    assert updated(text) == text
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_page_quotes_the_committed_results(page):
+    text = page.read_text(encoding="utf-8")
+    assert updated(text, page) == text
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", [name for blocks in PAGES.values() for name in blocks])
 def test_what_is_quoted_is_a_complete_run(name):
     result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     assert result["complete"]

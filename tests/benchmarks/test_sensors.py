@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import sensor_cost, sensors
-from benchmarks.readme import PAGES, RESULTS, ROOT, updated
+from benchmarks.readme import ROOT
 from benchmarks.sensors_matrices import COLLAPSED, KINDS, TINY, make_matrix
 from benchmarks.sensors_report import render
 from benchmarks.sensors_rows import exact_norm, exact_spectrum, measure, rows_needed
@@ -126,13 +126,3 @@ def test_the_cost_of_sensors(tmp_path, capsys):
     # Nothing is postponed without a budget, and every visit takes time.
     assert updates["sensors"]["postponed"] == 0
     assert updates["sensors"]["dense"] > 0 < updates["sensors"]["own_account"]["steady"]
-
-
-def test_the_page_quotes_the_committed_results():
-    text = PAGE.read_text(encoding="utf-8")
-    assert updated(text, PAGE) == text
-
-
-@pytest.mark.parametrize("name", PAGES[PAGE])
-def test_what_is_quoted_is_a_complete_run(name):
-    assert json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["complete"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 TRIGGERS = "tests/test_triggers.py"
+IN_USE = "tests/transforms/test_in_use.py"
 CORRECTED = "tests/sensors/test_corrected.py"
 ACTS = "tests/test_acts.py"
 BINDING = "tests/transforms/test_binding.py"
@@ -28,14 +29,14 @@ TRANSFORM_MUTANTS = {
     ),
     "a trigger flickers at its limit": Mutant(
         "stableopt.triggers",
-        "bound = self.release if self._key in held else self.limit",
+        "bound = self.release if str(self) in held else self.limit",
         "bound = self.limit",
         (f"{TRIGGERS}::TestHysteresis::test_it_does_not_flicker_at_the_limit",),
     ),
     "limits that look alike hold together": Mutant(
         "stableopt.triggers",
-        'return str(self) if self.release == self.limit else f"{self}, release {self.release!r}"',
-        "return str(self)",
+        "return short if float(short) == number else repr(number)",
+        "return short",
         (f"{TRIGGERS}::TestHysteresis",),
     ),
     "or is the smallest": Mutant(
@@ -71,7 +72,7 @@ TRANSFORM_MUTANTS = {
     # Binding: what is found, and what is refused.
     "a pattern may match nothing": Mutant(
         "stableopt.transforms.binding",
-        "if not isinstance(transform, WhereFound):",
+        "if not may_rest and not isinstance(transform, WhereFound):",
         "if False:",
         (f"{BINDING}::TestSelection::test_what_matches_nothing_is_an_error",),
     ),
@@ -228,6 +229,24 @@ TRANSFORM_MUTANTS = {
         "if False:",
         (f"{DECAY}::test_a_trigger_that_a_decay_does_not_move_is_refused_with_what_does",),
     ),
+    "frozen weights are changed": Mutant(
+        "stableopt.transforms.binding",
+        "[t for t in chosen if self.parameter(t).requires_grad]",
+        "chosen",
+        (f"{IN_USE}::TestFrozen",),
+    ),
+    "the subspace is looked for where its norm is": Mutant(
+        "stableopt.transforms.spectral_cap",
+        'unit_noise(matrix, torch.Generator("cpu").manual_seed(_SEED))',
+        "unit_noise(matrix, None)",
+        (f"{IN_USE}::test_a_cap_sees_what_it_left_outside_of_its_subspace",),
+    ),
+    "steps are capped after weights are bounded": Mutant(
+        "stableopt.transforming",
+        "        self._act(Phase.UPDATE, now)\n        self._act(Phase.WEIGHT, now)\n",
+        "        self._act(Phase.WEIGHT, now)\n        self._act(Phase.UPDATE, now)\n",
+        (f"{IN_USE}::test_bounds_hold_after_the_cap_of_the_step_whatever_the_order",),
+    ),
     "a corrected weight waits for its turn": Mutant(
         "stableopt.health.monitor",
         "self.corrected.add(name)",
@@ -327,8 +346,8 @@ TRANSFORM_MUTANTS = {
     ),
     "a tensor for all blocks is one by heads": Mutant(
         "stableopt.transforms.qk_clip",
-        "measured.numel() == layout.heads and alone",
-        "measured.numel() == layout.heads",
+        "by_heads(measured, layout.heads) if alone else None",
+        "by_heads(measured, layout.heads)",
         (f"{QK}::TestSignals::test_a_tensor_for_several_blocks_is_not_one_by_heads",),
     ),
     "a head that is not finite is scaled": Mutant(

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -85,6 +85,7 @@ def changes(opt):
 )
 def test_the_norm_is_at_most_the_limit_and_a_stays(sizes, norm, dtype, share, scale, seed):
     rows, columns, rank = sizes
+    assume(rank <= max(rows, columns))  # else A and B look as if they were the other way round
     generator = torch.Generator().manual_seed(seed)
     a = nn.Parameter(torch.randn(rank, columns, generator=generator).to(dtype))
     b = nn.Parameter(torch.randn(rows, rank, generator=generator).to(dtype))
@@ -94,7 +95,8 @@ def test_the_norm_is_at_most_the_limit_and_a_stays(sizes, norm, dtype, share, sc
     clamp = LoRANormClamp(limit, norm=norm, pairs=[("0.0", "0.1", scale)])
     opt = stepped(None, clamp, parameters=[a, b])
     assert_same(a.detach(), before[0])
-    assert delta(a, b, scale, NORMS[norm]) <= limit * (1 + ROUNDING[dtype]) * (1 + 1e-9)
+    # Within 1e-5 of the limit it is let be.
+    assert delta(a, b, scale, NORMS[norm]) <= limit * (1 + max(ROUNDING[dtype], 1.001e-5))
     if share < 0.95:
         assert delta(a, b, scale, NORMS[norm]) >= 0.97 * limit
         # The subspace stays: all of B is scaled by one factor.
