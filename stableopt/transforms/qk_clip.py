@@ -46,8 +46,9 @@ class QKClip:
     largest logit if you measure it, ``opt.observe(max_attention_logit={block: per_head})``, else
     the largest one that the weights allow, which needs no forward pass:
     :math:`m = d\,\lVert W_q W_k^\top \rVert_2 / \sqrt{d_h}` with the gain of the norm that feeds
-    them folded in. That bound is never violated, and in training two to six times above what
-    occurs: it is held against ``slack`` times the limit. ``slack=1`` makes the limit a guarantee.
+    them folded in. That bound holds for whatever comes out of that norm, as long as logits are q·k
+    times a scale, and is in training two to six times above what occurs: it is held against
+    ``slack`` times the limit. ``slack=1`` makes the limit a guarantee.
 
     Other heads stay as they are, bit for bit. Rotary embeddings are bounded by
     :math:`\lVert W_q \rVert \lVert W_k \rVert`; where heads share keys (GQA) the queries take all

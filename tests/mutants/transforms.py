@@ -37,7 +37,7 @@ TRANSFORM_MUTANTS = {
         "stableopt.triggers",
         "return short if float(short) == number else repr(number)",
         "return short",
-        (f"{TRIGGERS}::TestHysteresis",),
+        (f"{TRIGGERS}::TestText",),
     ),
     "or is the smallest": Mutant(
         "stableopt.triggers",
