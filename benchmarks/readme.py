@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import (
     closed_loop_report,
     collapse_report,
-    lr_report,
     sensor_cost,
     sensors_report,
 )
@@ -79,7 +78,6 @@ BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "overhead": overhead,
     "faults": faults,
     "snapshots": snapshots,
-    "lr_sensitivity": lr_report.digest,
 }
 """What is quoted, by the name of its result file and of its marks in the README."""
 
