@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import (
     closed_loop_report,
     collapse_report,
+    lr_report,
     sensor_cost,
     sensors_report,
 )
@@ -78,6 +79,7 @@ BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "overhead": overhead,
     "faults": faults,
     "snapshots": snapshots,
+    "lr_sensitivity": lr_report.digest,
 }
 """What is quoted, by the name of its result file and of its marks in the README."""
 
