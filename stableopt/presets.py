@@ -76,10 +76,11 @@ def robust() -> dict[str, Any]:
 
     Gradients are clipped to a norm of 1, no step of a tensor is longer than 1% of its size, and
     heads whose weights allow attention logits beyond 300 are scaled down, where attention is found
-    in ``model=``. Then a learning rate that is ten or a hundred times too large trains like the
-    best one. It is not free of consequences where nothing is wrong: the cap acts in the first
-    steps of most runs. ``make bench-lr`` measures what that is worth, and how much of it is a
-    change of schedule.
+    in ``model=``. Then a learning rate that is ten or a hundred times too large trains a small
+    transformer like the best one. It is not free of consequences where nothing is wrong: the cap
+    acts in the first steps of most runs, and there are models whose steps it makes too short (an
+    LSTM, measured). ``make bench-lr`` says what it is worth, where it fails, and how much of it is
+    a change of schedule.
 
     Returns:
         ``transforms``.
