@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import shlex
 import sys
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from benchmarks.closed_loop_norms import BOUNDS, QUICK_STEPS, STEPS, compare, norm_rows
 from benchmarks.closed_loop_plot import draw
@@ -27,10 +23,12 @@ from benchmarks.closed_loop_rows import scenario_row
 from benchmarks.closed_loop_runs import run
 from benchmarks.closed_loop_scenarios import BASE_ARMS, SCENARIOS
 from benchmarks.closed_loop_tasks import COURSE, QUICK
-from benchmarks.environment import ROOT, describe_environment
+from benchmarks.command import results_directory, silent, torch_threads
+from benchmarks.environment import describe_environment
+from benchmarks.progress import progress_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 SEEDS = (103, 104, 105)
 """Those of the comparison. Drives and limits were set on seeds 0 to 9; on 100 to 102 clusters were
@@ -52,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parse(arguments)
     begun, facts = perf_counter(), describe_environment()
-    with _one_thread(), _silent(), _progress() as progress:
+    with torch_threads(), silent(), progress_bar() as progress:
         records = _drive(options, progress)
         norms = _normalize(options, progress)
     course = QUICK if options.quick else COURSE
@@ -73,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "records": records,
     }
     text = render(result, f"{NAME}.json")
-    _write(options.out or _default_out(options), result, text)
+    directory = options.out or results_directory(complete=result["complete"])
+    _write(directory, result, text)
     print(text)
     return 0
 
@@ -125,45 +124,9 @@ def _normalize(options: argparse.Namespace, progress: Progress) -> list[dict[str
     return records
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep the warnings of all the runs from the terminal."""
-    logger = logging.getLogger("stableopt")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def _is_complete(options: argparse.Namespace) -> bool:
     whole = options.scenarios == list(SCENARIOS) and len(options.seeds) >= len(SEEDS)
     return whole and not options.quick
-
-
-def _default_out(options: argparse.Namespace) -> Path:
-    return ROOT / ("benchmarks/results" if _is_complete(options) else "runs/benchmarks")
 
 
 def _write(directory: Path, result: dict[str, Any], text: str) -> None:

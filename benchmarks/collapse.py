@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import shlex
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from benchmarks.collapse_kinds import COLLAPSES
 from benchmarks.collapse_report import render
@@ -30,10 +26,11 @@ from benchmarks.collapse_runs import (
     watch,
 )
 from benchmarks.collapse_tasks import HEALTHY, TASKS
-from benchmarks.environment import ROOT, describe_environment
+from benchmarks.command import results_directory, silent, torch_threads
+from benchmarks.environment import describe_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 SEEDS = (110, 111, 112)
 """Those of the comparison. The limits were set on seeds 0 to 5, and on 100 to 102 one rule fell."""
@@ -51,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
     begun = perf_counter()
-    with _one_thread(), _silent():
+    with torch_threads(), silent():
         healthy, records = _run(options)
         result = {
             "command": shlex.join(["python", "-m", "benchmarks.collapse", *arguments]),
@@ -71,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "records": records,
         }
     text = render(result, "collapse.json")
-    _write(options.out or _default_out(options), result, text)
+    _write(options.out or results_directory(complete=result["complete"]), result, text)
     print(text)
     return 0
 
@@ -118,34 +115,8 @@ def _run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, A
     return healthy, records
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep the warnings of all the runs from the terminal."""
-    logger = logging.getLogger("stableopt")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def _is_complete(options: argparse.Namespace) -> bool:
     return not options.quick and options.kinds == list(TASKS) and len(options.seeds) >= len(SEEDS)
-
-
-def _default_out(options: argparse.Namespace) -> Path:
-    return ROOT / ("benchmarks/results" if _is_complete(options) else "runs/benchmarks")
 
 
 def _write(directory: Path, result: dict[str, Any], text: str) -> None:

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import random
 import shlex
 import sys
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from benchmarks.environment import ROOT, describe_environment
+from benchmarks.command import results_directory, silent, torch_threads
+from benchmarks.environment import describe_environment
 from benchmarks.fault_kinds import FAULTS, Fault
 from benchmarks.fault_report import render
 from benchmarks.fault_rows import record_of, summarize_runs
@@ -27,7 +24,7 @@ from benchmarks.fault_runs import Setting, Strike, run, run_on
 from stableopt import Guard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from benchmarks.fault_runs import Outcome
 
@@ -59,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
     begun = perf_counter()
-    with _one_thread(), _silent():
+    with torch_threads(), silent():
         gauntlet = _Gauntlet(options)
         guards = [Guard(every=40)] if options.quick else [Guard(every=40), Guard()]
         blocks = [gauntlet.block(guard, with_bare=i == 0) for i, guard in enumerate(guards)]
@@ -74,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "blocks": blocks,
         }
     text = render(result, "faults.json")
-    _write(options.output or _default_output(options), result, text)
+    _write(options.output or results_directory(complete=_is_complete(options)), result, text)
     print(text)
     return 0
 
@@ -192,34 +189,8 @@ def _differences(guard: Guard) -> str:
     return f"Guard({', '.join(f'{key}={value!r}' for key, value in given.items())})"
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep the warnings of hundreds of runs from the terminal."""
-    logger = logging.getLogger("stableopt")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def _is_complete(options: argparse.Namespace) -> bool:
     return not options.quick and options.faults is None and options.runs is None
-
-
-def _default_output(options: argparse.Namespace) -> Path:
-    return ROOT / ("benchmarks/results" if _is_complete(options) else "runs/benchmarks")
 
 
 def _write(directory: Path, result: dict[str, Any], text: str) -> None:

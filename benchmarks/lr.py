@@ -13,9 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+from benchmarks.command import results_directory
 from benchmarks.environment import ROOT, describe_environment
 from benchmarks.lr_journal import Journal, version_of
 from benchmarks.lr_methods import METHODS, frozen
@@ -26,6 +24,7 @@ from benchmarks.lr_report import render
 from benchmarks.lr_scores import scores
 from benchmarks.lr_targets import targets
 from benchmarks.lr_tasks import TASKS
+from benchmarks.progress import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "records": records,
     }
     text = render(result, f"{NAME}.json")
-    _write(options.out or _default_out(result["complete"]), result, text)
+    _write(options.out or results_directory(complete=result["complete"]), result, text)
     print(text)
     return 0
 
@@ -112,7 +111,7 @@ def _run(cells: Sequence[Cell], journal: Journal, options: argparse.Namespace) -
     """Return a record for every cell, in the order of tasks and methods."""
     done = journal.load()
     left = [cell for cell in cells if cell not in done]
-    with _progress() as progress:
+    with progress_bar() as progress:
         bar = progress.add_task("runs", total=len(cells), completed=len(cells) - len(left))
         for cell, record in run_all(left, jobs=options.jobs, quick=options.quick):
             journal.append(cell, record)
@@ -125,24 +124,10 @@ def _run(cells: Sequence[Cell], journal: Journal, options: argparse.Namespace) -
     return [done[cell] for cell in ordered]
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-
-
 def _is_complete(options: argparse.Namespace, cells: Sequence[Cell]) -> bool:
     """Return whether everything was run that is planned, on enough seeds."""
     enough = len(options.seeds) >= len(SEEDS)
     return enough and not options.quick and set(cells) == set(plan(options.seeds))
-
-
-def _default_out(complete: bool) -> Path:
-    return ROOT / ("benchmarks/results" if complete else "runs/benchmarks")
 
 
 def _write(directory: Path, result: dict[str, Any], text: str) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import asdict
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 import torch
 
+from benchmarks.command import silent, torch_threads
 from benchmarks.lr_runs import run
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def run_all(
         quick: Whether to train the tiny versions of the tasks.
     """
     if jobs == 0:
-        with _alone():
+        with torch_threads(), silent():
             for cell in cells:
                 yield cell, run(**asdict(cell), quick=quick)
         return
@@ -49,15 +49,3 @@ def _settle() -> None:
     torch.set_num_threads(1)
     # Guards have much to say at these learning rates.
     logging.getLogger("stableopt").setLevel(logging.CRITICAL)
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Settle, and put everything back."""
-    threads, level = torch.get_num_threads(), logging.getLogger("stableopt").level
-    _settle()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        logging.getLogger("stableopt").setLevel(level)

@@ -15,9 +15,8 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from benchmarks.environment import ROOT, describe_environment
+from benchmarks.command import results_directory, torch_threads
+from benchmarks.environment import describe_environment
 from benchmarks.measure import FEWEST_ROUNDS, Cell, run_cell
 from benchmarks.report import render
 from benchmarks.variants import ESSENTIAL, VARIANTS
@@ -77,9 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     names = options.cells or (QUICK if options.quick else DEFAULT)
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else None)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(options.threads)
-    try:
+    with torch_threads(options.threads):
         result = {
             "command": shlex.join(["python", "-m", "benchmarks.overhead", *arguments]),
             "seed": options.seed,
@@ -87,10 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "environment": describe_environment(),
             "cells": _measure([_prepare(CELLS[name], rounds, options) for name in names], options),
         }
-    finally:
-        torch.set_num_threads(threads)
     text = render(result, "overhead.json")
-    _write(options.output or _default_output(options), result, text)
+    _write(options.output or results_directory(complete=result["complete"]), result, text)
     print(text)
     return 0
 
@@ -186,10 +181,6 @@ def _measure(cells: list[Cell], options: argparse.Namespace) -> list[dict[str, A
 
 def _is_complete(options: argparse.Namespace) -> bool:
     return not options.quick and options.cells is None and options.rounds is None
-
-
-def _default_output(options: argparse.Namespace) -> Path:
-    return ROOT / ("benchmarks/results" if _is_complete(options) else "runs/benchmarks")
 
 
 def _write(directory: Path, result: dict[str, Any], text: str) -> None:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.environment import ROOT, describe_environment
+from benchmarks.command import results_directory, torch_threads
+from benchmarks.environment import describe_environment
 from benchmarks.variants import BASELINE, PERIODIC, VARIANTS, make_learner
 from benchmarks.workload import count_parameters, loss_of, make_batches
 from stableopt.health.drift import LEARNED
@@ -91,9 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of weights and data (default: 0)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write")
     options = parser.parse_args(arguments)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads():
         phases = QUICK if options.quick else PHASES
         result = {
             "command": shlex.join(["python", "-m", "benchmarks.sensor_cost", *arguments]),
@@ -105,10 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "target": TARGET,
             "cells": [cell for phase in phases for cell in measure(phase, options.seed)],
         }
-    finally:
-        torch.set_num_threads(threads)
     text = render(result)
-    default = ROOT / ("runs/benchmarks" if options.quick else "benchmarks/results")
+    default = results_directory(complete=not options.quick)
     directory = options.out or default
     directory.mkdir(parents=True, exist_ok=True)
     written = json.dumps(result, indent=1) + "\n"

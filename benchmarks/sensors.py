@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.environment import ROOT, describe_environment
+from benchmarks.command import results_directory, torch_threads
+from benchmarks.environment import describe_environment
 from benchmarks.sensors_matrices import KINDS, QUICK_RUNS, RUNS, make_matrix, train
 from benchmarks.sensors_report import render
 from benchmarks.sensors_rows import SINGULAR, exact_spectrum, measure, read, rows_needed
@@ -61,10 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     sizes = options.sizes or (QUICK_SIZES if options.quick else SIZES)
     complete = not options.quick and tuple(sizes) == SIZES
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     begun = perf_counter()
-    try:
+    with torch_threads():
         result = {
             "command": shlex.join(["python", "-m", "benchmarks.sensors", *arguments]),
             "seed": options.seed,
@@ -72,11 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "environment": describe_environment(),
             **_measure(sizes, options.seed, quick=options.quick),
         }
-    finally:
-        torch.set_num_threads(threads)
     result["seconds"] = perf_counter() - begun
     result["targets"] = targets(result)
-    default = ROOT / ("benchmarks/results" if complete else "runs/benchmarks")
+    default = results_directory(complete=complete)
     directory = options.out or default
     directory.mkdir(parents=True, exist_ok=True)
     text = render(result, "sensors.json")

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.environment import ROOT, describe_environment
+from benchmarks.command import results_directory, silent, torch_threads
+from benchmarks.environment import describe_environment
 from benchmarks.variants import make_optimizer
 from benchmarks.workload import count_parameters, loss_of, make_batches, make_model
 from stableopt import Guard, StableOptimizer
@@ -78,12 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a tiny model: seconds")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write")
     options = parser.parse_args(arguments)
-    logger = logging.getLogger("stableopt")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # every rollback is a warning
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(), silent(logging.ERROR):  # every rollback is a warning
         result = {
             "command": shlex.join(["python", "-m", "benchmarks.snapshots", *arguments]),
             "environment": describe_environment(),
@@ -91,11 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "complete": not options.quick,
             "cells": [measure(cell) for cell in (QUICK if options.quick else CELLS)],
         }
-    finally:
-        torch.set_num_threads(threads)
-        logger.setLevel(level)
     text = render(result)
-    default = ROOT / ("runs/benchmarks" if options.quick else "benchmarks/results")
+    default = results_directory(complete=not options.quick)
     directory = options.output or default
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "snapshots.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stableopt.functional.matrices import precisely
 
-_ROUNDING = 2.0
+_ROUNDING = 16.0
 """Of a decomposition, and of logits in the same dtype: in its units, of the Frobenius norms."""
 
 
