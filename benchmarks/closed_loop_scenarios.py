@@ -216,9 +216,26 @@ def _named(ending: str) -> Callable[[nn.Module], list[str]]:
 
 # the scenarios
 
-SIGMA, LOGIT, DELTA, OUTPUT = 4.0, 50.0, 3.0, 30.0
+SIGMA, LOGIT, DELTA, OUTPUT, RANK = 4.0, 50.0, 3.0, 30.0, 0.6
 _MLP = ("*up.weight", "*down.weight")
-_LOW_RANK = below("relative_rank", 0.6)
+
+
+def _low_rank(*, name: str, title: str, driven: str, drive: Drive) -> Scenario:
+    """Return a scenario in which MLP weights lose their rank."""
+    when = below("relative_rank", RANK)
+    cap = SpectralCap(mode="soft", when=when, params=_MLP)
+    return Scenario(
+        name=name,
+        title=title,
+        driven=driven,
+        metric="relative_rank",
+        bound=RANK,
+        is_upper=False,
+        units=_named("up.weight"),
+        measure=spectrum_metric("relative_rank"),
+        drive=drive,
+        arms=_sensed(cap, when, _MLP, SampledSpectrum()),
+    )
 
 
 def _qk_arms() -> dict[str, Arm]:
@@ -293,39 +310,17 @@ SCENARIOS: dict[str, Scenario] = {
             lr_factor=100.0,
             arms=_lora_arms(),
         ),
-        Scenario(
+        _low_rank(
             name="clusters",
             title="neurons fall into clusters",
             driven="rows go 5% of the way to the mean of one of 8 clusters in each update",
-            metric="relative_rank",
-            bound=0.6,
-            is_upper=False,
-            units=_named("up.weight"),
-            measure=spectrum_metric("relative_rank"),
             drive=pull_to_clusters(0.05),
-            arms=_sensed(
-                SpectralCap(mode="soft", when=_LOW_RANK, params=_MLP),
-                _LOW_RANK,
-                _MLP,
-                SampledSpectrum(),
-            ),
         ),
-        Scenario(
+        _low_rank(
             name="rank",
             title="rank collapses",
             driven="all but 4 singular directions decay by 3% in each update",
-            metric="relative_rank",
-            bound=0.6,
-            is_upper=False,
-            units=_named("up.weight"),
-            measure=spectrum_metric("relative_rank"),
             drive=lose_rank(0.03),
-            arms=_sensed(
-                SpectralCap(mode="soft", when=_LOW_RANK, params=_MLP),
-                _LOW_RANK,
-                _MLP,
-                SampledSpectrum(),
-            ),
         ),
         Scenario(
             name="output logits",

@@ -321,7 +321,7 @@ class StableOptimizer(Optimizer):
         bare = {key: value for key, value in param_group.items() if key != "transforms"}
         self.optimizer.add_param_group(bare)
         try:
-            self._loop.add_transforms(transforms, len(self.param_groups) - 1)
+            self._loop.transforming.add(transforms, len(self.param_groups) - 1)
         except BaseException:
             self.param_groups.pop()
             raise

@@ -74,7 +74,7 @@ class StepLoop:
         acts = guard is not None and guard.act_on_risk
         self.sensing = None if sensors is None else Sensing(optimizer, model, sensors, acts=acts)
         self.transforming = Transforming(optimizer, model, self.sensing)
-        self.add_transforms(transforms)
+        self.transforming.add(transforms)
         self.guardian = None
         if guard is not None:
             self.guardian = Guardian(optimizer, model, guard, self.sensing, self.transforming)
@@ -118,21 +118,9 @@ class StepLoop:
             if "transforms" in group
         ]
         for number, group in bringing:
-            self.add_transforms(group_transforms(group), number)
+            self.transforming.add(group_transforms(group), number)
         for _, group in bringing:
             del group["transforms"]
-
-    def add_transforms(self, transforms: Sequence[Transform], group: int | None = None) -> None:
-        """Have more transforms act, and those that are there on parameters that are new.
-
-        Args:
-            transforms: The transforms.
-            group: Number of the parameter group that they are for; ``None`` for all.
-
-        Raises:
-            ConfigError: One of them cannot work; nothing has changed then.
-        """
-        self.transforming.add(transforms, group)
 
     def __getstate__(self) -> dict[str, Any]:
         """Give copies and pickles everything but the writers and scratch memory."""

@@ -73,6 +73,7 @@ class Transforming:
         self._signals: Mapping[str, Any] = {}
         self._taken = False
         self._step = 0
+        self._asks_lr = False
         self.reads = False
 
     def __bool__(self) -> bool:
@@ -105,6 +106,7 @@ class Transforming:
         self._found |= {i for i, item in enumerate(given) if id(item) in at_work}
         self._known = self._count()
         self.reads = any(item.sensed for item in bound)
+        self._asks_lr = any(item.given.transform.needs.lr for item in bound)
         self._awaited = {metric for item in bound for metric in item.told}
         if self.reads and self._sensing is not None:
             self._sensing.acts = True
@@ -147,9 +149,9 @@ class Transforming:
             observation: What was known about the step.
             lr_scale: Our factor on the learning rates of the step.
         """
-        for g, group in enumerate(self._optimizer.param_groups):
+        for g, group in enumerate(self._optimizer.param_groups if self._asks_lr else []):
             lr = group.get("lr")
-            if lr is not None and any(bound.given.transform.needs.lr for bound in self._bound):
+            if lr is not None:
                 size = abs(float(lr))
                 self._peaks[g] = max(self._peaks.get(g, 0.0), size if math.isfinite(size) else 0.0)
         now = _Now(self, observation, lr_scale)

@@ -11,9 +11,9 @@ import torch
 from stableopt.errors import ConfigError, require_number
 from stableopt.sensors.known import METRICS
 from stableopt.transforms.protocol import Change, Needs, Phase
-from stableopt.transforms.rounding import has_matrix
 from stableopt.transforms.selection import Select, selection
 from stableopt.transforms.watch import Watch, metrics_of
+from stableopt.transforms.weights import has_matrix
 from stableopt.triggers import Limit, Trigger, check_trigger
 
 if TYPE_CHECKING:

@@ -107,11 +107,6 @@ class Field:
         self.lazy = len(every) - len(shaped)
         self._shaped = shaped
         self.targets = [target for target in shaped if self.parameter(target).requires_grad]
-        self._by_name = {target.name: target for target in self.targets}
-
-    def named(self, name: str) -> Target | None:
-        """Return a parameter that is trained; ``None`` if there is none of that name."""
-        return self._by_name.get(name)
 
     def parameter(self, target: Target) -> Tensor:
         """Return the parameter as it is now."""
@@ -144,9 +139,6 @@ class _Site:
     @property
     def everything(self) -> Sequence[Target]:
         return self._whole.targets
-
-    def named(self, name: str) -> Target | None:
-        return self._whole.named(name)
 
     def parameter(self, target: Target) -> Tensor:
         return self._whole.parameter(target)
@@ -213,11 +205,12 @@ def _bind(
             raise
         logger.info("%r is left out: %s", transform, nothing)
         return None
-    sensed = tuple(m for m in transform.needs.metrics if _is_sensed(m, given, measured))
+    needs = transform.needs
+    sensed = tuple(metric for metric in needs.metrics if _is_sensed(metric, given, measured))
     for metric in sensed:
         _check_visited(metric, given, actuator, measured[metric])
-    previous = Previous() if transform.needs.previous else None
-    told = tuple(metric for metric in transform.needs.metrics if metric not in sensed)
+    previous = Previous() if needs.previous else None
+    told = tuple(metric for metric in needs.metrics if metric not in sensed)
     return Bound(given, actuator, sensed, told, previous)
 
 

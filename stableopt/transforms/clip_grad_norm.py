@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from stableopt.errors import require_number
 from stableopt.functional import safe_norm, total_norm, widest_real
-from stableopt.transforms.protocol import Change, Needs, Phase
+from stableopt.transforms.protocol import Change, Needs, Phase, Stateless
 from stableopt.transforms.selection import Select, selection
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -77,7 +77,7 @@ class ClipGradNorm:
         return _Clip(self.max_norm, site.targets)
 
 
-class _Clip:
+class _Clip(Stateless):
     def __init__(self, max_norm: float, targets: Sequence[Target]) -> None:
         self._max_norm = max_norm
         self.targets = targets
@@ -102,13 +102,6 @@ class _Clip:
 
     def _chosen(self, norms: GradientNorms) -> list[int]:
         return [i for i, owner in enumerate(norms.owners) if owner in self._at]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: it remembers nothing."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Do nothing."""
 
 
 def _norm_of(norms: GradientNorms, chosen: Sequence[int]) -> tuple[Tensor, float]:

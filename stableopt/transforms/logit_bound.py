@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from stableopt.errors import ConfigError, require_int, require_number
+from stableopt.errors import ConfigError, require_number
 from stableopt.layouts import OutputHead, find_head, norm_values
 from stableopt.transforms.by_name import ByName
 from stableopt.transforms.evidence import signal_about
-from stableopt.transforms.protocol import Change, Needs, Phase
+from stableopt.transforms.protocol import Change, Needs, Phase, Stateless
 from stableopt.transforms.rounding import ROOM, aim
 from stableopt.transforms.selection import NothingSelectedError, Select, selection
+from stableopt.transforms.strictness import check_strictness
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -76,10 +77,7 @@ class LogitBound:
 
     def __post_init__(self) -> None:
         require_number("limit", self.limit, 1e30, "the largest output logit")
-        require_number("slack", self.slack, 1e6, "how far above the limit the bound may be")
-        if self.slack < 1:
-            raise ConfigError(f"slack={self.slack!r} must be at least 1, which holds the limit")
-        require_int("every", self.every, 1, "updates from one look at the weights to the next")
+        check_strictness(self.slack, self.every)
         if self.head is not None and not isinstance(self.head, OutputHead):
             raise ConfigError(f"head={self.head!r} must be a stableopt.layouts.OutputHead, or None")
         object.__setattr__(self, "params", selection("params", self.params))
@@ -106,7 +104,7 @@ class LogitBound:
         return _LogitBound(self, head, names)
 
 
-class _LogitBound:
+class _LogitBound(Stateless):
     def __init__(self, options: LogitBound, head: OutputHead, names: ByName) -> None:
         self._options = options
         self._head = head
@@ -169,13 +167,6 @@ class _LogitBound:
             offset = offset + tensors[self._head.bias].detach().to(wide)
         allowed: Tensor = bounds + offset.abs()
         return allowed
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: it remembers nothing."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Do nothing."""
 
 
 def _scaled_names(head: OutputHead) -> list[str]:

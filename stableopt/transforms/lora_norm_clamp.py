@@ -12,7 +12,7 @@ from stableopt.functional import lora_delta_norm
 from stableopt.layouts import LoraPair, find_lora_pairs
 from stableopt.runtime.scalars import read_scalars
 from stableopt.transforms.by_name import ByName
-from stableopt.transforms.protocol import Change, Needs, Phase
+from stableopt.transforms.protocol import Change, Needs, Phase, Stateless
 from stableopt.transforms.rounding import ROOM, aim
 from stableopt.transforms.selection import NothingSelectedError, Select, selection
 
@@ -104,7 +104,7 @@ class LoRANormClamp:
         return _Clamp(self, found, names)
 
 
-class _Clamp:
+class _Clamp(Stateless):
     def __init__(self, options: LoRANormClamp, pairs: Sequence[LoraPair], names: ByName) -> None:
         self._options = options
         self._pairs = pairs
@@ -133,13 +133,6 @@ class _Clamp:
         for name, norm in largest.items():
             given[name].mul_(aim(limit, given[name]) / norm)
         return [Change(name, norm, limit) for name, norm in largest.items()]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: it remembers nothing."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Do nothing."""
 
 
 def _pairs(given: object) -> tuple[LoraPair, ...]:

@@ -9,12 +9,13 @@ import torch
 
 from stableopt.errors import ConfigError, require_number
 from stableopt.functional import widest_real
-from stableopt.transforms.protocol import Change, Needs, Phase
+from stableopt.transforms.protocol import Change, Needs, Phase, Stateless
 from stableopt.transforms.rounding import ROOM, aim
 from stableopt.transforms.selection import Select, selection
+from stableopt.transforms.weights import has_norm
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -81,7 +82,7 @@ class MaxNorm:
     def bind(self, site: Site) -> _MaxNorm:
         """Bound the parameters of ``site``."""
         named = selection("params", self.params).names is not None
-        usable = [t for t in site.targets if _has_norm(site.parameter(t))]
+        usable = [t for t in site.targets if has_norm(site.parameter(t))]
         chosen = [t for t in usable if named or site.parameter(t).dim() > 1]
         for target in chosen:
             self._check(target, site.parameter(target))
@@ -101,16 +102,11 @@ class MaxNorm:
             )
 
 
-def _has_norm(weight: Tensor) -> bool:
-    floating = weight.is_floating_point() or weight.is_complex()
-    return floating and weight.layout is torch.strided
-
-
 def _is_half(weight: Tensor) -> bool:
     return weight.dtype in (torch.float16, torch.bfloat16)
 
 
-class _MaxNorm:
+class _MaxNorm(Stateless):
     def __init__(self, options: MaxNorm, targets: Sequence[Target]) -> None:
         self._options = options
         self.targets = targets
@@ -153,10 +149,3 @@ class _MaxNorm:
         largest = sizes.amax(dim=self._dim or tuple(range(weight.dim())), keepdim=True)
         rescaled = torch.linalg.vector_norm(sizes / largest, dim=self._dim, keepdim=True) * largest
         return torch.where(torch.isfinite(norms), norms, rescaled)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: it remembers nothing."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Do nothing."""

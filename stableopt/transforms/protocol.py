@@ -123,9 +123,6 @@ class Site(Protocol):
     def everything(self) -> Sequence[Target]:
         """All parameters that are trained."""
 
-    def named(self, name: str) -> Target | None:
-        """Return any parameter that is trained, selected or not; ``None`` if there is none."""
-
     def parameter(self, target: Target) -> Tensor:
         """Return the parameter as it is now."""
 
@@ -149,6 +146,17 @@ class Actuator(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with what a checkpoint or a snapshot remembers; what it lacks starts anew."""
+
+
+class Stateless:
+    """What an actuator inherits that remembers nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Do nothing."""
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from stableopt.errors import ConfigError, require_int, require_number
+from stableopt.errors import ConfigError, require_number
 from stableopt.functional.attention_logits import qk_scales
 from stableopt.layouts import (
     AttentionLayout,
@@ -22,9 +22,10 @@ from stableopt.layouts import (
 )
 from stableopt.transforms.by_name import ByName
 from stableopt.transforms.evidence import is_about
-from stableopt.transforms.protocol import Change, Needs, Phase
+from stableopt.transforms.protocol import Change, Needs, Phase, Stateless
 from stableopt.transforms.rounding import ROOM, aim
 from stableopt.transforms.selection import NothingSelectedError, Select, selection
+from stableopt.transforms.strictness import check_strictness
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,10 +95,7 @@ class QKClip:
 
     def __post_init__(self) -> None:
         require_number("limit", self.limit, 1e30, "the largest attention logit")
-        require_number("slack", self.slack, 1e6, "how far above the limit the bound may be")
-        if self.slack < 1:
-            raise ConfigError(f"slack={self.slack!r} must be at least 1, which holds the limit")
-        require_int("every", self.every, 1, "updates from one look at the weights to the next")
+        check_strictness(self.slack, self.every)
         if self.layouts is not None:
             object.__setattr__(self, "layouts", _layouts(self.layouts))
         object.__setattr__(self, "params", selection("params", self.params))
@@ -136,7 +134,7 @@ class QKClip:
         return _QKClip(self, found, names)
 
 
-class _QKClip:
+class _QKClip(Stateless):
     def __init__(self, options: QKClip, layouts: Sequence[AttentionLayout], names: ByName) -> None:
         self._options = options
         self._layouts = layouts
@@ -233,13 +231,6 @@ class _QKClip:
                 ", ".join(map(repr, lost[:4])),
                 ", ".join(names[:8]),
             )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: it remembers nothing."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Do nothing."""
 
 
 def by_heads(measured: Any, heads: int) -> Tensor | None:

@@ -23,10 +23,3 @@ def aim(limit: float, weight: Tensor) -> float:
 def write_matrix(weight: Tensor, matrix: Tensor) -> None:
     """Write a matrix ``(out, in)`` back into the weight it was made from, in place."""
     weight.copy_(matrix.reshape(weight.shape))
-
-
-def has_matrix(weight: Tensor) -> bool:
-    """Tell whether a weight can be taken for a matrix."""
-    floating = weight.is_floating_point() or weight.is_complex()
-    plain = type(weight.data) is torch.Tensor and weight.layout is torch.strided
-    return weight.dim() > 1 and weight.numel() > 0 and floating and plain

@@ -20,9 +20,10 @@ from stableopt.functional.spectral_norm import bidiagonalize, scaled_product, un
 from stableopt.health.drift import LAWS
 from stableopt.sensors.known import METRICS
 from stableopt.transforms.protocol import Change, Needs, Phase
-from stableopt.transforms.rounding import ROOM, aim, has_matrix, write_matrix
+from stableopt.transforms.rounding import ROOM, aim, write_matrix
 from stableopt.transforms.selection import Select, selection
 from stableopt.transforms.watch import Watch, metrics_of
+from stableopt.transforms.weights import has_matrix
 from stableopt.triggers import Limit, Trigger, above, check_trigger
 
 if TYPE_CHECKING:
@@ -174,20 +175,20 @@ class _SpectralCap:
 
     def _change(self, name: str, weight: Tensor) -> Change | None:
         matrix = as_matrix(weight)
-        sigma = float(spectral_norm(matrix).sigma)
+        sigma = _norm(matrix)
         if not 0 < sigma < float("inf"):
             return None  # zero, or not finite: there is nothing to cap
         limit = self._options.limit
-        measure = _rank if limit is None else _norm
-        before = measure(weight)
         if limit is None:
             capped = flattened(matrix, sigma)
         else:
             capped = self._capped(matrix, sigma, weight, limit)
         if capped is None or capped is matrix:
             return None
+        before = _rank(weight) if limit is None else sigma
         write_matrix(weight, capped)
-        return Change(name, before, measure(weight))
+        after = _rank(weight) if limit is None else _norm(weight)
+        return Change(name, before, after)
 
     def _capped(self, matrix: Tensor, sigma: float, weight: Tensor, limit: float) -> Tensor | None:
         if not sigma > limit * (1 + ROOM):

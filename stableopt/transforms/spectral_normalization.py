@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from stableopt.errors import require_int, require_number
 from stableopt.functional import as_matrix
 from stableopt.functional.caps import exact_cap_and_norm
-from stableopt.transforms.protocol import Change, Needs, Phase
-from stableopt.transforms.rounding import aim, has_matrix, write_matrix
+from stableopt.transforms.protocol import Change, Needs, Phase, Stateless
+from stableopt.transforms.rounding import aim, write_matrix
 from stableopt.transforms.selection import Select, selection
+from stableopt.transforms.weights import has_matrix
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -82,7 +83,7 @@ class SpectralNormalization:
         return _Projection(self, chosen)
 
 
-class _Projection:
+class _Projection(Stateless):
     def __init__(self, options: SpectralNormalization, targets: Sequence[Target]) -> None:
         self._options = options
         self.targets = targets
@@ -104,10 +105,3 @@ class _Projection:
             return None
         write_matrix(weight, capped)
         return Change(name, float(sigma), bound)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: it remembers nothing."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Do nothing."""

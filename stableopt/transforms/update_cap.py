@@ -6,13 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-
 from stableopt.errors import require_number
 from stableopt.functional import distances, safe_norm, stay_within
 from stableopt.runtime.scalars import read_scalars
 from stableopt.transforms.protocol import Change, Needs, Phase
 from stableopt.transforms.selection import Select, selection
+from stableopt.transforms.weights import has_norm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -87,7 +86,7 @@ class UpdateCap:
 
     def bind(self, site: Site) -> _Cap:
         """Cap the parameters of ``site``, and measure them."""
-        usable = [t for t in site.targets if _has_length(site.parameter(t))]
+        usable = [t for t in site.targets if has_norm(site.parameter(t))]
         return _Cap(self.ratio, usable, [reach(site.parameter(target)) for target in usable])
 
 
@@ -97,11 +96,6 @@ def reach(weight: Tensor) -> float:
     inputs = weight[0].numel() if weight.dim() > 1 and len(weight) else weight.numel()
     expected = math.sqrt(weight.numel() / inputs) if inputs else 0.0
     return max(norm, expected) if math.isfinite(norm) else expected
-
-
-def _has_length(weight: Tensor) -> bool:
-    floating = weight.is_floating_point() or weight.is_complex()
-    return floating and weight.layout is torch.strided
 
 
 class _Cap:

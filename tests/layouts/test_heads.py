@@ -11,8 +11,8 @@ from benchmarks import lr_model, workload
 from stableopt.demo.model import GPT, ModelOptions
 from stableopt.errors import ConfigError
 from stableopt.layouts import OutputHead, find_head, norm_values
+from tests.layouts.models import TOKENS, TRANSFORMERS
 from tests.layouts.probe import spread
-from tests.layouts.test_attention import TOKENS, TRANSFORMERS
 
 LANGUAGE_MODELS = [name for name in TRANSFORMERS if name != "bert"]
 

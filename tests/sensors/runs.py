@@ -62,12 +62,13 @@ def train(model, opt, steps, first=0):
     return seen
 
 
-def stand_still(opt, steps=1):
-    """Take steps that move nothing."""
+def stand_still(opt, steps=1, **signals):
+    """Take steps that move nothing by themselves, each told ``signals``."""
     for _ in range(steps):
         for group in opt.param_groups:
             for parameter in group["params"]:
                 parameter.grad = torch.zeros_like(parameter)
+        opt.observe(**signals)
         opt.step()
 
 

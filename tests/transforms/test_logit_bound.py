@@ -17,6 +17,8 @@ from stableopt.layouts import NormLayout, OutputHead
 from tests.contract.bits import assert_same
 from tests.contract.scenario import copied
 from tests.layouts.probe import spread
+from tests.sensors.runs import stand_still
+from tests.transforms.runs import changes, stepped
 
 ROUNDING = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 0.0, torch.float16: 0.0}
 """In half precision it is aimed lower."""
@@ -44,28 +46,6 @@ class Tied(nn.Module):
         return self.head(self.norm(self.table(tokens)))
 
 
-def clipped(model, bound, signals=None, steps=1, parameters=None, **options):
-    """Return an optimizer that has taken steps which move nothing but by the bound."""
-    parameters = list(model.parameters()) if parameters is None else parameters
-    inner = torch.optim.SGD(parameters, lr=0.1)
-    opt = StableOptimizer(inner, model=model, sensors=(), transforms=[bound], **options)
-    for _ in range(steps):
-        step(opt, **(signals or {}))
-    return opt
-
-
-def step(opt, **signals):
-    for group in opt.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    opt.observe(**signals)
-    opt.step()
-
-
-def changes(opt):
-    return opt.summary()["transforms"][0]["changes"]
-
-
 def largest(model):
     """Return the largest logit of each class, over inputs that are made to reach it."""
     wide = copy.deepcopy(model).double()
@@ -86,7 +66,7 @@ class TestWeightsAlone:
     def test_no_logit_of_any_input_is_above_the_limit(self, norm, bias, dtype):
         model = classifier(norm, bias, dtype)
         limit = float(largest(model).min()) / 3
-        opt = clipped(model, LogitBound(limit, slack=1, every=1), steps=3)
+        opt = stepped(model, LogitBound(limit, slack=1, every=1), steps=3)
         after = largest(model)
         assert (after <= limit * (1 + ROUNDING[dtype])).all()
         # Not one logit more than that was taken: some input reaches it.
@@ -100,7 +80,7 @@ class TestWeightsAlone:
             model[2].weight[4] *= 50
         before = copied(model.state_dict())
         limit = 1.5 * float(largest(model)[[0, 1, 2, 3, 5, 6, 7, 8]].max())
-        clipped(model, LogitBound(limit, slack=1, every=1))
+        stepped(model, LogitBound(limit, slack=1, every=1))
         others = [i for i in range(9) if i != 4]
         for name, value in copied(model.state_dict()).items():
             rows = others if name.startswith("2") else slice(None)
@@ -116,13 +96,13 @@ class TestWeightsAlone:
     def test_slack_is_how_far_above_the_bound_may_be(self, slack):
         model = classifier("rms", bias=False)
         limit = float(largest(model).min()) / 9
-        clipped(model, LogitBound(limit, slack=slack, every=1))
+        stepped(model, LogitBound(limit, slack=slack, every=1))
         assert float(largest(model).max()) == pytest.approx(slack * limit, rel=1e-4)
 
     def test_tied_embeddings_are_scaled_as_the_head_they_are(self):
         model = Tied()
         limit = 0.5
-        opt = clipped(model, LogitBound(limit, slack=1, every=1), steps=2)
+        opt = stepped(model, LogitBound(limit, slack=1, every=1), steps=2)
         with torch.no_grad():
             assert model(torch.arange(9)).abs().amax() <= limit * (1 + 1e-5)
         assert model.head.weight is model.table.weight
@@ -133,14 +113,14 @@ class TestWeightsAlone:
         tokens = torch.randint(256, (4, 12), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             before = float(model(tokens).abs().amax())
-            clipped(model, LogitBound(before / 4, slack=1, every=1))
+            stepped(model, LogitBound(before / 4, slack=1, every=1))
             assert 0 < float(model(tokens).abs().amax()) <= before / 4 * (1 + 1e-5)
 
     def test_it_looks_every_few_steps(self):
         model = classifier()
-        opt = clipped(model, LogitBound(0.1, every=3), steps=2)
+        opt = stepped(model, LogitBound(0.1, every=3), steps=2)
         assert changes(opt) == 0
-        step(opt)
+        stand_still(opt)
         assert changes(opt) == 1
 
     def test_rows_that_are_not_finite_are_left_alone(self):
@@ -148,7 +128,7 @@ class TestWeightsAlone:
         with torch.no_grad():
             model[2].weight[2, 5] = math.nan
         before = copied(model.state_dict())
-        clipped(model, LogitBound(0.1, slack=1, every=1), guard=False)
+        stepped(model, LogitBound(0.1, slack=1, every=1), guard=False)
         after = copied(model.state_dict())
         assert_same(after["2.weight"][2], before["2.weight"][2])
         assert (after["2.weight"][3:].abs() < before["2.weight"][3:].abs()).all()
@@ -175,7 +155,7 @@ class TestSignals:
     def test_what_was_measured_scales_the_whole_layer(self, told, dtype):
         model = classifier(dtype=dtype)
         before = copied(model.state_dict())
-        opt = clipped(model, LogitBound(10.0), {"max_logit": told})
+        opt = stepped(model, LogitBound(10.0), {"max_logit": told})
         tolerance = 1e-6 if dtype == torch.float32 else 2e-2
         for name, value in copied(model.state_dict()).items():
             if name.startswith("2"):
@@ -188,16 +168,16 @@ class TestSignals:
     def test_what_is_under_the_limit_or_no_number_changes_nothing(self, told):
         model = classifier()
         before = copied(model.state_dict())
-        opt = clipped(model, LogitBound(10.0), {"max_logit": told}, guard=False)
+        opt = stepped(model, LogitBound(10.0), {"max_logit": told}, guard=False)
         assert_same(copied(model.state_dict()), before)
         assert changes(opt) == 0
 
     def test_without_a_norm_it_waits_for_a_signal(self):
         model = spread(nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 9)))
         before = copied(model.state_dict())
-        opt = clipped(model, LogitBound(1e-3, slack=1, every=1), steps=2)
+        opt = stepped(model, LogitBound(1e-3, slack=1, every=1), steps=2)
         assert_same(copied(model.state_dict()), before)
-        step(opt, max_logit=2e-3)
+        stand_still(opt, max_logit=2e-3)
         torch.testing.assert_close(model[2].weight.detach(), before["2.weight"] / 2)
 
 
@@ -242,18 +222,18 @@ class TestErrors:
     )
     def test_heads_that_do_not_fit_are_refused(self, head, words):
         with pytest.raises(ConfigError, match=words):
-            clipped(classifier(), LogitBound(1.0, head=OutputHead(**head)))
+            stepped(classifier(), LogitBound(1.0, head=OutputHead(**head)))
 
     @pytest.mark.parametrize("frozen", ["2.weight", "2.bias"])
     def test_a_head_of_which_a_part_is_frozen_is_not_found(self, frozen):
         model = classifier()
         trained = [p for name, p in model.named_parameters() if name != frozen]
         with pytest.raises(ConfigError, match="finds no output layer that is trained: give model="):
-            clipped(model, LogitBound(1.0), parameters=trained)
+            stepped(model, LogitBound(1.0), parameters=trained)
 
     def test_the_norm_before_it_may_be_frozen(self):
         model = classifier()
-        clipped(model, LogitBound(1.0, slack=1, every=1), parameters=list(model[2].parameters()))
+        stepped(model, LogitBound(1.0, slack=1, every=1), parameters=list(model[2].parameters()))
         assert (largest(model) <= 1 + 1e-5).all()
 
     def test_without_a_model_the_head_is_needed(self):

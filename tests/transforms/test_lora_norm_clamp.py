@@ -15,6 +15,7 @@ from stableopt.errors import ConfigError
 from stableopt.layouts import LoraPair
 from tests.contract.bits import assert_same
 from tests.contract.scenario import copied
+from tests.transforms.runs import changes, stepped
 
 NORMS = {"frobenius": "fro", "spectral": 2}
 ROUNDING = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 0.0, torch.bfloat16: 0.0}
@@ -55,23 +56,6 @@ def delta(a, b, scale=1.0, ord="fro"):  # noqa: A002
     """Return the norm of the product, formed in float64."""
     product = scale * b.detach().double().flatten(1) @ a.detach().double().flatten(1)
     return float(torch.linalg.matrix_norm(product, ord))
-
-
-def stepped(model, *transforms, parameters=None, steps=1, **options):
-    """Return an optimizer that has taken steps which move nothing."""
-    if parameters is None:
-        parameters = [p for p in model.parameters() if p.requires_grad]
-    inner = torch.optim.SGD(parameters, lr=0.1)
-    opt = StableOptimizer(inner, model=model, sensors=(), transforms=transforms, **options)
-    for _ in range(steps):
-        for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter)
-        opt.step()
-    return opt
-
-
-def changes(opt):
-    return opt.summary()["transforms"][0]["changes"]
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,6 +12,7 @@ from torch import nn
 
 from stableopt import Action, ConfigError, Guard, MaxNorm, StableOptimizer
 from tests.contract.bits import assert_same
+from tests.sensors.runs import stand_still
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -22,20 +23,11 @@ def bounded(parameters, limit, dim=None, params=None, **options):
     return StableOptimizer(inner, transforms=[MaxNorm(limit, dim, params)], **options)
 
 
-def still(opt, steps=1):
-    """Take steps that move nothing by themselves."""
-    for _ in range(steps):
-        for group in opt.param_groups:
-            for p in group["params"]:
-                p.grad = torch.zeros_like(p)
-        opt.step()
-
-
 def after(weight, limit, dim=None, steps=1, **options):
     """Return what becomes of a weight, and the optimizer."""
     parameter = nn.Parameter(weight.clone())
     opt = bounded([parameter], limit, dim, params="*", **options)
-    still(opt, steps)
+    stand_still(opt, steps)
     return parameter.detach(), opt
 
 
@@ -193,7 +185,7 @@ class TestTensors:
         opt = StableOptimizer(
             Spoils([weight], lr=0.1), transforms=[MaxNorm(1.0)], guard=Guard(every=1)
         )
-        still(opt, 2)
+        stand_still(opt, 2)
         assert opt.verdict.action is not Action.TAKE
 
     def test_it_says_how_large_the_largest_was(self):

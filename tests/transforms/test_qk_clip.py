@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-import transformers
 from torch import nn
 
 from benchmarks import lr_model
@@ -24,21 +23,12 @@ from stableopt.layouts import (
 )
 from tests.contract.bits import assert_same
 from tests.contract.scenario import copied
+from tests.layouts.models import TOKENS, TRANSFORMERS
 from tests.layouts.probe import logits_of, spread
+from tests.sensors.runs import stand_still
+from tests.transforms.runs import changes, stepped
 
 ROUNDING = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
-TOKENS = torch.randint(50, (2, 12), generator=torch.Generator().manual_seed(1))
-SMALL = {
-    "hidden_size": 32,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "vocab_size": 50,
-    "intermediate_size": 48,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 
 
 class Block(nn.Module):
@@ -88,28 +78,6 @@ def parameters_of(model):
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def clipped(model, clip, signals=None, steps=1, parameters=None, **options):
-    """Return an optimizer that has taken steps which move nothing but by the clip."""
-    parameters = list(model.parameters()) if parameters is None else parameters
-    inner = torch.optim.SGD(parameters, lr=0.1)
-    opt = StableOptimizer(inner, model=model, sensors=(), transforms=[clip], **options)
-    for _ in range(steps):
-        step(opt, **(signals or {}))
-    return opt
-
-
-def step(opt, **signals):
-    for group in opt.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    opt.observe(**signals)
-    opt.step()
-
-
-def changes(opt):
-    return opt.summary()["transforms"][0]["changes"]
-
-
 def raised(model, heads, factor=30.0):
     """Make the queries of some heads much larger."""
     rows, bias = query_rows(model.layout, parameters_of(model))
@@ -128,7 +96,7 @@ class TestWeightsAlone:
     def test_the_bound_comes_under_the_limit_at_once(self, dtype, packed, bias, slack):
         model = Block(packed=packed, bias=bias).to(dtype)
         limit = float(model.bound().min()) / 50
-        opt = clipped(model, QKClip(limit, slack=slack, every=1, layouts=[model.layout]), steps=4)
+        opt = stepped(model, QKClip(limit, slack=slack, every=1, layouts=[model.layout]), steps=4)
         after = model.bound()
         assert (after <= limit * slack * (1 + ROUNDING[dtype])).all()
         assert (after >= limit * slack * (1 - 3 * ROUNDING[dtype])).all()
@@ -139,7 +107,7 @@ class TestWeightsAlone:
         model = raised(Block(packed=packed), [1])
         before, others = model.sides(), copied(model.state_dict())
         limit = float(model.bound()[[0, 2, 3]].max()) * 1.01
-        clipped(model, QKClip(limit, slack=1, every=1, layouts=[model.layout]))
+        stepped(model, QKClip(limit, slack=1, every=1, layouts=[model.layout]))
         keep = [0, 2, 3]
         for old, new in zip(before, model.sides(), strict=True):
             assert_same(new[keep], old[keep])
@@ -158,7 +126,7 @@ class TestWeightsAlone:
         model = raised(Block(heads=4, kv_heads=2), [1])
         before = model.sides()
         limit = float(model.bound()[[0, 2, 3]].max()) * 1.01
-        clipped(model, QKClip(limit, slack=1, every=1, layouts=[model.layout]))
+        stepped(model, QKClip(limit, slack=1, every=1, layouts=[model.layout]))
         after = model.sides()
         assert_same(after[2], before[2])
         assert_same(after[3], before[3])
@@ -170,15 +138,15 @@ class TestWeightsAlone:
         model = Block(bias=False)
         rotated = AttentionLayout(**{**fields(model.layout), "rope": True})
         limit = float(model.bound(rotated).min()) / 4
-        clipped(model, QKClip(limit, slack=1, every=1, layouts=[rotated]))
+        stepped(model, QKClip(limit, slack=1, every=1, layouts=[rotated]))
         assert (model.bound(rotated) <= limit * (1 + 1e-5)).all()
         assert (model.bound() <= model.bound(rotated)).all()
 
     def test_it_looks_every_few_steps(self):
         model = raised(Block(), [0])
-        opt = clipped(model, QKClip(1.0, every=3, layouts=[model.layout]), steps=2)
+        opt = stepped(model, QKClip(1.0, every=3, layouts=[model.layout]), steps=2)
         assert changes(opt) == 0
-        step(opt)
+        stand_still(opt)
         assert changes(opt) == 1
         assert (model.bound() <= 3.0 * (1 + 1e-5)).all()
 
@@ -190,7 +158,7 @@ class TestWeightsAlone:
             model.q.weight[9, 3] = value  # in head 1
         before = model.sides()
         clip = QKClip(0.1, slack=1, every=1, layouts=[model.layout])
-        clipped(model, clip, signals, guard=False)
+        stepped(model, clip, signals, guard=False)
         after = model.sides()
         for old, new in zip(before, after, strict=True):
             assert_same(new[1], old[1])
@@ -253,7 +221,7 @@ class TestQKNorm:
         model = self.model(dtype)
         layout = self.layout(model, gain_offset=offset)
         before = copied(model.state_dict())
-        opt = clipped(model, QKClip(20.0, slack=1, every=1, layouts=[layout]), steps=3)
+        opt = stepped(model, QKClip(20.0, slack=1, every=1, layouts=[layout]), steps=3)
         bound = model.bound(layout)
         assert (bound <= 20.0 * (1 + ROUNDING[dtype])).all()
         assert float(bound.max()) >= 20.0 * (1 - 3 * ROUNDING[dtype])
@@ -267,7 +235,7 @@ class TestQKNorm:
         norm = NormLayout(features=8, gain="gain_q")
         given = {**fields(model.layout), "q_norm": norm, "k_norm": norm, "norm": None}
         layout = AttentionLayout(**given)
-        clipped(model, QKClip(20.0, slack=1, every=1, layouts=[layout]))
+        stepped(model, QKClip(20.0, slack=1, every=1, layouts=[layout]))
         assert float(model.bound(layout).max()) == pytest.approx(20.0, rel=1e-5)
 
     @pytest.mark.parametrize("frozen", ["gain_q", "gain_k", "shift_q"])
@@ -277,7 +245,7 @@ class TestQKNorm:
         before = copied(model.state_dict())
         trained = [p for name, p in model.named_parameters() if name != frozen]
         clip = QKClip(20.0, slack=1, every=1, layouts=[layout])
-        opt = clipped(model, clip, parameters=trained, steps=3)
+        opt = stepped(model, clip, parameters=trained, steps=3)
         assert_same(getattr(model, frozen).detach(), before[frozen])
         assert float(model.bound(layout).max()) == pytest.approx(20.0, rel=1e-5)
         assert changes(opt) == 1
@@ -287,7 +255,7 @@ class TestQKNorm:
         layout = self.layout(model, gain=None, bias=None)
         trained = [p for name, p in model.named_parameters() if not name.startswith("gain")]
         with pytest.raises(ConfigError, match="finds no attention block that is trained"):
-            clipped(model, QKClip(1.0, layouts=[layout]), parameters=trained)
+            stepped(model, QKClip(1.0, layouts=[layout]), parameters=trained)
 
 
 class TestFrozen:
@@ -296,13 +264,13 @@ class TestFrozen:
         model = Block()
         trained = [p for name, p in model.named_parameters() if name != frozen]
         with pytest.raises(ConfigError, match="finds no attention block that is trained"):
-            clipped(model, QKClip(1.0, layouts=[model.layout]), parameters=trained)
+            stepped(model, QKClip(1.0, layouts=[model.layout]), parameters=trained)
 
     def test_the_norm_before_it_may_be_frozen(self):
         model = Block()
         trained = [p for name, p in model.named_parameters() if not name.startswith("norm")]
         clip = QKClip(1.0, slack=1, every=1, layouts=[model.layout])
-        clipped(model, clip, parameters=trained)
+        stepped(model, clip, parameters=trained)
         assert (model.bound() <= 1 + 1e-5).all()
 
 
@@ -312,7 +280,7 @@ class TestSignals:
         before, bound = model.sides(), model.bound()
         measured = torch.tensor([5.0, 400.0, 100.0, math.nan])
         clip = QKClip(100.0, layouts=[model.layout])
-        opt = clipped(model, clip, {"max_attention_logit": {"block": measured}})
+        opt = stepped(model, clip, {"max_attention_logit": {"block": measured}})
         for old, new in zip(before, model.sides(), strict=True):
             assert_same(new[[0, 2, 3]], old[[0, 2, 3]])
             torch.testing.assert_close(new[1], old[1] / 2)
@@ -326,7 +294,7 @@ class TestSignals:
         assert limit < 200
         before, bound = model.sides(), model.bound()
         told = {"max_attention_logit": told}
-        clipped(model, QKClip(limit, slack=1, layouts=[model.layout]), told)
+        stepped(model, QKClip(limit, slack=1, layouts=[model.layout]), told)
         for old, new in zip(before, model.sides(), strict=True):
             assert_same(new[[0, 1, 3]], old[[0, 1, 3]])
         assert float(model.bound()[2] / bound[2]) == pytest.approx(limit / 250, rel=1e-4)
@@ -334,12 +302,12 @@ class TestSignals:
     def test_behind_no_norm_nothing_happens_until_it_is_measured(self):
         model = raised(Block(norm=False), [0], 1e4)
         before = model.sides()
-        opt = clipped(model, QKClip(1.0, every=1, layouts=[model.layout]), steps=2)
+        opt = stepped(model, QKClip(1.0, every=1, layouts=[model.layout]), steps=2)
         assert changes(opt) == 0
-        step(opt, max_attention_logit=4.0)
+        stand_still(opt, max_attention_logit=4.0)
         for old, new in zip(before, model.sides(), strict=True):
             torch.testing.assert_close(new, old / 2)
-        step(opt)
+        stand_still(opt)
         assert changes(opt) == 1
 
     @pytest.mark.parametrize("told", [0.9, -0.9, torch.tensor([0.1, 0.2]), {"other": 5.0}])
@@ -347,7 +315,7 @@ class TestSignals:
         model = Block()
         before = model.sides()
         clip = QKClip(1.0, layouts=[model.layout])
-        opt = clipped(model, clip, {"max_attention_logit": told})
+        opt = stepped(model, clip, {"max_attention_logit": told})
         assert_same(model.sides(), before)
         assert changes(opt) == 0
 
@@ -355,14 +323,14 @@ class TestSignals:
         model = Block(norm=False)
         before = model.sides()
         told = {"max_attention_logit": torch.tensor([-4.0, 0.5])}
-        clipped(model, QKClip(1.0, layouts=[model.layout]), told)
+        stepped(model, QKClip(1.0, layouts=[model.layout]), told)
         torch.testing.assert_close(model.sides()[0], before[0] / 2)
 
     @pytest.mark.parametrize("nothing", [math.nan, torch.tensor(math.nan)])
     def test_what_says_nothing_does_not_keep_it_from_looking(self, nothing):
         model = Block()
         clip = QKClip(1.0, slack=1, every=1, layouts=[model.layout])
-        clipped(model, clip, {"max_attention_logit": {"block": nothing}}, guard=False)
+        stepped(model, clip, {"max_attention_logit": {"block": nothing}}, guard=False)
         assert (model.bound() <= 1 + 1e-5).all()
 
     def test_a_tensor_for_several_blocks_is_not_one_by_heads(self):
@@ -380,35 +348,20 @@ class TestSignals:
         ]
         before = [block.sides() for block in model]
         told = {"max_attention_logit": torch.tensor([1.0, 4.0, 1.0, 1.0])}
-        clipped(model, QKClip(1.0, layouts=layouts), told)
+        stepped(model, QKClip(1.0, layouts=layouts), told)
         for block, old in zip(model, before, strict=True):
             torch.testing.assert_close(block.sides(), [x / 2 for x in old])
 
 
-def language_model(kind, **more):
-    config = {"gpt2": transformers.GPT2Config, "llama": transformers.LlamaConfig}[kind]
-    model = {"gpt2": transformers.GPT2LMHeadModel, "llama": transformers.LlamaForCausalLM}[kind]
-    return model(config(**more)).eval()
-
-
-MODELS = {
-    "gpt2": lambda: language_model(
-        "gpt2", n_embd=32, n_head=4, n_layer=2, vocab_size=50, bos_token_id=1, eos_token_id=2
-    ),
-    "llama": lambda: language_model("llama", **SMALL, num_key_value_heads=2, attention_bias=True),
-    "bert": lambda: transformers.BertModel(transformers.BertConfig(**SMALL)).eval(),
-}
-
-
 class TestModels:
-    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
     def test_no_logit_of_transformers_is_above_the_limit(self, name):
-        model = spread(MODELS[name]())
+        model = spread(TRANSFORMERS[name]()).eval()
         found = find_attention(model)
         assert len(found) == 2
         before = [float(x.abs().amax()) for x in logits_of(lambda: model(TOKENS))]
         limit = min(before) / 4
-        opt = clipped(model, QKClip(limit, slack=1, every=1), steps=2)
+        opt = stepped(model, QKClip(limit, slack=1, every=1), steps=2)
         for logits in logits_of(lambda: model(TOKENS)):
             assert logits.abs().amax() <= limit * (1 + 1e-4)
         assert changes(opt) == 2
@@ -424,7 +377,7 @@ class TestModels:
         with torch.no_grad():
             model(TOKENS)
         limit = min(block.largest for block in blocks) / 4
-        clipped(model, QKClip(limit, slack=1, every=1))
+        stepped(model, QKClip(limit, slack=1, every=1))
         with torch.no_grad():
             model(TOKENS)
         for block in blocks:
@@ -434,7 +387,7 @@ class TestModels:
     def test_no_logit_of_torch_is_above_the_limit(self, dtype):
         model = spread(nn.TransformerEncoderLayer(32, 4, norm_first=True, dropout=0.0)).to(dtype)
         values = model.self_attn.in_proj_weight[64:].detach().clone()
-        clipped(model, QKClip(0.5, slack=1, every=1))
+        stepped(model, QKClip(0.5, slack=1, every=1))
         x = 10 * torch.randn(3, 40, 32, generator=torch.Generator().manual_seed(0))
         wide = copy.deepcopy(model).double()
         with torch.no_grad():
@@ -449,9 +402,9 @@ class TestModels:
     def test_attention_behind_no_norm_waits_for_signals(self):
         model = spread(nn.MultiheadAttention(32, 4))
         before = copied(model.state_dict())
-        opt = clipped(model, QKClip(1e-3, every=1), steps=2)
+        opt = stepped(model, QKClip(1e-3, every=1), steps=2)
         assert_same(copied(model.state_dict()), before)
-        step(opt, max_attention_logit=1.0)
+        stand_still(opt, max_attention_logit=1.0)
         assert changes(opt) == 1
 
 
@@ -484,7 +437,7 @@ class TestErrors:
 
     def test_a_model_without_attention(self):
         with pytest.raises(ConfigError, match="finds no attention block that is trained"):
-            clipped(nn.Linear(3, 3), QKClip())
+            stepped(nn.Linear(3, 3), QKClip())
 
     @pytest.mark.parametrize(
         ("change", "words"),
@@ -498,4 +451,4 @@ class TestErrors:
         model = Block()
         layout = AttentionLayout(**{**fields(model.layout), **change})
         with pytest.raises(ConfigError, match=words):
-            clipped(model, QKClip(layouts=[layout]))
+            stepped(model, QKClip(layouts=[layout]))
