@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 
     from benchmarks.lr_runs import Record
 
-_DECISIVE = ("lr_model", "lr_tasks", "lr_rivals", "lr_methods", "lr_runs")
+_DECISIVE = (
+    "lr_model",
+    "lr_other_models",
+    "lr_tasks",
+    "lr_rivals",
+    "lr_methods",
+    "lr_runs",
+)
 """Our files on which a run depends; how it is told, or where it stands, may change."""
 
 

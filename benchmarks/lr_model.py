@@ -144,17 +144,3 @@ def _initialize(model: GPT, init: str) -> None:
             block.attention.out.weight.zero_()
             block.down.weight.zero_()
         model.head.weight.zero_()
-
-
-class Lstm(nn.Module):
-    """A two-layer LSTM on bytes: the model of the comparison that is no transformer."""
-
-    def __init__(self, width: int = 96) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(BYTES, width)
-        self.lstm = nn.LSTM(width, width, num_layers=2, batch_first=True)
-        self.head = nn.Linear(width, BYTES)
-
-    def forward(self, text: Tensor) -> Tensor:
-        """Return the logits of the next byte, ``(batch, context, 256)``."""
-        return self.head(self.lstm(self.tokens(text))[0])

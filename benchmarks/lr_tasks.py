@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from benchmarks.lr_model import GPT, Lstm, Shape
+from benchmarks.lr_model import GPT, Shape
+from benchmarks.lr_other_models import GatedConvolutions, Lstm, NeuralNgram
 from stableopt.demo.corpus import Corpus, load_corpus
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 VALIDATED = 128
 """Windows of the validation loss."""
 
-LSTM_CONTEXT = 64
+CONTEXT = 64
+"""Bytes that a model sees which is no GPT."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +31,15 @@ class Task:
     """A model, the size of its batches and the length of its run.
 
     Attributes:
-        shape: Of the GPT; ``None`` for the LSTM.
+        shape: Of the GPT; not used with ``other``.
+        other: Makes a model that is no GPT.
         batch: Windows of a batch.
         steps: Batches.
         warmup: Steps in which the learning rate rises to its peak.
     """
 
-    shape: Shape | None = field(default_factory=Shape)
+    shape: Shape = field(default_factory=Shape)
+    other: Callable[[], nn.Module] | None = None
     batch: int = 16
     steps: int = 400
     warmup: int = 20
@@ -43,7 +47,7 @@ class Task:
     @property
     def context(self) -> int:
         """Bytes of a window."""
-        return LSTM_CONTEXT if self.shape is None else self.shape.context
+        return self.shape.context if self.other is None else CONTEXT
 
     def build(self, seed: int, edit: Callable[[Shape], Shape] | None = None) -> nn.Module:
         """Return a new model; torch's random state stays as it is.
@@ -54,8 +58,8 @@ class Task:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            if self.shape is None:
-                return Lstm()
+            if self.other is not None:
+                return self.other()
             return GPT(self.shape if edit is None else edit(self.shape))
 
     def factor(self, step: int, power: float = 1.0) -> float:
@@ -96,9 +100,7 @@ class Task:
 
     def quick(self) -> Task:
         """Return the same in tiny: a run of it takes a fraction of a second."""
-        shape = self.shape
-        if shape is not None:
-            shape = replace(shape, width=16, layers=1, heads=2, context=16)
+        shape = replace(self.shape, width=16, layers=1, heads=2, context=16)
         return replace(self, shape=shape, batch=4, steps=12, warmup=3)
 
 
@@ -122,7 +124,9 @@ TASKS: dict[str, Task] = {
     "post-LN": Task(shape=Shape(norm="post")),
     "zero init": Task(shape=Shape(init="zero")),
     LONG: Task(steps=4800),
-    "wide": Task(shape=Shape(width=112, layers=3, heads=7, context=96), batch=8),
-    "LSTM": Task(shape=None),
+    "LSTM": Task(other=Lstm),
+    "convolutions": Task(other=GatedConvolutions),
+    "deep": Task(shape=Shape(width=80, layers=5, heads=5, context=48)),
+    "n-gram": Task(other=NeuralNgram),
 }
-"""By name; ``"wide"`` and ``"LSTM"`` were never seen while anything was tuned."""
+"""By name; ``"deep"`` and ``"n-gram"`` were never seen while anything was tuned."""

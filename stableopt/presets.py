@@ -74,13 +74,12 @@ def gradience(directory: str | os.PathLike[str] | None = None) -> dict[str, Any]
 def robust() -> dict[str, Any]:
     """Return the options with which the learning rate stops being a way to fail.
 
-    Gradients are clipped to a norm of 1, no step of a tensor is longer than 1% of its size, and
-    heads whose weights allow attention logits beyond 300 are scaled down, where attention is found
+    Gradients are clipped to a norm of 1, no step of a tensor is longer than 2% of its norm, and
+    heads whose weights allow attention logits beyond 100 are scaled down, where attention is found
     in ``model=``. Then a learning rate that is ten or a hundred times too large trains a small
     transformer like the best one. It is not free of consequences where nothing is wrong: the cap
-    acts in the first steps of most runs, and there are models whose steps it makes too short (an
-    LSTM, measured). ``make bench-lr`` says what it is worth, where it fails, and how much of it is
-    a change of schedule.
+    acts in the first steps of most runs. ``make bench-lr`` says what it is worth, where it fails,
+    and how much of it is a change of schedule.
 
     Returns:
         ``transforms``.
@@ -94,8 +93,8 @@ def robust() -> dict[str, Any]:
         >>> [known["parameters"] for known in opt.summary()["transforms"]]
         [2, 2]
     """
-    clip = WhereFound(QKClip(limit=100.0, slack=3.0))
-    return {"transforms": (ClipGradNorm(1.0), UpdateCap(0.01), clip)}
+    clip = WhereFound(QKClip(limit=100.0, slack=1.0))
+    return {"transforms": (ClipGradNorm(1.0), UpdateCap(0.02), clip)}
 
 
 def assr() -> dict[str, Any]:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from stableopt.errors import require_number
-from stableopt.functional import distances, safe_norm, stay_within
+from stableopt.functional import distances, safe_norm, stay_within, tensor_norms
 from stableopt.runtime.scalars import read_scalars
-from stableopt.transforms.protocol import Change, Needs, Phase
+from stableopt.transforms.protocol import Change, Needs, Phase, Stateless
 from stableopt.transforms.selection import Select, selection
 from stableopt.transforms.weights import has_norm
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
     from stableopt.transforms.protocol import Moment, Site, Target
+
+
+LEAST, MOST = 0.5, 2.0
+"""What counts as the norm of a weight, in units of that which keeps the size of its inputs."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,12 @@ class UpdateCap:
         r = \text{ratio} \cdot \sqrt{\eta / \eta_\text{max}} \cdot R, \qquad
         W = W_\text{old} + d \cdot \min(1, r / \lVert d \rVert)
 
-    R is ``max(‖W₀‖, √(numel / n))`` of the weights when the optimizer was wrapped, with n the
-    fan-in of a matrix or a convolution and the size of a vector: a weight that begins at zero may
-    become as large as one that does not. η is the learning rate of the step, and η_max the
-    largest that its group has had: the schedule still brings the steps down, but how high it
+    R is ``‖W_old‖``, but at least ½ and at most 2 times ``√(numel / n)``, the norm of a weight
+    whose outputs are as large as its inputs: n is the fan-in of a matrix or a convolution, and the
+    size of a vector. So what begins at zero can move, and what is large by its initialisation
+    alone, an embedding or the gain of a norm, does not move faster than the matrices behind it:
+    in long runs that costs more than anything else. η is the learning rate of the step, and η_max
+    the largest that its group has had: the schedule still brings the steps down, but how high it
     begins no longer matters. One-dimensional weights are capped, too: their gains are what grows
     without bound otherwise. The state of the optimizer is left alone: moments are averages of
     gradients, and say nothing of the length of a step.
@@ -51,8 +57,8 @@ class UpdateCap:
         ConfigError: ``ratio`` is not a number above 0.
 
     Cost:
-        A copy of the weights in memory. Per step one read and write of the weights before it, and
-        a read of both after it; where a step is too long two reads and a write. One host
+        A copy of the weights in memory. Per step one read and write of the weights before it,
+        and three reads after it; where a step is too long two reads and a write. One host
         synchronisation per accelerator.
 
     Reference:
@@ -61,17 +67,17 @@ class UpdateCap:
 
     Example:
         >>> import torch, stableopt
-        >>> w = torch.nn.Parameter(torch.full((4,), 2.0))
+        >>> w = torch.nn.Parameter(torch.full((4,), 0.5))
         >>> opt = stableopt.StableOptimizer(
         ...     torch.optim.SGD([w], lr=1.0), transforms=[stableopt.UpdateCap(0.01)]
         ... )
         >>> w.grad = torch.full((4,), 8.0)
         >>> opt.step()
         >>> w.detach()
-        tensor([1.9800, 1.9800, 1.9800, 1.9800])
+        tensor([0.4950, 0.4950, 0.4950, 0.4950])
     """
 
-    ratio: float = 0.01
+    ratio: float = 0.02
     params: Select = None
 
     phase: ClassVar[Phase] = Phase.UPDATE
@@ -85,33 +91,32 @@ class UpdateCap:
         object.__setattr__(self, "params", selection("params", self.params))
 
     def bind(self, site: Site) -> _Cap:
-        """Cap the parameters of ``site``, and measure them."""
-        usable = [t for t in site.targets if has_norm(site.parameter(t))]
-        return _Cap(self.ratio, usable, [reach(site.parameter(target)) for target in usable])
+        """Cap the parameters of ``site``."""
+        return _Cap(self.ratio, [t for t in site.targets if has_norm(site.parameter(t))])
 
 
-def reach(weight: Tensor) -> float:
-    """Return R: how large a weight is, or would be if it did not begin at zero."""
-    norm = safe_norm([weight.detach()]) if weight.numel() else 0.0
+def unit_norm(weight: Tensor) -> float:
+    """Return the norm of a weight of this shape whose outputs are as large as its inputs."""
     inputs = weight[0].numel() if weight.dim() > 1 and len(weight) else weight.numel()
-    expected = math.sqrt(weight.numel() / inputs) if inputs else 0.0
-    return max(norm, expected) if math.isfinite(norm) else expected
+    return math.sqrt(weight.numel() / inputs) if inputs else 0.0
 
 
-class _Cap:
-    def __init__(self, ratio: float, targets: Sequence[Target], reaches: Sequence[float]) -> None:
+class _Cap(Stateless):
+    def __init__(self, ratio: float, targets: Sequence[Target]) -> None:
         self._ratio = ratio
         self.targets = targets
-        self._reach = {t.name: size for t, size in zip(targets, reaches, strict=True)}
 
     def act(self, moment: Moment) -> Sequence[Change]:
         """Shorten in place; see :class:`UpdateCap`."""
         weights = [moment.parameter(target) for target in self.targets]
         before = moment.previous()
-        lengths = read_scalars(distances(weights, before))
+        if not weights:
+            return ()
+        numbers = read_scalars([*distances(weights, before), *tensor_norms(before)])
+        lengths, norms = numbers[: len(weights)], numbers[len(weights) :]
         changes = []
-        for target, weight, old, length in zip(self.targets, weights, before, lengths, strict=True):
-            size = self._reach[target.name]
+        for i, (target, weight, old) in enumerate(zip(self.targets, weights, before, strict=True)):
+            length, size = lengths[i], _reach(old, norms[i])
             limit = self._limit(target, moment)
             if length <= limit * size:
                 continue
@@ -128,11 +133,8 @@ class _Cap:
         share = abs(lr) / peak if lr is not None and peak else 1.0
         return self._ratio * math.sqrt(min(1.0, share))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the sizes that shares refer to."""
-        return {"reach": dict(self._reach)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the sizes of a checkpoint."""
-        known = state.get("reach", {})
-        self._reach.update({n: float(r) for n, r in known.items() if n in self._reach})
+def _reach(weight: Tensor, norm: float) -> float:
+    """Return R: what counts as the norm of a weight; one that overflows is large."""
+    unit = unit_norm(weight)
+    return max(LEAST * unit, min(norm, MOST * unit))

@@ -96,10 +96,10 @@ class TestTargets:
         ]
 
     def test_all_are_met(self):
-        assert self._found(self._records()) == [True] * 19
+        assert self._found(self._records()) == [True] * 23
 
     def test_a_worse_loss_is_a_miss(self):
-        assert self._found(self._records(loss=2.12)) == [True] * 7 + [False] * 10 + [True] * 2
+        assert self._found(self._records(loss=2.12)) == [True] * 9 + [False] * 12 + [True] * 2
 
     def test_a_steep_curve_is_a_miss(self):
         records = self._records()
@@ -107,7 +107,7 @@ class TestTargets:
         for one in steep:
             one["val"] += 0.1 * (one["lr"] == 1.0)
         found = targets(scores(records), records)
-        assert [row["met"] for row in found] == [False, *[True] * 18]
+        assert [row["met"] for row in found] == [False, *[True] * 22]
         assert found[0]["found"].startswith("0.050 over 3 seed(s)")
 
     def test_large_logits_and_lost_runs_are_misses(self):
@@ -118,10 +118,10 @@ class TestTargets:
         assert self._found(others)[-1] is True
 
     def test_what_was_not_run_is_neither(self):
-        few = [r for r in self._records() if r["seed"] == 100]
-        assert self._found(few)[:7] == [None] * 7
-        assert self._found([r for r in self._records() if r["lr"] < 1.0])[:7] == [None] * 7
-        assert self._found([]) == [None] * 19
+        few = [r for r in self._records() if r["seed"] == SEEDS[0]]
+        assert self._found(few)[:9] == [None] * 9
+        assert self._found([r for r in self._records() if r["lr"] < 1.0])[:9] == [None] * 9
+        assert self._found([]) == [None] * 23
 
     def test_how_much_is_schedule(self):
         found = schedule_share(scores(self._records()), MAIN[0])
@@ -227,7 +227,7 @@ class TestTasks:
         main = [c for c in cells if c.task == MAIN[1]]
         assert len(main) == 10 * len(LRS) * len(SEEDS)
         assert {c.lr for c in cells if c.method == "Lion + clip"} == set(LION_LRS)
-        assert {c.seed for c in cells if c.task == "LSTM"} == {100}
+        assert {c.seed for c in cells if c.task == "n-gram"} == {SEEDS[0]}
         assert cells[0].task == MAIN[0]
         assert cells[-1].task not in MAIN
         assert plan(methods=["ZClip"], lrs=[0.5], seeds=[7], tasks=[MAIN[0]]) == [

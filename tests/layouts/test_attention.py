@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional
 
-from benchmarks import lr_model, workload
+from benchmarks import lr_model, lr_other_models, workload
 from stableopt.demo.model import GPT, ModelOptions
 from stableopt.errors import ConfigError
 from stableopt.layouts import (
@@ -428,7 +428,7 @@ class TestGeneric:
         assert find_attention(model) == ()
 
     def test_modules_without_attention_are_left_out(self):
-        assert find_attention(lr_model.Lstm()) == ()
+        assert find_attention(lr_other_models.Lstm()) == ()
         assert find_attention(nn.Linear(4, 12)) == ()
 
 

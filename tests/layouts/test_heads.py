@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks import lr_model, workload
+from benchmarks import lr_model, lr_other_models, workload
 from stableopt.demo.model import GPT, ModelOptions
 from stableopt.errors import ConfigError
 from stableopt.layouts import OutputHead, find_head, norm_values
@@ -73,7 +73,7 @@ def test_names_of_the_demo():
         "norm.weight",
         "norm.bias",
     )
-    assert find_head(lr_model.Lstm()) == OutputHead(weight="head.weight", bias="head.bias")
+    assert find_head(lr_other_models.Lstm()) == OutputHead(weight="head.weight", bias="head.bias")
 
 
 @pytest.mark.parametrize(

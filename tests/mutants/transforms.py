@@ -177,8 +177,14 @@ TRANSFORM_MUTANTS = {
     ),
     "what begins at zero stays there": Mutant(
         "stableopt.transforms.update_cap",
-        "return max(norm, expected) if math.isfinite(norm) else expected",
-        "return norm",
+        "max(LEAST * unit, min(norm, MOST * unit))",
+        "min(norm, MOST * unit)",
+        (f"{UPDATE_CAP}::TestTensors",),
+    ),
+    "what is large by its initialisation moves fast": Mutant(
+        "stableopt.transforms.update_cap",
+        "max(LEAST * unit, min(norm, MOST * unit))",
+        "max(LEAST * unit, norm)",
         (f"{UPDATE_CAP}::TestTensors",),
     ),
     "the weights before a step are those of the first": Mutant(
