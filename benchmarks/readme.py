@@ -1,4 +1,4 @@
-"""Put the short tables of the results into README and docs: ``python -m benchmarks.readme``."""
+"""Put what is generated into README and docs: ``python -m benchmarks.readme``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from benchmarks import (
     sensors_report,
 )
 from benchmarks.variants import VARIANTS
+from stableopt.guard.responses import CAUSES, ON_RISK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,14 +96,34 @@ PAGES: dict[Path, dict[str, Callable[[dict[str, Any]], str]]] = {
 """What every page quotes."""
 
 
+def causes() -> str:
+    """Return the table of what is done about each cause, from the code that does it."""
+    lines = ["| cause | what it is | done about it | may be asked for |", "|---|---|---|---|"]
+    for kind, cause in CAUSES.items():
+        done = f"`{cause.default.value}`"
+        if kind in ON_RISK:
+            done += f"; `{ON_RISK[kind].value}` with `act_on_risk=True`"
+        allowed = ", ".join(f"`{item.value}`" for item in cause.allowed)
+        lines.append(f"| `{kind}` | {cause.meaning} | {done} | {allowed} |")
+    return "\n".join(lines)
+
+
+TABLES: dict[Path, dict[str, Callable[[], str]]] = {
+    ROOT / "docs" / "judgement.md": {"causes": causes},
+}
+"""What pages have from the code itself."""
+
+
 def updated(text: str, page: Path = README) -> str:
-    """Return the ``text`` of a page with every block as the committed results have it."""
-    for name, digest in PAGES[page].items():
-        result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    """Return the ``text`` of a page with every block as results and code have it."""
+    found = {name: table() for name, table in TABLES.get(page, {}).items()}
+    for name, digest in PAGES.get(page, {}).items():
+        found[name] = digest(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+    for name, block in found.items():
         begin, end = f"<!-- {name}: python -m benchmarks.readme -->", f"<!-- /{name} -->"
         before, rest = text.split(begin)
         _, after = rest.split(end)
-        text = f"{before}{begin}\n{digest(result)}\n{end}{after}"
+        text = f"{before}{begin}\n{block}\n{end}{after}"
     return text
 
 
@@ -119,5 +140,5 @@ def _range(spread: dict[str, float | None] | None) -> str:
 
 
 if __name__ == "__main__":
-    for path in PAGES:
+    for path in (*PAGES, *TABLES):
         path.write_text(updated(path.read_text(encoding="utf-8"), path), encoding="utf-8")

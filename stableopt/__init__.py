@@ -1,7 +1,8 @@
 """One line around any torch optimizer that keeps a training run alive."""
 
 from stableopt.errors import ConfigError, DivergenceError, MissingExtraError, StableOptError
-from stableopt.guard import Guard
+from stableopt.gate import StabilityGate
+from stableopt.guard import Guard, SignalRule
 from stableopt.optimizer import StableOptimizer
 from stableopt.telemetry import JsonLines
 from stableopt.transforms import (
@@ -35,8 +36,10 @@ __all__ = [
     "MaxNorm",
     "MissingExtraError",
     "QKClip",
+    "SignalRule",
     "SpectralCap",
     "SpectralNormalization",
+    "StabilityGate",
     "StableOptError",
     "StableOptimizer",
     "UpdateCap",

@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
+from stableopt.config_sections import SECTIONS, read_sections
 from stableopt.errors import ConfigError, unknown_name
-from stableopt.guard import Guard
+from stableopt.guard import Guard, SignalRule
 from stableopt.presets import PRESETS
 from stableopt.sensors import Sampler, Sensors
 from stableopt.sensors.known import SENSORS
@@ -108,10 +109,11 @@ def make_guard(guard: object) -> Guard | None:
 def make_sensors(sensors: object, guard: Guard | None) -> Sensors | None:
     """Return the options for the ``sensors=`` argument; ``None`` stands for no sensors."""
     made = _make_sensors(sensors)
-    if made is None and guard is not None and guard.act_on_risk:
+    if made is None and guard is not None and guard.answers_risk:
+        what = "act_on_risk=True" if guard.act_on_risk else f"responses={guard.responses!r}"
         raise ConfigError(
-            "act_on_risk=True needs sensors to read a risk from: leave sensors= out for the "
-            "default set, or act_on_risk"
+            f"{what} needs sensors to read a risk from: leave sensors= out for the default set, "
+            "or that option"
         )
     return made
 
@@ -183,6 +185,7 @@ def arguments_from(config: object) -> dict[str, Any]:
     the options of the guard one by one.
     """
     options = dict(_mapping("config", config))
+    rules, clamps = read_sections({key: options.pop(key) for key in SECTIONS if key in options})
     preset = _read_preset(options.pop("preset", None))
     readers: dict[str, Callable[[Any], Any]] = {
         "guard": partial(_read_guard, preset=preset.get("guard")),
@@ -192,8 +195,18 @@ def arguments_from(config: object) -> dict[str, Any]:
     }
     for key in options:
         if key not in readers:
-            raise unknown_name("config key", key, ["preset", *readers])
-    return {**preset, **{key: readers[key](value) for key, value in options.items()}}
+            raise unknown_name("config key", key, ["preset", *readers, *SECTIONS])
+    found = {**preset, **{key: readers[key](value) for key, value in options.items()}}
+    if clamps:
+        found["transforms"] = [*found.get("transforms", ()), *clamps]
+    return {**found, "guard": _with_rules(found.get("guard"), rules)} if rules else found
+
+
+def _with_rules(guard: Guard | bool | None, rules: list[SignalRule]) -> Guard:
+    if guard is False:
+        raise ConfigError("guard=False leaves meta_escalation nobody to ask: use a guard")
+    known = guard if isinstance(guard, Guard) else Guard()
+    return replace(known, rules=(*known.rules, *rules))
 
 
 def _read_preset(name: Any) -> dict[str, Any]:
@@ -209,8 +222,17 @@ def _read_guard(value: Any, preset: Guard | None = None) -> Guard | bool | None:
         return preset
     if value is False or isinstance(value, Guard):
         return value
-    given = _mapping("guard", value)
-    return _build("guard", Guard, given if preset is None else {**asdict(preset), **given})
+    given = dict(_mapping("guard", value))
+    if isinstance(given.get("rules"), (list, tuple)):
+        given["rules"] = [_read_rule(entry) for entry in given["rules"]]
+    known = {} if preset is None else {f.name: getattr(preset, f.name) for f in fields(preset)}
+    return _build("guard", Guard, {**known, **given})
+
+
+def _read_rule(value: Any) -> Any:
+    if isinstance(value, str):
+        return SignalRule(value)
+    return _build("rule", SignalRule, value) if isinstance(value, Mapping) else value
 
 
 def _read_transforms(value: Any, preset: Iterable[Transform] = ()) -> list[Transform]:

@@ -11,6 +11,8 @@ from stableopt.errors import ConfigError
 from stableopt.guard.keeper import Keeper
 from stableopt.guard.policy import Policy
 from stableopt.health.judge import Judge
+from stableopt.health.rule_book import RuleBook
+from stableopt.health.signals import signals_of
 from stableopt.inner import OptionWatch, scaled_lr
 from stableopt.runtime.buffers import BufferShadow
 from stableopt.runtime.tracked import Tracked, forgive_overflow
@@ -57,6 +59,7 @@ class Guardian:
         self._buffers = None if model is None else BufferShadow(model)
         self._judge = Judge(optimizer, model, self._buffers, options, self.tracked)
         self._policy = Policy(options)
+        self._rules = RuleBook(options.rules)
         self._keeper = Keeper(optimizer, options, self._judge, self._buffers, self.tracked)
         self._watch = OptionWatch()
         self._suspect = False
@@ -69,6 +72,11 @@ class Guardian:
     def lr_scale(self) -> float:
         """Our factor on the learning rates."""
         return self._policy.lr_scale
+
+    @property
+    def calm(self) -> bool:
+        """Whether no episode is open, and no rule holds or could not be asked."""
+        return self._policy.attempts == 0 and self._rules.calm
 
     # the order of a step
 
@@ -92,14 +100,16 @@ class Guardian:
             observation: What is known about the step.
             numbers: What :meth:`start` asked for.
             step: Updates behind the weights.
-            risen: The risk, if it has risen; answered unless something is wrong at once.
+            risen: The risk, if it has risen; answered, as rules are, unless something is wrong
+                at once.
             suspect: Whether somebody has seen a weight that is not finite.
         """
         findings = self._judge.findings(observation, numbers)
         if (self._suspect or (suspect and self._judge.accepted)) and not findings:
             findings = self._judge.damage()
         self._suspect = False
-        return self.decide_on(findings or risen, step)
+        ruled = () if findings else self._rules.judge(signals_of(observation))
+        return self.decide_on(findings or (*ruled, *risen), step)
 
     def decide_on(self, findings: tuple[Finding, ...], step: int) -> Verdict:
         """Decide, given what is held against a step."""
@@ -144,6 +154,7 @@ class Guardian:
             observation: What was known.
             step: Updates behind the weights before it.
         """
+        self._rules.settle(taken=verdict.action is Action.TAKE)
         self._policy.note(verdict, step, endangered=self._endangered())
         if self._manual is not None and verdict.action is not Action.ROLL_BACK:
             logger.warning("there is no snapshot yet: the rollback that was asked for is dropped")
@@ -159,10 +170,15 @@ class Guardian:
         if verdict.baseline_reset:
             self._judge.spikes.reset()
             return
-        self._judge.spikes.learn(observation)
-        if not self._endangered():
+        spikes = tuple(f for f in verdict.findings if f.scope is Scope.SPIKE)
+        if spikes:
+            self._judge.spikes.note_spike(spikes)
+        else:
+            self._judge.spikes.learn(observation)
+        if not (spikes or self._endangered()):
             self._keeper.ring.healthy(step)
-        now = self.options.act_on_risk and bool(verdict.findings)
+        risks = [finding for finding in verdict.findings if finding.scope is Scope.RISK]
+        now = self.options.answers_risk and bool(risks)
         found = self._keeper.after(step + 1, self._remembered, now=now)
         self._suspect = bool(found)
         if self._untold and self._keeper.taken > 1:
@@ -175,9 +191,11 @@ class Guardian:
             self._judge.spikes.note_spike(verdict.findings)
 
     def _endangered(self) -> bool:
-        """Tell whether the sensors see a danger that this guard acts upon."""
+        """Tell whether sensors or rules see a danger that this guard acts upon."""
+        if self._rules.endangered:
+            return True
         assessment = None if self._sensing is None else self._sensing.assessment
-        if assessment is None or not self.options.act_on_risk:
+        if assessment is None or not self.options.answers_risk:
             return False
         return assessment.level.rank >= RiskLevel.DANGER.rank
 
@@ -185,12 +203,14 @@ class Guardian:
         """Return what goes back together with the weights."""
         return {
             "spikes": self._judge.spikes.state_dict(),
+            "rules": self._rules.state_dict(),
             "sensing": {} if self._sensing is None else self._sensing.state_dict(),
             "transforms": self._transforming.state_dict(),
         }
 
     def _remember(self, baselines: Mapping[str, Any]) -> None:
         self._judge.spikes.load_state_dict(baselines["spikes"])
+        self._rules.load_state_dict(baselines["rules"])
         if self._sensing is not None:
             self._sensing.load_state_dict(baselines["sensing"])
         self._transforming.load_state_dict(baselines["transforms"])
@@ -265,11 +285,13 @@ class Guardian:
         return {
             "policy": self._policy.state_dict(),
             "baselines": self._judge.spikes.state_dict(),
+            "rules": self._rules.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with what a checkpoint counted and remembered; what it lacks starts anew."""
         self._policy.load_state_dict(state.get("policy", {}))
+        self._rules.load_state_dict(state.get("rules", {}))
         self._judge.spikes.reset()
         if "baselines" in state:
             self._judge.spikes.load_state_dict(state["baselines"])

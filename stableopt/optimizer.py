@@ -264,6 +264,17 @@ class StableOptimizer(Optimizer):
         """How much the run is in danger of spectral collapse; ``None`` while nothing is known."""
         return self._loop.risk
 
+    @property
+    def is_stable(self) -> bool:
+        """Whether the run has been calm for ``Guard.cooldown`` calls of :meth:`step`.
+
+        Calm is a call at which nothing intervened, no :class:`~stableopt.SignalRule` holds (or
+        was told NaN), no episode of rollbacks is open, and :attr:`risk` is below ``WARNING``. It
+        is lost at once and regained slowly: what a curriculum asks before it escalates, see
+        :class:`~stableopt.StabilityGate`. A run that has just begun is not stable yet.
+        """
+        return self._loop.stability.is_stable
+
     def summary(self) -> dict[str, Any]:
         """Return what happened so far as a dict of plain values.
 

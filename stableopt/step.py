@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from stableopt.errors import DivergenceError
 from stableopt.guardian import Guardian
 from stableopt.health.gradients import measure_gradients
 from stableopt.health.signals import Signals, loss_of, summarize_signals
+from stableopt.health.stability import COOLDOWN, Stability
 from stableopt.inner import Replay, is_priming, learning_rates, requires_closure
 from stableopt.runtime.scalars import read_scalars
 from stableopt.runtime.state_copy import StateCopy
@@ -24,7 +26,7 @@ from stableopt.sensing import Sensed, Sensing
 from stableopt.telemetry.ledger import Ledger
 from stableopt.telemetry.summary import summarize
 from stableopt.transforming import Transforming
-from stableopt.types import Action, Event, Finding, Observation, Verdict
+from stableopt.types import Action, Event, Finding, Observation, RiskLevel, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from stableopt.sensors import Sensors
     from stableopt.telemetry.dispatch import Dispatcher
     from stableopt.transforms import Transform
-    from stableopt.types import RiskLevel
+    from stableopt.types import Act
 
 logger = logging.getLogger("stableopt")
 
@@ -71,13 +73,14 @@ class StepLoop:
         self.signals = Signals()
         self.verdict: Verdict | None = None
         self.called = False
-        acts = guard is not None and guard.act_on_risk
+        acts = guard is not None and guard.answers_risk
         self.sensing = None if sensors is None else Sensing(optimizer, model, sensors, acts=acts)
         self.transforming = Transforming(optimizer, model, self.sensing)
         self.transforming.add(transforms)
         self.guardian = None
         if guard is not None:
             self.guardian = Guardian(optimizer, model, guard, self.sensing, self.transforming)
+        self.stability = Stability(COOLDOWN if guard is None else guard.cooldown)
         self._unanswered: tuple[Finding, ...] = ()
         self._before = StateCopy()
         self._requires_closure = requires_closure(optimizer)
@@ -233,6 +236,7 @@ class StepLoop:
             self.ledger.last_loss = observation.loss
         always = bool(sensed.readings) or (self.sensing is not None and self.sensing.bursts)
         acts = self.transforming.tell(self.ledger.calls)
+        self.stability.note(healthy=self._is_healthy(verdict, observation, acts))
         news = [act.tell() for act in acts if not act.again]
         routine = verdict.action is Action.TAKE and not verdict.findings and not news
         if routine and not (self.telemetry and (always or self.telemetry.wants(self.ledger.steps))):
@@ -265,6 +269,14 @@ class StepLoop:
                 self.telemetry.send_summary(self.summary)
         if verdict.action is Action.STOP:
             self._stop(event)
+
+    def _is_healthy(self, verdict: Verdict, observation: Observation, acts: Sequence[Act]) -> bool:
+        """Tell whether there was nothing about a call that stability is lost by."""
+        taken = verdict.action is Action.TAKE and not verdict.findings
+        finite = observation.loss is None or math.isfinite(observation.loss)
+        risky = self.risk is not None and self.risk.rank >= RiskLevel.WARNING.rank
+        calm = self.guardian is None or self.guardian.calm
+        return taken and finite and calm and not risky and all(act.routine for act in acts)
 
     def _stop(self, event: Event) -> None:
         if self.telemetry is not None:
@@ -303,11 +315,13 @@ class StepLoop:
         guardian = {} if self.guardian is None else self.guardian.state_dict()
         sensing = {} if self.sensing is None else {"sensing": self.sensing.state_dict()}
         transforms = {"transforms": self.transforming.state_dict()} if self.transforming else {}
-        return {**self.ledger.state_dict(), **guardian, **sensing, **transforms}
+        known = {**self.ledger.state_dict(), "calm": self.stability.calm}
+        return {**known, **guardian, **sensing, **transforms}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where a checkpoint was written; what it lacks starts anew."""
         self.ledger.load_state_dict(state)
+        self.stability.calm = int(state.get("calm", 0))
         if self.sensing is not None:
             self.sensing.load_state_dict(state.get("sensing", {}))
         self.transforming.load_state_dict(state.get("transforms", {}))

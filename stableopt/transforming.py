@@ -10,6 +10,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from stableopt.health.gradients import measure_gradients
+from stableopt.health.signals import signals_of
 from stableopt.transforms.binding import Bound, Field, Given, bind
 from stableopt.transforms.evidence import Known, told_of
 from stableopt.transforms.protocol import Phase
@@ -34,12 +35,6 @@ QUIET = 100
 
 PATIENCE = 100
 """Steps after which a signal that was never observed is asked for."""
-
-
-def signals_of(observation: Observation) -> dict[str, Any]:
-    """Return what triggers may read of an observation beside the readings of sensors."""
-    loss = {} if observation.loss is None else {"loss": observation.loss}
-    return {**loss, **observation.signals}
 
 
 class Transforming:

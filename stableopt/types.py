@@ -33,6 +33,8 @@ class Scope(str, Enum):
     """The batch cannot be used; leaving it out is enough."""
     SPIKE = "spike"
     """The batch is unlike those before it, which is no fault in itself."""
+    RULE = "rule"
+    """A signal is not as the user wants it; a rule says what follows."""
     RISK = "risk"
     """Weights are leaving the range in which training is healthy; smaller steps may undo it."""
     STATE = "state"
@@ -162,11 +164,12 @@ class Finding:
         kind: ``"nonfinite_"`` before ``"loss"``, ``"gradient"``, ``"weight"``, ``"state"``,
             ``"buffer"`` or ``"tracked"``; ``"huge_weight"``, ``"huge_state"``, ``"huge_buffer"``;
             ``"moment_bound"``, ``"negative_moment"``; ``"loss_spike"``, ``"gradient_spike"``;
-            ``"risk_warning"``, ``"risk_danger"``, ``"risk_instability"``.
+            ``"risk_warning"``, ``"risk_danger"``, ``"risk_instability"``; ``"rule"``.
         message: The finding as a sentence.
         scope: What it is held against.
         where: Names of the parameters concerned, in the optimizer's order.
         value: The offending number, where there is one.
+        response: What a rule asks for; ``None`` where the guard's table has the answer.
     """
 
     kind: str
@@ -174,6 +177,7 @@ class Finding:
     scope: Scope = Scope.BATCH
     where: tuple[str, ...] = ()
     value: float | None = None
+    response: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +212,7 @@ class Verdict:
         findings: What the detectors found.
         rollback: For ``ROLL_BACK``, and for ``STOP`` if there was a snapshot to restore.
         backs_off: Whether the learning rate is lowered from this step on, without going back.
+        baseline_reset: Whether what looked like a spike is taken for the new normal from here on.
     """
 
     action: Action
@@ -215,12 +220,7 @@ class Verdict:
     findings: tuple[Finding, ...] = ()
     rollback: Rollback | None = None
     backs_off: bool = False
-
-    @property
-    def baseline_reset(self) -> bool:
-        """Whether what looked like a spike is taken for the new normal from here on."""
-        spikes = any(finding.scope is Scope.SPIKE for finding in self.findings)
-        return self.action is Action.TAKE and spikes
+    baseline_reset: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from stableopt.errors import ConfigError, require_int, require_number
+from stableopt.guard.responses import Response, check_responses, response_to
+from stableopt.guard.rules import SignalRule, check_rules
+from stableopt.types import Finding, Scope
 
 SCAN_PERIOD = 20
 """Steps in which weights and state are scanned once, unless snapshots are closer together."""
@@ -37,6 +41,10 @@ class Guard:
         act_on_risk: Whether a risk level of the spectral sensors is answered when it rises:
             ``WARNING`` by a snapshot, ``DANGER`` by one and ``lr_backoff``, ``INSTABILITY`` by a
             rollback with ``lr_backoff``, within ``max_rollbacks``. Otherwise it is only told.
+        responses: What is done about a cause, in place of the default: ``{"loss_spike": "warn"}``.
+            The documentation lists every cause, and what may be done about it.
+        rules: What signals of ``observe()`` have to be like, as
+            :class:`~stableopt.SignalRule`.
         memory: Where snapshots lie: ``"device"``, ``"host"`` (pinned, for an accelerator) or
             ``"auto"``, the first of these where they fit.
 
@@ -68,6 +76,8 @@ how many steps in a row may be skipped
     gradient_spike: float | None = 6.0
     max_weight: float | None = None
     act_on_risk: bool = False
+    responses: Mapping[str, str] = field(default_factory=dict)
+    rules: Sequence[SignalRule] = ()
     memory: str = "auto"
 
     def __post_init__(self) -> None:
@@ -88,10 +98,23 @@ how many steps in a row may be skipped
                 require_number(name, getattr(self, name), math.inf, "or None for the default")
         if not isinstance(self.act_on_risk, bool):
             raise ConfigError(f"act_on_risk={self.act_on_risk!r} must be True or False")
+        object.__setattr__(self, "responses", check_responses(self.responses))
+        object.__setattr__(self, "rules", check_rules(self.rules))
         if self.memory not in ("auto", "device", "host"):
             raise ConfigError(
                 f"memory={self.memory!r} must be 'auto', 'device' or 'host': where snapshots lie"
             )
+
+    def response_to(self, finding: Finding) -> Response:
+        """Return what is to be done about a finding."""
+        return response_to(finding, self.responses, act_on_risk=self.act_on_risk)
+
+    @property
+    def answers_risk(self) -> bool:
+        """Whether a risk that rises is answered by more than a warning."""
+        kinds = ("risk_warning", "risk_danger", "risk_instability")
+        risks = (Finding(kind=kind, message="", scope=Scope.RISK) for kind in kinds)
+        return any(self.response_to(risk) is not Response.WARN for risk in risks)
 
     @property
     def scan_period(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from stableopt.guard.responses import Response
 from stableopt.types import Action, Rollback, Scope, Verdict
 
 if TYPE_CHECKING:
@@ -21,17 +22,17 @@ STEPS_PER_ROLLBACK = 1_000
 class Policy:
     """Skips what cannot be used, goes back from what is lost, and stops what only repeats.
 
-    A fault in the state goes back at once; a batch that cannot be used is skipped, and goes
-    back once ``max_skips`` in a row were; a spike alone never goes back. Rollbacks that
-    follow each other belong to one episode, each more cautious than the one before:
+    What is done about a cause is in one table (:mod:`stableopt.guard.responses`); of several
+    findings the gravest answer counts. A batch that cannot be used is skipped, and goes back once
+    ``max_skips`` in a row were; a spike alone never goes back. Rollbacks that follow each other
+    belong to one episode, each more cautious than the one before:
 
     1. The newest snapshot (for a fault in the state also one that is not yet verified), the
        learning rate as it is, random states restored: a transient fault leaves no trace.
     2. The newest verified one, the learning rate times ``lr_backoff``, other randomness.
     3. The next older one, the learning rate lowered once more; and so on.
 
-    A risk that rises is answered if the guard acts on it: a danger by a lower learning rate, an
-    instability by a rollback that begins with the second attempt's caution, because the same
+    A rollback for a risk or a rule begins with the second attempt's caution, because the same
     steps would lead to the same place.
 
     What is counted here is never rolled back.
@@ -78,35 +79,41 @@ class Policy:
         if not findings:
             return Verdict(action=Action.TAKE)
         cause = "; ".join(finding.message for finding in findings)
-        scopes = {finding.scope for finding in findings}
-        if Scope.RISK in scopes:
-            return self._answer(cause, findings, step, ring)
-        if Scope.STATE in scopes:
-            return self._go_back(cause, findings, step, ring, lost=True)
+        response = max(map(self._guard.response_to, findings), key=lambda found: found.rank)
+        if response is Response.STOP:
+            return self._stop(f"{cause}; a stop is asked for", findings, step, ring)
+        if response is Response.ROLL_BACK:
+            return self._go_back(cause, findings, step, ring)
+        if response is Response.SKIP:
+            return self._skip(cause, findings, step, ring)
+        told = Verdict(action=Action.TAKE, reason=cause, findings=findings)
+        return self._back_off(told) if response is Response.BACK_OFF else told
+
+    def _skip(self, cause: str, findings: tuple[Finding, ...], step: int, ring: Ring) -> Verdict:
         limit = self._guard.max_skips
         if self.skips_in_a_row < limit:
             reason = f"{cause}; skip {self.skips_in_a_row + 1} of at most {limit} in a row"
             return Verdict(action=Action.SKIP, reason=reason, findings=findings)
         row = f"{cause}; no more than {limit} steps in a row may be skipped (max_skips={limit})"
+        scopes = {finding.scope for finding in findings}
         if Scope.BATCH in scopes:
-            return self._go_back(row, findings, step, ring, lost=False)
-        reason = f"{row}: taken for the new normal, baselines start anew"
-        return Verdict(action=Action.TAKE, reason=reason, findings=findings)
+            return self._go_back(row, findings, step, ring)
+        spikes = Scope.SPIKE in scopes
+        taken = "taken for the new normal, baselines start anew" if spikes else "the step is taken"
+        return Verdict(
+            action=Action.TAKE,
+            reason=f"{row}: {taken}",
+            findings=findings,
+            baseline_reset=spikes,
+        )
 
-    def _answer(self, cause: str, findings: tuple[Finding, ...], step: int, ring: Ring) -> Verdict:
-        """Answer a risk that has risen."""
-        told = Verdict(action=Action.TAKE, reason=cause, findings=findings)
-        kinds = {finding.kind for finding in findings}
-        if not self._guard.act_on_risk or kinds == {"risk_warning"}:
-            return told
-        if "risk_instability" in kinds:
-            return self._go_back(cause, findings, step, ring, lost=False, lowers=True)
+    def _back_off(self, told: Verdict) -> Verdict:
         scale = self.lr_scale * self._guard.lr_backoff
         lowest = self._guard.lr_backoff**self._guard.max_rollbacks
         if scale < lowest:
-            reason = f"{cause}; the learning rate is as low as it may become (times {lowest:g})"
-            return replace(told, reason=reason)
-        return replace(told, reason=f"{cause}; learning rate times {scale:g}", backs_off=True)
+            low = f"the learning rate is as low as it may become (times {lowest:g})"
+            return replace(told, reason=f"{told.reason}; {low}")
+        return replace(told, reason=f"{told.reason}; learning rate times {scale:g}", backs_off=True)
 
     def _manual(
         self, reason: str, findings: tuple[Finding, ...], step: int, target: Slot
@@ -123,16 +130,10 @@ class Policy:
             action=Action.ROLL_BACK, reason=sentence, findings=findings, rollback=rollback
         )
 
-    def _go_back(
-        self,
-        cause: str,
-        findings: tuple[Finding, ...],
-        step: int,
-        ring: Ring,
-        *,
-        lost: bool,
-        lowers: bool = False,
-    ) -> Verdict:
+    def _go_back(self, cause: str, findings: tuple[Finding, ...], step: int, ring: Ring) -> Verdict:
+        scopes = {finding.scope for finding in findings}
+        lost = Scope.STATE in scopes
+        lowers = scopes <= {Scope.RISK, Scope.RULE}
         attempt = self.attempts + 1
         target = self._target(attempt, step, ring, lost=lost)
         obstacle = self._obstacle(attempt, target, ring)

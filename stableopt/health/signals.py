@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from stableopt.errors import ConfigError
 from stableopt.functional import dense_values, widest_real
+
+if TYPE_CHECKING:
+    from stableopt.types import Observation
 
 
 class Signals:
@@ -69,6 +72,12 @@ def loss_of(value: Any) -> list[float | Tensor]:
     if isinstance(value, numbers.Real):
         return [_as_float(value)]
     return []
+
+
+def signals_of(observation: Observation) -> dict[str, Any]:
+    """Return what triggers may read of an observation beside the readings of sensors."""
+    loss = {} if observation.loss is None else {"loss": observation.loss}
+    return {**loss, **observation.signals}
 
 
 def summarize_signals(signals: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.mutants.judgement import JUDGEMENT_MUTANTS
 from tests.mutants.mutant import Mutant
 from tests.mutants.sensors import SENSOR_MUTANTS
 from tests.mutants.transforms import TRANSFORM_MUTANTS
@@ -480,6 +481,7 @@ MUTANTS = {
         "pass",
         (f"{DISPATCH}::test_a_writer_that_raises_is_reported_once_and_counted",),
     ),
+    **JUDGEMENT_MUTANTS,
     **SENSOR_MUTANTS,
     **TRANSFORM_MUTANTS,
 }

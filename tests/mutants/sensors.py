@@ -180,9 +180,9 @@ SENSOR_MUTANTS = {
     ),
     # Promise 4: sensors inform; what is done is asked for, counted and bounded.
     "a risk is acted upon unasked": Mutant(
-        "stableopt.guard.policy",
-        'if not self._guard.act_on_risk or kinds == {"risk_warning"}:',
-        'if kinds == {"risk_warning"}:',
+        "stableopt.guard.responses",
+        "if act_on_risk and finding.kind in ON_RISK:",
+        "if finding.kind in ON_RISK:",
         (f"{RESPONSES}::TestRisk::test_it_is_told_and_nothing_is_done_about_it",),
     ),
     "telling is an intervention": Mutant(
@@ -208,14 +208,14 @@ SENSOR_MUTANTS = {
     ),
     "a snapshot of a danger is trusted": Mutant(
         "stableopt.guardian",
-        "        if not self._endangered():\n",
+        "        if not (spikes or self._endangered()):\n",
         "        if True:\n",
         (f"{RESPONSES}::TestResponses::test_a_snapshot_of_a_danger_is_not_trusted",),
     ),
     "an instability is repeated as it was": Mutant(
         "stableopt.guard.policy",
-        "lost=False, lowers=True)",
-        "lost=False)",
+        "lowers = scopes <= {Scope.RISK, Scope.RULE}",
+        "lowers = False",
         (f"{RESPONSES}::TestResponses::test_an_instability_goes_back_with_a_lower_learning_rate",),
     ),
 }

@@ -1,0 +1,98 @@
+"""When to ask more of a run: a curriculum that waits for stability."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stableopt.errors import ConfigError, require_int
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stableopt.optimizer import StableOptimizer
+
+
+class StabilityGate:
+    """Raises a level while a run is stable, and holds it, or lowers it, while it is not.
+
+    For whatever becomes harder in a training run: lengths of sequences, augmentation, steps of
+    recursion. Call :meth:`update` after every ``opt.step()``, and set the difficulty by
+    :attr:`level`. Track it (``opt.track(gate=gate)``) to have the level go back with the weights.
+
+    Args:
+        optimizer: Whose :attr:`~stableopt.StableOptimizer.is_stable` is asked.
+        every: Calls that a level lasts for, at least.
+        highest: The last level, at least 1; the first is 0.
+        retreats: Whether a level is given up, too, after ``every`` calls without stability.
+
+    Raises:
+        ConfigError: A value is out of range.
+
+    Attributes:
+        level: From 0 to ``highest``.
+
+    Cost:
+        None.
+
+    Example:
+        >>> import torch, stableopt
+        >>> w = torch.nn.Parameter(torch.ones(2))
+        >>> guard = stableopt.Guard(cooldown=3)
+        >>> opt = stableopt.StableOptimizer(torch.optim.SGD([w], lr=0.1), guard=guard)
+        >>> gate = stableopt.StabilityGate(opt, every=5, highest=2)
+        >>> levels = []
+        >>> for _ in range(12):
+        ...     w.grad = torch.ones(2)
+        ...     opt.step()
+        ...     levels.append(gate.update())
+        >>> levels
+        [0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2]
+    """
+
+    def __init__(
+        self,
+        optimizer: StableOptimizer,
+        *,
+        every: int = 100,
+        highest: int = 1,
+        retreats: bool = False,
+    ) -> None:
+        if not hasattr(optimizer, "is_stable"):
+            raise ConfigError(
+                f"optimizer={type(optimizer).__name__} object must be a StableOptimizer: wrap it "
+                "first, for the gate asks whether the run is stable"
+            )
+        require_int("every", every, 1, "calls that a level lasts for, at least")
+        require_int("highest", highest, 1, "the last level")
+        if not isinstance(retreats, bool):
+            raise ConfigError(f"retreats={retreats!r} must be True or False")
+        self._optimizer = optimizer
+        self._every = every
+        self._highest = highest
+        self._retreats = retreats
+        self._since = 0
+        self.level = 0
+
+    def update(self) -> int:
+        """Hear that a step was taken; return the level from here on."""
+        self._since += 1
+        if self._since < self._every:
+            return self.level
+        if self._optimizer.is_stable:
+            self._move(min(self._highest, self.level + 1))
+        elif self._retreats:
+            self._move(max(0, self.level - 1))
+        return self.level
+
+    def _move(self, level: int) -> None:
+        if level != self.level:
+            self.level, self._since = level, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the level, and for how long it has lasted."""
+        return {"level": self.level, "since": self._since}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with them; a level that is too high for this gate becomes its last."""
+        self.level = min(int(state["level"]), self._highest)
+        self._since = int(state["since"])

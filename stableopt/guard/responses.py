@@ -1,0 +1,129 @@
+"""What is done about each cause: one table, which the policy follows and the docs print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from stableopt.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from stableopt.types import Finding
+
+
+class Response(str, Enum):
+    """What may be done about a finding, the mildest first."""
+
+    WARN = "warn"
+    """The step is taken, and the finding told."""
+    BACK_OFF = "back_off"
+    """The step is taken, and learning rates are lowered by ``lr_backoff`` from there on."""
+    SKIP = "skip"
+    """The batch never happened; at most ``max_skips`` in a row."""
+    ROLL_BACK = "roll_back"
+    """A snapshot is restored."""
+    STOP = "stop"
+    """The newest verified snapshot is restored, and the run ends with ``DivergenceError``."""
+
+    @property
+    def rank(self) -> int:
+        """0 for ``WARN`` to 4 for ``STOP``: of several findings the highest counts."""
+        return list(Response).index(self)
+
+
+class Cause(NamedTuple):
+    """What a kind of finding means for a run.
+
+    Attributes:
+        meaning: In words.
+        default: What is done about it.
+        allowed: What ``Guard(responses=)`` may ask for.
+    """
+
+    meaning: str
+    default: Response
+    allowed: tuple[Response, ...]
+
+
+_WARN, _LOWER, _SKIP, _BACK, _STOP = Response
+_BATCH = (_SKIP, _BACK, _STOP)
+_SPIKE = (_WARN, _LOWER, _SKIP, _STOP)
+_STATE = (_BACK, _STOP)
+_RISK = (_WARN, _LOWER, _BACK, _STOP)
+
+CAUSES: dict[str, Cause] = {
+    "nonfinite_loss": Cause("the loss is NaN or infinite", _SKIP, _BATCH),
+    "nonfinite_gradient": Cause("a gradient is", _SKIP, _BATCH),
+    "loss_spike": Cause("the loss is far above what was usual lately", _SKIP, _SPIKE),
+    "gradient_spike": Cause("the gradient norm is", _SKIP, _SPIKE),
+    "nonfinite_weight": Cause("a weight is NaN or infinite", _BACK, _STATE),
+    "nonfinite_state": Cause("a tensor of the optimizer's state is", _BACK, _STATE),
+    "nonfinite_buffer": Cause("a buffer of the model is", _BACK, _STATE),
+    "nonfinite_tracked": Cause("something that is tracked is", _BACK, _STATE),
+    "huge_weight": Cause("a weight is beyond `max_weight`", _BACK, _STATE),
+    "huge_state": Cause("a tensor of the optimizer's state is too large", _BACK, _STATE),
+    "huge_buffer": Cause("a buffer of the model is too large", _BACK, _STATE),
+    "moment_bound": Cause("the moments of Adam contradict each other", _BACK, _STATE),
+    "negative_moment": Cause("a second moment is negative", _BACK, _STATE),
+    "risk_warning": Cause("the sensors see a weight leave its range", _WARN, _RISK),
+    "risk_danger": Cause("a weight is where healthy training was never seen", _WARN, _RISK),
+    "risk_instability": Cause("several weights are, or one is not finite", _WARN, _RISK),
+}
+"""By the kind of the finding."""
+
+ON_RISK = {"risk_danger": _LOWER, "risk_instability": _BACK}
+"""What ``act_on_risk`` changes."""
+
+
+def response_to(finding: Finding, given: Mapping[str, Any], *, act_on_risk: bool) -> Response:
+    """Return what is to be done about a finding.
+
+    Args:
+        finding: What was found.
+        given: ``Guard.responses``.
+        act_on_risk: ``Guard.act_on_risk``.
+    """
+    if finding.response is not None:
+        return Response(finding.response)
+    if finding.kind in given:
+        return Response(given[finding.kind])
+    if act_on_risk and finding.kind in ON_RISK:
+        return ON_RISK[finding.kind]
+    return CAUSES[finding.kind].default
+
+
+def check_responses(given: object) -> dict[str, str]:
+    """Return ``Guard.responses`` as plain strings.
+
+    Raises:
+        ConfigError: There is no such cause or response, or it is none for that cause.
+    """
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"responses={given!r} must be a dict from causes to what is done about them, e.g. "
+            "{'loss_spike': 'warn'}"
+        )
+    found = {}
+    for kind, response in given.items():
+        if kind not in CAUSES:
+            raise unknown_name("cause", kind, CAUSES)
+        allowed = [item.value for item in CAUSES[kind].allowed]
+        if response not in allowed:
+            raise ConfigError(
+                f"responses[{kind!r}]={response!r} must be one of {', '.join(allowed)}: "
+                f"{_reason(kind)}"
+            )
+        found[str(kind)] = Response(response).value
+    return found
+
+
+def _reason(kind: str) -> str:
+    allowed = CAUSES[kind].allowed
+    if allowed == _STATE:
+        return "training cannot go on from a state with a fault in it"
+    if allowed == _BATCH:
+        return "such a step would spoil the weights"
+    if allowed == _SPIKE:
+        return "a batch that is merely unlike the others is no reason to go back"
+    return "the batch is not to blame for what the weights are"

@@ -1,0 +1,102 @@
+"""Mutants of what is done about which cause, of rules about signals, and of stability."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+RULES = "tests/guard/test_rules.py"
+CAUSES = "tests/guard/test_responses.py"
+GATE = "tests/test_gate.py"
+
+JUDGEMENT_MUTANTS = {
+    "what is asked for is not done": Mutant(
+        "stableopt.guard.responses",
+        "    if finding.kind in given:\n",
+        "    if False:\n",
+        (f"{CAUSES}::TestSpikes",),
+    ),
+    "anything may be asked for": Mutant(
+        "stableopt.guard.responses",
+        "if response not in allowed:",
+        "if False:",
+        (f"{CAUSES}::test_what_cannot_be",),
+    ),
+    "the mildest of several answers counts": Mutant(
+        "stableopt.guard.policy",
+        "response = max(map(",
+        "response = min(map(",
+        ("tests/health/test_inspection.py", "tests/guard/test_keeper.py", f"{CAUSES}::TestState"),
+    ),
+    "a spike that is only warned of is the new normal": Mutant(
+        "stableopt.guardian",
+        "        if spikes:\n            self._judge.spikes.note_spike(spikes)",
+        "        if False:\n            self._judge.spikes.note_spike(spikes)",
+        (f"{CAUSES}::TestSpikes::test_a_warning_takes_the_step_and_teaches_nothing",),
+    ),
+    "a rule that runs out of skips resets baselines": Mutant(
+        "stableopt.guard.policy",
+        "baseline_reset=spikes,",
+        "baseline_reset=True,",
+        (f"{RULES}::TestWhatFollows::test_skip_leaves_out_batches_but_not_for_ever",),
+    ),
+    "a rule is told at every observation": Mutant(
+        "stableopt.health.rule_book",
+        "if now.row >= rule.patience > before.row:",
+        "if now.row >= rule.patience:",
+        (f"{RULES}::TestWhatFollows::test_a_warning_is_told_once_and_changes_nothing",),
+    ),
+    "rules have no patience": Mutant(
+        "stableopt.health.rule_book",
+        "if now.row >= rule.patience > before.row:",
+        "if now.row >= 1 > before.row:",
+        (f"{RULES}::TestConditions::test_patience_counts_observations",),
+    ),
+    "a batch that is left out teaches rules": Mutant(
+        "stableopt.health.rule_book",
+        "if self._asked is not None and taken:",
+        "if self._asked is not None:",
+        (f"{RULES}::TestMemory::test_a_skipped_batch_teaches_nothing",),
+    ),
+    "NaN is healthy to a rule": Mutant(
+        "stableopt.health.rule_book",
+        "return replace(before, known=False)",
+        "return before",
+        (f"{RULES}::TestUnknown",),
+    ),
+    "the best is that of single values": Mutant(
+        "stableopt.health.signal_statistics",
+        "self._largest = max(self._largest, average)",
+        "self._largest = max(self._largest, value)",
+        ("tests/health/test_signal_statistics.py",),
+    ),
+    "snapshots are trusted while a rule acts": Mutant(
+        "stableopt.guardian",
+        "if self._rules.endangered:",
+        "if False:",
+        (f"{RULES}::TestMemory",),
+    ),
+    "rules do not go back": Mutant(
+        "stableopt.guardian",
+        'self._rules.load_state_dict(baselines["rules"])',
+        "pass",
+        (f"{RULES}::TestMemory::test_it_goes_back_with_the_weights",),
+    ),
+    "a run is stable at once": Mutant(
+        "stableopt.health.stability",
+        "return self.calm >= self._cooldown",
+        "return self.calm > 0",
+        (f"{GATE}::TestIsStable",),
+    ),
+    "an open episode is stable": Mutant(
+        "stableopt.guardian",
+        "return self._policy.attempts == 0 and self._rules.calm",
+        "return self._rules.calm",
+        (f"{GATE}::TestIsStable::test_a_rollback_ends_it_until_the_episode_is_over",),
+    ),
+    "a gate escalates whatever happens": Mutant(
+        "stableopt.gate",
+        "if self._optimizer.is_stable:",
+        "if True:",
+        (f"{GATE}::TestGate",),
+    ),
+}
