@@ -174,7 +174,7 @@ class Guardian:
         if spikes:
             self._judge.spikes.note_spike(spikes)
         else:
-            self._judge.spikes.learn(observation)
+            self._judge.learn(observation)
         if not (spikes or self._endangered()):
             self._keeper.ring.healthy(step)
         risks = [finding for finding in verdict.findings if finding.scope is Scope.RISK]

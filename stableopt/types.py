@@ -163,8 +163,9 @@ class Finding:
     Attributes:
         kind: ``"nonfinite_"`` before ``"loss"``, ``"gradient"``, ``"weight"``, ``"state"``,
             ``"buffer"`` or ``"tracked"``; ``"huge_weight"``, ``"huge_state"``, ``"huge_buffer"``;
-            ``"moment_bound"``, ``"negative_moment"``; ``"loss_spike"``, ``"gradient_spike"``;
-            ``"risk_warning"``, ``"risk_danger"``, ``"risk_instability"``; ``"rule"``.
+            ``"jumped_weight"``; ``"moment_bound"``, ``"negative_moment"``; ``"loss_spike"``,
+            ``"gradient_spike"``; ``"risk_warning"``, ``"risk_danger"``, ``"risk_instability"``;
+            ``"rule"``.
         message: The finding as a sentence.
         scope: What it is held against.
         where: Names of the parameters concerned, in the optimizer's order.

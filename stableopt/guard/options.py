@@ -38,6 +38,9 @@ class Guard:
         gradient_spike: The same for the logarithm of the global gradient norm.
         max_weight: Largest magnitude that a weight may have; ``None`` for the square root of
             the largest number of its dtype (1.8e19 in float32 and bfloat16; none in float16).
+        weight_jump: How many times as large as some 20 steps ago the norm of a weight may be,
+            if that growth is out of proportion, too (:mod:`stableopt.health.jumps`); ``None`` not
+            to look, e.g. where weights are exchanged on purpose in the middle of training.
         act_on_risk: Whether a risk level of the spectral sensors is answered when it rises:
             ``WARNING`` by a snapshot, ``DANGER`` by one and ``lr_backoff``, ``INSTABILITY`` by a
             rollback with ``lr_backoff``, within ``max_rollbacks``. Otherwise it is only told.
@@ -75,6 +78,7 @@ how many steps in a row may be skipped
     loss_spike: float | None = 6.0
     gradient_spike: float | None = 6.0
     max_weight: float | None = None
+    weight_jump: float | None = 8.0
     act_on_risk: bool = False
     responses: Mapping[str, str] = field(default_factory=dict)
     rules: Sequence[SignalRule] = ()
@@ -96,6 +100,12 @@ how many steps in a row may be skipped
         for name in ("loss_spike", "gradient_spike", "max_weight"):
             if getattr(self, name) is not None:
                 require_number(name, getattr(self, name), math.inf, "or None for the default")
+        if self.weight_jump is not None:
+            require_number("weight_jump", self.weight_jump, math.inf, "or None not to look")
+            if self.weight_jump <= 1:
+                raise ConfigError(
+                    f"weight_jump={self.weight_jump!r} must be above 1, or None not to look"
+                )
         if not isinstance(self.act_on_risk, bool):
             raise ConfigError(f"act_on_risk={self.act_on_risk!r} must be True or False")
         object.__setattr__(self, "responses", check_responses(self.responses))

@@ -30,6 +30,7 @@ class Label(NamedTuple):
 _SAYS = {
     "nonfinite": "{} not finite themselves",
     "huge": "{} absurdly large",
+    "jumped": "{} many times as large as some steps ago",
     "negative_moment": "{} negative, which squares never are",
     "moment_bound": "{} larger than the second moment allows",
 }

@@ -26,6 +26,7 @@ _UNBOUNDED = math.inf
 _BATCH = 1 << 18
 """Elements that are looked at together: 1 MiB of float32 stays in a cache."""
 
+_Part: TypeAlias = "tuple[Position, tuple[int, int] | None]"
 _Bound: TypeAlias = "tuple[Label, Tensor, Tensor, float, float]"
 
 
@@ -45,6 +46,7 @@ class Inspection:
     inspector: Inspector
     laws: bool = True
     _norms: list[tuple[Label, Tensor, float]] = field(default_factory=list)
+    _parts: dict[int, tuple[_Part, float]] = field(default_factory=dict)
     _floors: list[tuple[Label, Tensor]] = field(default_factory=list)
     _bounds: list[_Bound] = field(default_factory=list)
 
@@ -76,7 +78,13 @@ class Inspection:
             span: Which elements, of those that :func:`spans` gives.
         """
         weight = Label("weight", place)
+        before = len(self._norms)
         self._add_norm(weight, _part(value.detach(), span), self.inspector.max_weight(value))
+        if len(self._norms) > before:
+            self._parts[before] = (
+                (place, span),
+                math.sqrt(self._norms[-1][1].numel() / _inputs(value)),
+            )
         if isinstance(state, dict):
             for key, tensor in floating_tensors(state):
                 alike = span is not None and tensor.shape == value.shape
@@ -163,12 +171,15 @@ class Inspection:
         """Return kind and place of every fault, given the numbers of :meth:`start`."""
         numbers = iter(values)
         faults: list[tuple[str, Label]] = []
-        for label, tensor, limit in self._norms:
+        for i, (label, tensor, limit) in enumerate(self._norms):
             norm = next(numbers)
             suspicious = not math.isfinite(norm) or norm > limit
             fault = _look_closely(tensor, limit) if suspicious else None
             fault = self.inspector.unless_always_so(label, fault)
-            if fault:
+            if fault is None and i in self._parts and math.isfinite(norm):
+                part, unit = self._parts[i]
+                fault = "jumped" if self.inspector.history.has_jumped(part, norm, unit) else None
+            if fault and (f"{fault}_{label.kind}", label) not in faults:
                 faults.append((f"{fault}_{label.kind}", label))
         faults += [("negative_moment", label) for label, _ in self._floors if next(numbers) < 0]
         for label, _, second, _, smallest in self._bounds:
@@ -176,6 +187,16 @@ class Inspection:
             if next(numbers) > smallest and ("nonfinite_state", label) not in faults:
                 faults += _which_moment(label, second)
         return faults
+
+    def learn(self, values: Sequence[float]) -> None:
+        """Remember the norms of :meth:`start`: nothing was wrong with them."""
+        for i, (part, _) in self._parts.items():
+            self.inspector.history.learn(part, values[i])
+
+
+def _inputs(weight: Tensor) -> int:
+    """Return the fan-in of a matrix or a convolution, and the size of anything else."""
+    return weight[0].numel() if weight.dim() > 1 else weight.numel()
 
 
 def spans(parameter: Tensor) -> Iterator[tuple[int, int] | None]:

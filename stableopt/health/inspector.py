@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from stableopt.health.jumps import NormHistory
 from stableopt.health.laws import MomentLaws
 
 if TYPE_CHECKING:
@@ -28,11 +29,15 @@ class Inspector:
         optimizer: Whose weights and state.
         max_weight: Largest magnitude of a weight; ``None`` for the square root of the largest
             number of its dtype.
+        weight_jump: See :class:`~stableopt.health.jumps.NormHistory`.
     """
 
-    def __init__(self, optimizer: Optimizer, max_weight: float | None) -> None:
+    def __init__(
+        self, optimizer: Optimizer, max_weight: float | None, weight_jump: float | None = None
+    ) -> None:
         self.laws = MomentLaws(optimizer)
         self.exempt: set[Label] = set()
+        self.history = NormHistory(weight_jump)
         self._optimizer = optimizer
         self._max_weight = max_weight
         self._finite: set[Label] = set()

@@ -6,6 +6,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any
 
+from stableopt.health.culprits import Culprits
 from stableopt.health.describe import Label, describe
 from stableopt.health.inspection import Inspection
 from stableopt.health.inspector import Inspector
@@ -57,13 +58,14 @@ class Judge:
         self._model = model
         self._buffers = buffers
         self._tracked = tracked
-        self._inspector = Inspector(optimizer, guard.max_weight)
+        self._inspector = Inspector(optimizer, guard.max_weight, guard.weight_jump)
         self._scan = RotatingScan(
             optimizer, self._inspector, guard.scan_period, self._protected_buffers
         )
         self._part = self.inspection()
         self.accepted = False
         self.spikes = SpikeDetector(guard.loss_spike, guard.gradient_spike)
+        self._culprits = Culprits()
 
     def start(self) -> list[Tensor]:
         """Return what :meth:`findings` needs read, beside the observation."""
@@ -78,10 +80,23 @@ class Judge:
             numbers: What :meth:`start` asked for.
         """
         part, self._part = self._part, self.inspection()
-        found = self.nonfinite(observation) or self.spikes.judge(observation)
+        found = self.nonfinite(observation) or self._spikes(observation)
         if found or (part.faults(numbers) and self.accepted):
             return (*found, *self.damage())
+        part.learn(numbers)
         return ()
+
+    def learn(self, observation: Observation) -> None:
+        """Remember an observation that nothing was found in."""
+        self.spikes.learn(observation)
+        self._culprits.learn(observation.gradients)
+
+    def _spikes(self, observation: Observation) -> tuple[Finding, ...]:
+        found = self.spikes.judge(observation)
+        if not found:
+            return ()
+        names = parameter_names(self._optimizer, self._model)
+        return self._culprits.name(found, observation.gradients, names)
 
     def nonfinite(self, observation: Observation) -> tuple[Finding, ...]:
         """Return what is not finite in an observation."""
@@ -96,7 +111,11 @@ class Judge:
     def accept(self) -> None:
         """Take what is there now for meant to be so: training begins with it."""
         self.accepted = True
-        faults = self._faults(self._everything())
+        self._inspector.history.forget()
+        everything = self._everything()
+        numbers = read_scalars(everything.start())
+        faults = everything.faults(numbers)
+        everything.learn(numbers)
         if faults:
             self._inspector.accept(label for _, label in faults)
             findings = describe(faults, self._names())

@@ -22,6 +22,7 @@ WRONG = {
     "gradient_spike": [0, -1.0, math.nan],
     "max_weight": [0, -1.0, math.nan, "auto"],
     "memory": ["disk", None, 3],
+    "weight_jump": [0, 1, 1.0, -8, math.nan, True, "8"],
 }
 
 

@@ -340,7 +340,7 @@ MUTANTS = {
     "flagged values become normal": Mutant(
         "stableopt.guardian",
         "        self._policy.note(verdict, step, endangered=self._endangered())\n",
-        "        self._judge.spikes.learn(observation)\n",
+        "        self._judge.learn(observation)\n",
         (f"{SPIKES}::test_a_flagged_value_does_not_enter_the_baseline",),
     ),
     "a shift is rolled back": Mutant(

@@ -7,6 +7,7 @@ from tests.mutants.mutant import Mutant
 RULES = "tests/guard/test_rules.py"
 CAUSES = "tests/guard/test_responses.py"
 GATE = "tests/test_gate.py"
+JUMPS = "tests/health/test_jumps.py"
 
 JUDGEMENT_MUTANTS = {
     "what is asked for is not done": Mutant(
@@ -98,5 +99,35 @@ JUDGEMENT_MUTANTS = {
         "if self._optimizer.is_stable:",
         "if True:",
         (f"{GATE}::TestGate",),
+    ),
+    "large layers are blamed for being large": Mutant(
+        "stableopt.health.culprits",
+        "math.sqrt(now - usual) * math.sqrt(now + usual)",
+        "now",
+        ("tests/health/test_culprits.py::test_who_is_to_blame",),
+    ),
+    "weights that begin are jumps": Mutant(
+        "stableopt.health.jumps",
+        "max(factor * known.norm, USUAL * unit)",
+        "factor * known.norm",
+        (f"{JUMPS}::TestHistory",),
+    ),
+    "any growth is a jump": Mutant(
+        "stableopt.health.jumps",
+        " and grown > factor * known.largest",
+        "",
+        (f"{JUMPS}::TestHistory",),
+    ),
+    "jumps are learned": Mutant(
+        "stableopt.health.judge",
+        "if found or (part.faults(numbers) and self.accepted):",
+        "if found:",
+        (f"{JUMPS}::TestTraining",),
+    ),
+    "other weights are held against those before them": Mutant(
+        "stableopt.health.judge",
+        "        self._inspector.history.forget()\n",
+        "",
+        (f"{JUMPS}::TestTraining::test_a_checkpoint_of_other_weights",),
     ),
 }
