@@ -70,29 +70,40 @@ class StabilityGate:
         self._every = every
         self._highest = highest
         self._retreats = retreats
-        self._since = 0
+        self._since = self._unstable = 0
         self.level = 0
 
     def update(self) -> int:
         """Hear that a step was taken; return the level from here on."""
+        stable = self._optimizer.is_stable
         self._since += 1
-        if self._since < self._every:
-            return self.level
-        if self._optimizer.is_stable:
+        self._unstable = 0 if stable else self._unstable + 1
+        if stable and self._since >= self._every:
             self._move(min(self._highest, self.level + 1))
-        elif self._retreats:
+        elif self._retreats and self._unstable >= self._every:
             self._move(max(0, self.level - 1))
         return self.level
 
     def _move(self, level: int) -> None:
         if level != self.level:
-            self.level, self._since = level, 0
+            self.level, self._since, self._unstable = level, 0, 0
 
     def state_dict(self) -> dict[str, int]:
-        """Return the level, and for how long it has lasted."""
-        return {"level": self.level, "since": self._since}
+        """Return the level, for how long it has lasted, and for how long without stability."""
+        return {"level": self.level, "since": self._since, "unstable": self._unstable}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with them; a level that is too high for this gate becomes its last."""
-        self.level = min(int(state["level"]), self._highest)
-        self._since = int(state["since"])
+        """Go on with them; a level that is too high for this gate becomes its last.
+
+        Raises:
+            ConfigError: It is not what :meth:`state_dict` returns; nothing has changed then.
+        """
+        try:
+            level, since, unstable = (int(state[key]) for key in ("level", "since", "unstable"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"state={state!r} is none of a StabilityGate: give what state_dict() returned"
+            ) from error
+        require_int("level", level, 0, "that of a state_dict()")
+        self.level = min(level, self._highest)
+        self._since, self._unstable = since, unstable

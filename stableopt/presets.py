@@ -74,7 +74,8 @@ def gradience(directory: str | os.PathLike[str] | None = None) -> dict[str, Any]
 def robust() -> dict[str, Any]:
     """Return the options with which the learning rate stops being a way to fail.
 
-    Gradients are clipped to a norm of 1, no step of a tensor is longer than 2% of its norm, and
+    Gradients are clipped to a norm of 1, no step of a tensor is longer than 2% of what counts as
+    its norm (:class:`~stableopt.UpdateCap` says what does for small and for large ones), and
     heads whose weights allow attention logits beyond 100 are scaled down, where attention is found
     in ``model=``. Then a learning rate that is ten or a hundred times too large trains a small
     transformer like the best one. It is not free of consequences where nothing is wrong: the cap

@@ -336,7 +336,7 @@ class StepLoop:
         setup = {
             "optimizer": type(self.optimizer).__name__,
             "parameters": sum(p.numel() for g in groups for p in g["params"] if not is_lazy(p)),
-            "guard": False if guardian is None else asdict(guardian.options),
+            "guard": False if guardian is None else _plain(guardian.options),
             "transforms": self.transforming.summary(),
             "sensors": False if self.sensing is None else self.sensing.summary(),
             **({} if guardian is None else guardian.summary()),
@@ -368,3 +368,12 @@ def _norm(observation: Observation) -> float | None:
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+def _plain(guard: Guard) -> dict[str, Any]:
+    """Return the options of a guard as a configuration has them."""
+    rules = [
+        {"when": str(rule.when), "response": rule.response, "patience": rule.patience}
+        for rule in guard.rules
+    ]
+    return {**asdict(guard), "responses": dict(guard.responses), "rules": rules}

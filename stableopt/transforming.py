@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parameter import is_lazy
 
+from stableopt.health.awaited import Awaited
 from stableopt.health.gradients import measure_gradients
 from stableopt.health.signals import signals_of
 from stableopt.transforms.binding import Bound, Field, Given, bind
@@ -31,10 +32,6 @@ logger = logging.getLogger("stableopt")
 
 QUIET = 100
 """Calls without acting after which a routine transform that acts again is told anew."""
-
-
-PATIENCE = 100
-"""Steps after which a signal that was never observed is asked for."""
 
 
 class Transforming:
@@ -60,8 +57,7 @@ class Transforming:
         self._lazy = 0
         self._known = (0, 0)
         self._found: set[int] = set()
-        self._awaited: set[str] = set()
-        self._waited = 0
+        self._awaited = Awaited()
         self._peaks: dict[int, float] = {}
         self._fresh: dict[str, set[str]] = {}
         self._changes: dict[int, dict[str, Change]] = {}
@@ -102,7 +98,7 @@ class Transforming:
         self._known = self._count()
         self.reads = any(item.sensed for item in bound)
         self._asks_lr = any(item.given.transform.needs.lr for item in bound)
-        self._awaited = {metric for item in bound for metric in item.told}
+        self._awaited.expect(metric for item in bound for metric in item.told)
         if self.reads and self._sensing is not None:
             self._sensing.acts = True
         self.load_state_dict(state)
@@ -154,25 +150,12 @@ class Transforming:
         self._act(Phase.WEIGHT, now)
         if self._sensing is not None and self.reads:
             self._sensing.altered(self._corrected())
-        self._await()
+        self._awaited.note(self._signals.keys())
         self._fresh, self._signals, self._taken = {}, {}, True
 
     def wants(self, signal: str) -> bool:
         """Tell whether a trigger reads a signal."""
         return any(signal in bound.told for bound in self._bound)
-
-    def _await(self) -> None:
-        """Say once which signals never come: a trigger on them never does anything."""
-        self._awaited -= self._signals.keys()
-        self._waited += 1
-        if self._awaited and self._waited == PATIENCE:
-            logger.warning(
-                "no value of %s has been observed in %d steps, and the triggers that read it do "
-                "nothing: call opt.observe(%s=...) before step(), or look for a typing error",
-                ", ".join(sorted(self._awaited)),
-                PATIENCE,
-                min(self._awaited),
-            )
 
     def _corrected(self) -> set[str]:
         """Return the names of the weights that were acted on upon readings."""
@@ -206,7 +189,7 @@ class Transforming:
             transform = bound.given.transform
             seen = bound.last is not None and call - bound.last <= QUIET
             bound.newest = act = Act(
-                transform=type(transform).__name__,
+                transform=type(getattr(transform, "transform", transform)).__name__,
                 metric=transform.metric,
                 where=tuple(change.name for change in changes if change.name),
                 before=tuple(float(change.before) for change in changes),

@@ -162,6 +162,28 @@ class TestGate:
         assert gate.level == 2
         assert self.levels(run, gate, 8, accuracy=0.1) == [2, 2, 1, 1, 1, 0, 0, 0]
 
+    def test_one_bad_call_is_no_reason_to_retreat(self):
+        run = Run()
+        gate = self.gate(run, every=6, retreats=True)
+        self.levels(run, gate, 20)
+        assert self.levels(run, gate, 1, loss=math.nan) == [2]
+        assert self.levels(run, gate, 8) == [2] * 8
+
+    @pytest.mark.parametrize(
+        "state",
+        [
+            {},
+            None,
+            {"level": "a", "since": 0, "unstable": 0},
+            {"level": -3, "since": 0, "unstable": 0},
+        ],
+    )
+    def test_a_state_that_is_none(self, state):
+        gate = self.gate(Run())
+        with pytest.raises(ConfigError, match=r"state_dict\(\)"):
+            gate.load_state_dict(state)
+        assert gate.level == 0
+
     def test_it_goes_back_with_the_weights_if_it_is_tracked(self):
         run = Run()
         gate = self.gate(run)

@@ -351,6 +351,19 @@ class TestObserve:
         }
         assert events.seen[1].signals == {}
 
+    @pytest.mark.parametrize("resets", [0, 1, 2])
+    def test_what_is_told_between_two_steps_is_for_the_next_one(self, adamw, events, resets):
+        opt = StableOptimizer(adamw, telemetry=events)
+        opt.step()
+        opt.observe(accuracy=0.5)
+        for _ in range(resets):
+            opt.zero_grad()
+        opt.observe(loss=1.0)
+        opt.step()
+        opt.step()
+        opt.close()
+        assert [event.signals for event in events.seen] == [{}, {"accuracy": 0.5}, {}]
+
     @pytest.mark.parametrize("reset_after_forward", [False, True])
     def test_what_a_grad_scaler_skipped_is_not_held_against_the_next_batch(
         self, model, adamw, reset_after_forward

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from stableopt.errors import ConfigError, require_int, require_number
-from stableopt.guard.responses import Response, check_responses, response_to
+from stableopt.guard.responses import Pairs, Response, check_responses, response_to
 from stableopt.guard.rules import SignalRule, check_rules
 from stableopt.types import Finding, Scope
 
@@ -80,7 +80,7 @@ how many steps in a row may be skipped
     max_weight: float | None = None
     weight_jump: float | None = 8.0
     act_on_risk: bool = False
-    responses: Mapping[str, str] = field(default_factory=dict)
+    responses: Mapping[str, str] | Pairs = ()
     rules: Sequence[SignalRule] = ()
     memory: str = "auto"
 
@@ -99,7 +99,8 @@ how many steps in a row may be skipped
             require_int("lr_recovery", self.lr_recovery, 0, "over how many steps lr comes back")
         for name in ("loss_spike", "gradient_spike", "max_weight"):
             if getattr(self, name) is not None:
-                require_number(name, getattr(self, name), math.inf, "or None for the default")
+                otherwise = "for the default" if name == "max_weight" else "not to look"
+                require_number(name, getattr(self, name), math.inf, f"or None {otherwise}")
         if self.weight_jump is not None:
             require_number("weight_jump", self.weight_jump, math.inf, "or None not to look")
             if self.weight_jump <= 1:
@@ -117,7 +118,8 @@ how many steps in a row may be skipped
 
     def response_to(self, finding: Finding) -> Response:
         """Return what is to be done about a finding."""
-        return response_to(finding, self.responses, act_on_risk=self.act_on_risk)
+        given = check_responses(self.responses)
+        return response_to(finding, given, act_on_risk=self.act_on_risk)
 
     @property
     def answers_risk(self) -> bool:

@@ -19,6 +19,9 @@ STEPS_PER_ROLLBACK = 1_000
 """New steps that earn one more rollback."""
 
 
+_NEW_NORMAL = "taken for the new normal, baselines start anew"
+
+
 class Policy:
     """Skips what cannot be used, goes back from what is lost, and stops what only repeats.
 
@@ -43,6 +46,7 @@ class Policy:
     Attributes:
         lr_scale: Factor on every learning rate.
         skips_in_a_row: Steps skipped since the last one that was taken.
+        spikes_in_a_row: Steps taken in spite of a spike since one without.
         attempts: Rollbacks of the episode that is open; 0 if none is.
         tokens: Rollbacks at hand.
     """
@@ -50,6 +54,7 @@ class Policy:
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
         self.skips_in_a_row = 0
+        self.spikes_in_a_row = 0
         self.attempts = 0
         self.tokens = guard.budget
         self.lr_scale = 1.0
@@ -87,6 +92,9 @@ class Policy:
         if response is Response.SKIP:
             return self._skip(cause, findings, step, ring)
         told = Verdict(action=Action.TAKE, reason=cause, findings=findings)
+        if self.spikes_in_a_row >= self._guard.max_skips and _has_spike(findings):
+            stays = f"{cause}; it stays, and is {_NEW_NORMAL}"
+            return replace(told, reason=stays, baseline_reset=True)
         return self._back_off(told) if response is Response.BACK_OFF else told
 
     def _skip(self, cause: str, findings: tuple[Finding, ...], step: int, ring: Ring) -> Verdict:
@@ -98,8 +106,8 @@ class Policy:
         scopes = {finding.scope for finding in findings}
         if Scope.BATCH in scopes:
             return self._go_back(row, findings, step, ring)
-        spikes = Scope.SPIKE in scopes
-        taken = "taken for the new normal, baselines start anew" if spikes else "the step is taken"
+        spikes = _has_spike(findings)
+        taken = _NEW_NORMAL if spikes else "the step is taken"
         return Verdict(
             action=Action.TAKE,
             reason=f"{row}: {taken}",
@@ -208,6 +216,8 @@ class Policy:
             if verdict.backs_off:
                 self.lr_scale *= self._guard.lr_backoff
                 self._recovery = (self.lr_scale, 0)
+            flagged = _has_spike(verdict.findings) and not verdict.baseline_reset
+            self.spikes_in_a_row = self.spikes_in_a_row + 1 if flagged else 0
             self._note_taken(step, healthy=not (verdict.baseline_reset or endangered))
         elif verdict.action is Action.SKIP:
             self.skips_in_a_row += 1
@@ -259,6 +269,7 @@ class Policy:
         scale, done = self._recovery or (0.0, 0)
         return {
             "skips_in_a_row": self.skips_in_a_row,
+            "spikes_in_a_row": self.spikes_in_a_row,
             "attempts": self.attempts,
             "tokens": self.tokens,
             "lr_scale": self.lr_scale,
@@ -275,6 +286,7 @@ class Policy:
         fresh = Policy(self._guard)
         known = {**fresh.state_dict(), **state}
         self.skips_in_a_row = known["skips_in_a_row"]
+        self.spikes_in_a_row = known["spikes_in_a_row"]
         self.attempts = known["attempts"]
         self.tokens = min(known["tokens"], self._guard.budget)
         self.lr_scale = known["lr_scale"]
@@ -285,3 +297,7 @@ class Policy:
         self._recovery = (
             (known["recovery_from"], known["recovery_steps"]) if known["recovery_from"] else None
         )
+
+
+def _has_spike(findings: tuple[Finding, ...]) -> bool:
+    return any(finding.scope is Scope.SPIKE for finding in findings)

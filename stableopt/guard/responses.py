@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from stableopt.errors import ConfigError, unknown_name
 
@@ -77,7 +77,11 @@ ON_RISK = {"risk_danger": _LOWER, "risk_instability": _BACK}
 """What ``act_on_risk`` changes."""
 
 
-def response_to(finding: Finding, given: Mapping[str, Any], *, act_on_risk: bool) -> Response:
+Pairs = tuple[tuple[str, str], ...]
+"""Causes and what is done about them, as a value that cannot change."""
+
+
+def response_to(finding: Finding, given: Pairs, *, act_on_risk: bool) -> Response:
     """Return what is to be done about a finding.
 
     Args:
@@ -87,26 +91,28 @@ def response_to(finding: Finding, given: Mapping[str, Any], *, act_on_risk: bool
     """
     if finding.response is not None:
         return Response(finding.response)
-    if finding.kind in given:
-        return Response(given[finding.kind])
+    asked = dict(given)
+    if finding.kind in asked:
+        return Response(asked[finding.kind])
     if act_on_risk and finding.kind in ON_RISK:
         return ON_RISK[finding.kind]
     return CAUSES[finding.kind].default
 
 
-def check_responses(given: object) -> dict[str, str]:
-    """Return ``Guard.responses`` as plain strings.
+def check_responses(given: object) -> Pairs:
+    """Return ``Guard.responses`` as pairs of plain strings.
 
     Raises:
         ConfigError: There is no such cause or response, or it is none for that cause.
     """
-    if not isinstance(given, Mapping):
+    pairs = isinstance(given, tuple) and all(isinstance(p, tuple) and len(p) == 2 for p in given)
+    if not isinstance(given, Mapping) and not pairs:
         raise ConfigError(
             f"responses={given!r} must be a dict from causes to what is done about them, e.g. "
             "{'loss_spike': 'warn'}"
         )
     found = {}
-    for kind, response in given.items():
+    for kind, response in dict(given).items():  # type: ignore[call-overload]
         if kind not in CAUSES:
             raise unknown_name("cause", kind, CAUSES)
         allowed = [item.value for item in CAUSES[kind].allowed]
@@ -116,7 +122,7 @@ def check_responses(given: object) -> dict[str, str]:
                 f"{_reason(kind)}"
             )
         found[str(kind)] = Response(response).value
-    return found
+    return tuple(found.items())
 
 
 def _reason(kind: str) -> str:

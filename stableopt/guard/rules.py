@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from stableopt.errors import ConfigError, require_int
 from stableopt.guard.responses import Response
+from stableopt.health.signal_statistics import OF_VALUES
 from stableopt.triggers import Drifted, Trigger, check_trigger
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ class SignalRule:
         object.__setattr__(self, "response", Response(self.response).value)
         require_int("patience", self.patience, 1, "observations in a row that meet the condition")
         for leaf in self.trigger.leaves():
+            if leaf.metric in (f"loss.{statistic}" for statistic in OF_VALUES):
+                raise ConfigError(
+                    f"when={self.when} cannot be a rule: what is told of the loss is averaged; use "
+                    "loss, loss.rise or loss.drop, or tell single losses under another name"
+                )
             if isinstance(leaf, Drifted):
                 raise ConfigError(
                     f"when={self.when} cannot be a rule: it is the courses of weights that are "
@@ -87,7 +93,9 @@ def check_rules(given: object) -> tuple[SignalRule, ...]:
             f"rules={given!r} must be a list of SignalRule, e.g. "
             "[SignalRule('attention_max < 0.1', response='warn')]"
         )
-    for i, rule in enumerate(checked):
-        if rule in checked[:i]:
+    seen = set[SignalRule]()
+    for rule in checked:
+        if rule in seen:
             raise ConfigError(f"rules has {rule!r} twice: give it once")
+        seen.add(rule)
     return checked

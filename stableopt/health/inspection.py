@@ -134,8 +134,10 @@ class Inspection:
         first, second = state.get(FIRST), state.get(SECOND)
         if type(first) is not Tensor or type(second) is not Tensor or not first.numel():
             return
-        bound = self.inspector.bound(place.group)
-        if bound is None or first.shape != second.shape:
+        if first.shape != second.shape or not second.dtype.is_floating_point | second.is_complex():
+            return
+        bound = self.inspector.bound(place.group, second.dtype)
+        if bound is None:
             return
         whole = first.shape != value.shape or not (first.is_contiguous() and second.is_contiguous())
         if whole and span is not None:

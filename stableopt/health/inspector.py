@@ -46,9 +46,9 @@ class Inspector:
         """Return the largest magnitude that a value of ``weight`` may have."""
         return largest(weight.dtype) if self._max_weight is None else self._max_weight
 
-    def bound(self, group: int) -> tuple[float, float] | None:
+    def bound(self, group: int, dtype: torch.dtype) -> tuple[float, float] | None:
         """Return the bound on first moments; see :class:`~stableopt.health.laws.MomentLaws`."""
-        return self.laws.bound(group, self._optimizer.param_groups[group])
+        return self.laws.bound(group, self._optimizer.param_groups[group], dtype)
 
     def unless_always_so(self, label: Label, fault: str | None) -> str | None:
         """Return ``fault``, unless it was there when the tensor was first seen."""

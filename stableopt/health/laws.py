@@ -49,12 +49,16 @@ class MomentLaws:
         self.nonnegative = _OF_TORCH if self.of_torch else _OF_ADAM
         self._seen: dict[int, tuple[float, float, float, float]] = {}
 
-    def bound(self, index: int, group: Mapping[str, Any]) -> tuple[float, float] | None:
+    def bound(
+        self, index: int, group: Mapping[str, Any], dtype: torch.dtype = torch.float32
+    ) -> tuple[float, float] | None:
         """Return c² and the m² below which nothing is held against a group.
 
         Args:
             index: Which group.
             group: Its options.
+            dtype: Of the second moments: what is added to them is lost below its smallest
+                number, 6e-8 in float16.
 
         Returns:
             ``None`` where there is no such bound.
@@ -72,4 +76,6 @@ class MomentLaws:
             return None
         squared = (1 - low1) ** 2 / ((1 - high2) * (1 - high1**2 / low2))
         smallest = max(eps if isinstance(eps, float) else 0.0, _SMALLEST)
-        return _SLACK * squared, smallest**2
+        limits = torch.finfo(dtype)
+        lost = limits.smallest_normal * limits.eps / (1 - high2)
+        return _SLACK * squared, max(smallest**2, _SLACK * squared * lost)

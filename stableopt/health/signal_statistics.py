@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from stableopt.functional import widest_real
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -20,6 +22,9 @@ OF_COURSE = ("drop", "rise")
 
 DECAY = 0.9
 """Of the moving average that ``drop`` and ``rise`` are about."""
+
+FIRST = 7
+"""Values from which on the average counts as one that has been: half of its weight is there."""
 
 
 def split_metric(metric: str) -> tuple[str, str | None]:
@@ -33,25 +38,51 @@ def split_metric(metric: str) -> tuple[str, str | None]:
     return (signal, last) if dot and last in (*OF_VALUES, *OF_COURSE) else (metric, None)
 
 
-def statistic_of(value: Any, statistic: str) -> float:
-    """Return a statistic of all values of a signal; NaN if one of them is.
+def statistics_of(value: Any) -> dict[str, float]:
+    """Return the statistics of all values of a signal; NaN if one of them is.
 
     Args:
         value: A number, a tensor, or a dict of these.
-        statistic: One of ``OF_VALUES``. The variance is that of the population, and the
-            magnitude the largest absolute value.
+
+    Returns:
+        Those of ``OF_VALUES``. The variance is that of the population, and the magnitude the
+        largest absolute value.
+
+    Cost:
+        One read of every value, and a host synchronisation per accelerator.
     """
-    parts = [part for part in _parts(value) if part.numel()]
-    if not parts:
-        return math.nan
-    values = torch.cat([part.flatten() for part in parts])
-    if statistic == "variance":
-        return float(values.var(correction=0))
-    if statistic == "mean":
-        return float(values.mean())
-    if statistic == "magnitude":
-        return float(values.abs().amax())
-    return float(values.amax() if statistic == "max" else values.amin())
+    if isinstance(value, (int, float)):
+        number = float(value)
+        spread = 0.0 if math.isfinite(number) else math.nan
+        return dict(zip(OF_VALUES, (number, number, number, spread, abs(number)), strict=True))
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for part in _parts(value):
+        by_device.setdefault(part.device, []).append(part)
+    if not by_device:
+        return dict.fromkeys(OF_VALUES, math.nan)
+    return _together([_of_parts(parts) for parts in by_device.values()])
+
+
+def _of_parts(parts: list[Tensor]) -> tuple[int, list[float]]:
+    """Return the count of the values, and mean, largest, smallest and variance."""
+    values = torch.cat([part.flatten() for part in parts]) if len(parts) > 1 else parts[0].flatten()
+    variance, mean = torch.var_mean(values, correction=0)
+    smallest, largest = torch.aminmax(values)
+    return len(values), torch.stack([mean, largest, smallest, variance]).tolist()
+
+
+def _together(found: list[tuple[int, list[float]]]) -> dict[str, float]:
+    count = sum(size for size, _ in found)
+    mean = sum(size * numbers[0] for size, numbers in found) / count
+    largest = max((numbers[1] for _, numbers in found), key=_nan_first)
+    smallest = -max((-numbers[2] for _, numbers in found), key=_nan_first)
+    spread = sum(size * (n[3] + (n[0] - mean) ** 2) for size, n in found) / count
+    magnitude = max(abs(largest), abs(smallest)) if largest == largest else math.nan
+    return dict(zip(OF_VALUES, (mean, largest, smallest, spread, magnitude), strict=True))
+
+
+def _nan_first(number: float) -> tuple[bool, float]:
+    return math.isnan(number), number
 
 
 def _parts(value: Any) -> Iterator[Tensor]:
@@ -59,25 +90,30 @@ def _parts(value: Any) -> Iterator[Tensor]:
         for part in value.values():
             yield from _parts(part)
         return
-    tensor = torch.as_tensor(value).detach()
+    tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    tensor = tensor.detach()
     real = tensor.abs() if tensor.is_complex() else tensor
-    yield real.to("cpu", torch.float64)
+    if real.numel():
+        yield real.to(widest_real(real.device))
 
 
 class Course:
-    """The moving average of a signal, and the best and the worst that it has been.
+    """The moving average of a signal, and the highest and the lowest that it has been.
 
-    The average is corrected for its start, ``Σ dᵏ xₖ / Σ dᵏ``: the first value is an average.
+    The average is corrected for its start, ``Σ dᵏ xₖ / Σ dᵏ``, and counts from the seventh value
+    on: a first one that was lucky would be the best for good.
     """
 
     def __init__(self) -> None:
-        self._sum = self._weight = 0.0
+        self._sum, self._weight, self._count = 0.0, 0.0, 0
         self._largest, self._smallest = -math.inf, math.inf
 
     def statistic(self, value: float, statistic: str) -> float:
         """Return how far the average, ``value`` included, is off its best: at least 0."""
         if not math.isfinite(value):
             return math.nan
+        if self._count + 1 < FIRST:
+            return 0.0
         average = self._after(value)
         if statistic == "drop":
             return max(self._largest, average) - average
@@ -90,19 +126,23 @@ class Course:
         average = self._after(value)
         self._sum = DECAY * self._sum + value
         self._weight = DECAY * self._weight + 1.0
-        self._largest = max(self._largest, average)
-        self._smallest = min(self._smallest, average)
+        self._count += 1
+        if self._count >= FIRST:
+            self._largest = max(self._largest, average)
+            self._smallest = min(self._smallest, average)
 
     def _after(self, value: float) -> float:
         return (DECAY * self._sum + value) / (DECAY * self._weight + 1.0)
 
     def state_dict(self) -> list[float]:
-        """Return four plain numbers."""
-        return [self._sum, self._weight, self._largest, self._smallest]
+        """Return five plain numbers."""
+        return [self._sum, self._weight, self._largest, self._smallest, self._count]
 
     @classmethod
     def from_state(cls, state: Any) -> Course:
         """Return what :meth:`state_dict` was made from."""
         course = cls()
-        course._sum, course._weight, course._largest, course._smallest = map(float, state)
+        *numbers, count = state
+        course._sum, course._weight, course._largest, course._smallest = map(float, numbers)
+        course._count = int(count)
         return course

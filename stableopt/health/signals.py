@@ -27,7 +27,8 @@ class Signals:
     def __init__(self) -> None:
         self._losses: list[float | Tensor] = []
         self._others: dict[str, Any] = {}
-        self._ended = False
+        self._between: dict[str, Any] = {}
+        self._begun = self._ended = False
 
     def add(self, signals: Mapping[str, Any]) -> None:
         """Collect ``signals``; ``None`` stands for not observed.
@@ -44,15 +45,19 @@ class Signals:
                 "pass the total, and its parts under other names"
             )
         if self._ended:
-            self.take()
+            # What was told between two steps, of an evaluation, is not about the batch that ended.
+            self._losses, self._others, self._ended = [], dict(self._between), False
         if loss is not None:
             self._losses.append(_mean(loss))
         self._others.update(checked)
+        if not self._begun:
+            self._between.update(checked)
 
     def take(self) -> tuple[list[float | Tensor], dict[str, Any]]:
         """Return the losses and the other signals, and forget them."""
         losses, others = self._losses, self._others
-        self._losses, self._others, self._ended = [], {}, False
+        self._losses, self._others, self._between = [], {}, {}
+        self._begun = self._ended = False
         return losses, others
 
     def end_batch(self) -> None:
@@ -62,7 +67,7 @@ class Signals:
         what was observed of that batch. What is there stays until then, because some loops
         reset the gradients between the forward and the backward pass.
         """
-        self._ended = True
+        self._begun = self._ended = True
 
 
 def loss_of(value: Any) -> list[float | Tensor]:
@@ -87,7 +92,8 @@ def summarize_signals(signals: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked(name: str, value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(k): _checked(f"{name}[{k!r}]", v) for k, v in value.items()}
+        found = {k: v for k, v in value.items() if v is not None}
+        return {str(k): _checked(f"{name}[{k!r}]", v) for k, v in found.items()}
     if isinstance(value, Tensor):
         return _checked_tensor(name, value)
     if isinstance(value, numbers.Real):
@@ -105,9 +111,10 @@ def _checked_tensor(name: str, value: Tensor) -> Tensor:
         raise ConfigError(f"{name}: an empty tensor has no value; leave the signal out")
     if value.is_meta:
         raise ConfigError(f"{name}: a meta tensor has no value; leave the signal out")
-    value = dense_values(value.detach())
-    # One value is copied, because running averages are updated in place.
-    return value.clone() if value.numel() == 1 else value
+    if value.is_quantized:
+        raise ConfigError(f"{name}: a quantized tensor; tell {name}.dequantize() instead")
+    # Copied, because running averages and buffers are written to before the step.
+    return dense_values(value.detach()).clone()
 
 
 def _as_float(value: Any) -> float:

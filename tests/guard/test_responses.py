@@ -77,6 +77,15 @@ class TestSpikes:
         assert run.opt.state_dict()["stableopt"]["baselines"]["loss"]["recent"] == known
         assert run.opt.summary()["skips"] == 0
 
+    def test_a_shift_that_stays_is_the_new_normal(self):
+        run = Run(loss_spike="warn")
+        run.steps(60)
+        found = [run.steps(1, loss_scale=1e4) for _ in range(60)]
+        assert [v.baseline_reset for v in found].index(True) == 6
+        assert "it stays, and is taken for the new normal" in found[6].reason
+        assert len(run.opt.ledger) == 7
+        assert run.opt._loop.guardian._keeper.ring.verified()[0].step > 60
+
     def test_backing_off(self):
         run = Run(gradient_spike="back_off")
         run.steps(60)

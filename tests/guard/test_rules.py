@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -204,15 +206,40 @@ class TestConditions:
 
     def test_a_rise(self):
         run = Run(SignalRule("validation.rise > 0.2"))
-        for value in (3.0, 2.0, 1.0, 1.0):
+        for value in (3.0, 2.0, *[1.0] * 10):
             run.step(validation=value)
         assert not run.opt.ledger
         run.steps(20, validation=2.0)
         assert len(run.opt.ledger) == 1
 
-    def test_signals_with_a_dot_in_their_name(self):
-        run = Run(SignalRule("aux.gate < 0.1"))
-        assert run.step(**{"aux.gate": 0.05}).findings
+    def test_a_first_value_that_was_lucky_is_not_the_best_for_good(self):
+        run = Run(SignalRule("accuracy.drop > 0.15"))
+        run.step(accuracy=1.0)
+        run.steps(40, accuracy=0.5)
+        assert not run.opt.ledger
+
+    def test_numbers_are_compared_as_they_are(self):
+        run = Run(SignalRule("x > 0.1", response="stop"))
+        run.step(x=0.1)
+        assert not run.opt.ledger
+
+    @pytest.mark.parametrize("response", ["warn", "back_off"])
+    def test_none_of_a_dict_was_not_observed(self, response):
+        run = Run(SignalRule("x > 3", response=response))
+        run.step(x={"a": 1.0, "b": None})
+        assert not run.opt.ledger
+
+    @pytest.mark.parametrize("name", ["aux.gate", "lora.mean", "x.drop"])
+    def test_signals_with_a_dot_in_their_name(self, name):
+        run = Run(SignalRule(f"{name} < 0.1"))
+        assert run.step(**{name: 0.05}).findings
+
+    def test_what_never_comes_is_asked_for_once(self, caplog):
+        run = Run(SignalRule("acuracy.drop > 0.05"), SignalRule("loss.rise > 99"))
+        run.steps(99)
+        assert "acuracy" not in caplog.text
+        run.steps(101)
+        assert caplog.text.count("no value of acuracy.drop has been observed in 100 steps") == 1
 
 
 class TestUnknown:
@@ -234,11 +261,32 @@ class TestUnknown:
             run.step(accuracy=value)
         assert len(run.opt.ledger) == 1
 
+    def test_nan_of_one_signal_does_not_release_what_holds_by_it(self):
+        run = Run(SignalRule("x > 1 | y > 1", response="back_off"))
+        for signals in ({"y": 2}, {"y": math.nan}, {"x": 0}, {"y": 2}, {"x": 0}):
+            run.step(**signals)
+        assert [event.call for event in run.opt.ledger] == [1]
+        assert not run.opt.is_stable
+
+    def test_nan_of_one_signal_hides_no_other(self):
+        run = Run(SignalRule("attention_max < 0.1 | attention_entropy > 5"))
+        run.step(attention_max=0.01, attention_entropy=math.nan)
+        assert [event.call for event in run.opt.ledger] == [1]
+
+    def test_nan_is_not_calm_whatever_else_is_told(self):
+        run = Run(SignalRule("x > 1 | y > 1"))
+        run.steps(5, x=0.0, y=0.0)
+        run.step(y=math.nan)
+        run.steps(9, x=0.0)
+        assert not run.opt.is_stable
+        run.steps(4, y=0.0)
+        assert run.opt.is_stable
+
 
 class TestMemory:
     def test_a_skipped_batch_teaches_nothing(self):
         run = Run(SignalRule("accuracy.drop > 0.05", response="skip"), max_skips=3)
-        run.steps(5, accuracy=0.9)
+        run.steps(10, accuracy=0.9)
         known = run.opt.state_dict()["stableopt"]["rules"]
         assert run.step(accuracy=0.1).action is Action.SKIP
         assert_same(run.opt.state_dict()["stableopt"]["rules"], known)
@@ -291,6 +339,7 @@ class TestMemory:
         ({"when": 3}, "when=3 must be a trigger"),
         ({"when": "accuracy"}, "is no trigger"),
         ({"when": "spectral_norm drifts"}, "cannot be a rule"),
+        ({"when": "loss.max > 1"}, "what is told of the loss is averaged"),
         ({"when": "a > 1", "response": "explode"}, "response='explode' must be one of warn, "),
         ({"when": "a > 1", "response": None}, "response=None must be one of"),
         ({"when": "a > 1", "patience": 0}, "patience=0 must be an int of at least 1"),
@@ -310,6 +359,16 @@ def test_lists_that_are_none(rules):
 def test_the_same_twice():
     with pytest.raises(ConfigError, match="twice"):
         Guard(rules=[SignalRule("a > 1"), SignalRule("a > 1")])
+
+
+def test_a_guard_is_a_value():
+    guard = Guard(rules=[SignalRule("a > 1")], responses={"loss_spike": "warn"})
+    assert guard == replace(guard)
+    assert hash(guard) == hash(replace(guard))
+    assert Guard(responses=guard.responses).responses == guard.responses
+    plain = Run(SignalRule("a > 1", patience=2)).opt.summary()["guard"]
+    assert plain["rules"] == [{"when": "a > 1", "response": "warn", "patience": 2}]
+    json.dumps(plain)
 
 
 def test_responses_are_plain_strings():

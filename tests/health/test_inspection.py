@@ -186,6 +186,22 @@ def test_large_but_possible_values_are_no_fault(dtype):
     assert not any(event.intervened for event in opt.ledger)
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.1, 0.01])
+def test_moments_that_underflow_are_no_fault(scale):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(32, 64), torch.nn.GELU(), torch.nn.Linear(64, 8)
+    ).half()
+    inner = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-4)
+    opt = StableOptimizer(inner, model=model, guard=Guard(every=20))
+    for _ in range(60):
+        x = torch.randn(16, 32).half()
+        opt.zero_grad()
+        (model(x).float() - x[:, :8].float()).pow(2).mean().mul(scale).backward()
+        opt.step()
+    assert not opt.ledger
+
+
 @pytest.mark.parametrize("pair", VARIANTS, ids=variant_id)
 def test_a_nan_in_any_kind_of_state_is_found_or_overwritten(pair):
     """Whatever an optimizer keeps: a NaN in it does not outlive a scan."""

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stableopt.health.signal_statistics import DECAY, Course, split_metric, statistic_of
+from stableopt.health.signal_statistics import DECAY, FIRST, Course, split_metric, statistics_of
 
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20)
 
@@ -31,24 +31,39 @@ def test_names(metric, found):
 @given(values=VALUES)
 def test_statistics_of_values(values):
     told = torch.tensor(values, dtype=torch.float64)
+    found = statistics_of(told)
     mean = math.fsum(values) / len(values)
-    assert statistic_of(told, "mean") == pytest.approx(mean, abs=1e-6)
-    assert statistic_of(told, "max") == max(values)
-    assert statistic_of(told, "min") == min(values)
-    assert statistic_of(told, "magnitude") == max(map(abs, values))
+    assert found["mean"] == pytest.approx(mean, abs=1e-6)
+    assert found["max"] == max(values)
+    assert found["min"] == min(values)
+    assert found["magnitude"] == max(map(abs, values))
     variance = math.fsum((v - mean) ** 2 for v in values) / len(values)
-    assert statistic_of(told, "variance") == pytest.approx(variance, rel=1e-6, abs=1e-3)
+    assert found["variance"] == pytest.approx(variance, rel=1e-6, abs=1e-3)
     parts = {"a": told[: len(values) // 2], "b": {"c": told[len(values) // 2 :]}}
-    assert statistic_of(parts, "max") == max(values)
+    assert statistics_of(parts) == pytest.approx(found, rel=1e-9, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("value", "mean"),
+    [(3, 3.0), (True, 1.0), (0.1, 0.1), (16777217, 16777217.0), (2e39, 2e39), (-1e-50, -1e-50)],
+)
+def test_numbers_are_not_rounded(value, mean):
+    assert statistics_of(value)["mean"] == mean
+    assert statistics_of({"a": value})["max"] == mean
+    assert statistics_of(value)["magnitude"] == abs(mean)
+    assert statistics_of(value)["variance"] == 0.0
 
 
 def test_odd_values():
-    assert statistic_of(3, "mean") == 3.0
-    assert statistic_of(True, "max") == 1.0
-    assert statistic_of(torch.tensor([3 + 4j]), "max") == 5.0
-    assert statistic_of(torch.tensor([2.0], dtype=torch.bfloat16), "variance") == 0.0
-    assert math.isnan(statistic_of(torch.tensor([1.0, math.nan]), "max"))
-    assert math.isnan(statistic_of({}, "max"))
+    assert statistics_of(torch.tensor([3 + 4j]))["max"] == 5.0
+    assert statistics_of(torch.tensor([2.0], dtype=torch.bfloat16))["variance"] == 0.0
+    assert statistics_of(torch.tensor([-128], dtype=torch.int8))["magnitude"] == 128.0
+    for broken in (math.nan, torch.tensor([1.0, math.nan]), {"a": 1.0, "b": math.nan}, {}):
+        assert all(math.isnan(number) for number in statistics_of(broken).values())
+    for end in (math.inf, torch.tensor([1.0, math.inf])):
+        found = statistics_of(end)
+        assert found["max"] == found["magnitude"] == math.inf
+        assert math.isnan(found["variance"])
 
 
 @given(values=VALUES)
@@ -59,8 +74,9 @@ def test_a_course_is_that_of_the_corrected_average(values):
         known = zip(weights, values[: k + 1], strict=True)
         average = math.fsum(w * v for w, v in known) / math.fsum(weights)
         averages.append(average)
+        count = [*averages[FIRST - 1 :], average]
         room = 1e-9 * (1 + max(map(abs, values)))
-        drop, rise = max(averages) - average, average - min(averages)
+        drop, rise = max(count) - average, average - min(count)
         assert course.statistic(value, "drop") == pytest.approx(drop, abs=room)
         assert course.statistic(value, "rise") == pytest.approx(rise, abs=room)
         course.add(value)

@@ -131,7 +131,7 @@ MUTANTS = {
     ),
     "signals go stale": Mutant(
         "stableopt.health.signals",
-        "self._losses, self._others, self._ended = [], {}, False",
+        "self._losses, self._others, self._between = [], {}, {}\n",
         "pass",
         (f"{OBSERVE}::test_other_signals_keep_the_last_value_and_are_consumed",),
     ),
@@ -387,14 +387,14 @@ MUTANTS = {
     ),
     "first moments are free": Mutant(
         "stableopt.health.laws",
-        "return _SLACK * squared, smallest**2",
-        "return 1e30 * squared, smallest**2",
+        "return _SLACK * squared, max(",
+        "return 1e30 * squared, max(",
         (f"{INSPECTION}::test_what_nothing_else_shows_is_found_within_one_scan",),
     ),
     "the bound is too strict": Mutant(
         "stableopt.health.laws",
-        "return _SLACK * squared, smallest**2",
-        "return 0.01 * squared, smallest**2",
+        "return _SLACK * squared, max(",
+        "return 0.01 * squared, max(",
         (f"{INSPECTION}::TestMomentLaws",),
     ),
     "what was always so is a fault": Mutant(

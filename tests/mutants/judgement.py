@@ -12,7 +12,7 @@ JUMPS = "tests/health/test_jumps.py"
 JUDGEMENT_MUTANTS = {
     "what is asked for is not done": Mutant(
         "stableopt.guard.responses",
-        "    if finding.kind in given:\n",
+        "    if finding.kind in asked:\n",
         "    if False:\n",
         (f"{CAUSES}::TestSpikes",),
     ),
@@ -60,8 +60,8 @@ JUDGEMENT_MUTANTS = {
     ),
     "NaN is healthy to a rule": Mutant(
         "stableopt.health.rule_book",
-        "return replace(before, known=False)",
-        "return before",
+        "return not self._known.undefined and not any(self._holding())",
+        "return not any(self._holding())",
         (f"{RULES}::TestUnknown",),
     ),
     "the best is that of single values": Mutant(
@@ -69,6 +69,30 @@ JUDGEMENT_MUTANTS = {
         "self._largest = max(self._largest, average)",
         "self._largest = max(self._largest, value)",
         ("tests/health/test_signal_statistics.py",),
+    ),
+    "a first value that was lucky is the best for good": Mutant(
+        "stableopt.health.signal_statistics",
+        "FIRST = 7",
+        "FIRST = 1",
+        (f"{RULES}::TestConditions",),
+    ),
+    "a NaN releases what holds": Mutant(
+        "stableopt.health.rule_book",
+        "return _Known({**self.ranges, **numbers}, undefined)",
+        "return _Known({**self.ranges, **told}, undefined)",
+        (f"{RULES}::TestUnknown",),
+    ),
+    "spikes that are warned of stay spikes": Mutant(
+        "stableopt.guard.policy",
+        "return replace(told, reason=stays, baseline_reset=True)",
+        "return told",
+        (f"{CAUSES}::TestSpikes::test_a_shift_that_stays_is_the_new_normal",),
+    ),
+    "float16 underflows into a fault": Mutant(
+        "stableopt.health.laws",
+        "max(smallest**2, _SLACK * squared * lost)",
+        "smallest**2",
+        ("tests/health/test_inspection.py", "-k", "underflow"),
     ),
     "snapshots are trusted while a rule acts": Mutant(
         "stableopt.guardian",
@@ -96,8 +120,8 @@ JUDGEMENT_MUTANTS = {
     ),
     "a gate escalates whatever happens": Mutant(
         "stableopt.gate",
-        "if self._optimizer.is_stable:",
-        "if True:",
+        "stable = self._optimizer.is_stable",
+        "stable = True",
         (f"{GATE}::TestGate",),
     ),
     "large layers are blamed for being large": Mutant(
