@@ -131,7 +131,7 @@ MUTANTS = {
     ),
     "signals go stale": Mutant(
         "stableopt.health.signals",
-        "self._losses, self._others, self._between = [], {}, {}\n",
+        "self._losses, self._others, self._between = [], {}, {}",
         "pass",
         (f"{OBSERVE}::test_other_signals_keep_the_last_value_and_are_consumed",),
     ),
