@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -336,7 +335,7 @@ class StepLoop:
         setup = {
             "optimizer": type(self.optimizer).__name__,
             "parameters": sum(p.numel() for g in groups for p in g["params"] if not is_lazy(p)),
-            "guard": False if guardian is None else _plain(guardian.options),
+            "guard": False if guardian is None else guardian.options.as_config(),
             "transforms": self.transforming.summary(),
             "sensors": False if self.sensing is None else self.sensing.summary(),
             **({} if guardian is None else guardian.summary()),
@@ -368,12 +367,3 @@ def _norm(observation: Observation) -> float | None:
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _plain(guard: Guard) -> dict[str, Any]:
-    """Return the options of a guard as a configuration has them."""
-    rules = [
-        {"when": str(rule.when), "response": rule.response, "patience": rule.patience}
-        for rule in guard.rules
-    ]
-    return {**asdict(guard), "responses": dict(guard.responses), "rules": rules}

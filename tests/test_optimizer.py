@@ -8,7 +8,6 @@ import subprocess
 import sys
 import warnings
 import weakref
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -272,7 +271,7 @@ class TestFromConfig:
         assert (tmp_path / "summary.json").exists()
 
     def test_defaults(self, adamw):
-        assert StableOptimizer.from_config(adamw, {}).summary()["guard"] == asdict(Guard())
+        assert StableOptimizer.from_config(adamw, {}).summary()["guard"] == Guard().as_config()
         assert StableOptimizer.from_config(adamw, {"guard": True}).summary()["guard"]
         assert StableOptimizer.from_config(adamw, {"guard": False}).summary()["guard"] is False
         nothing = {"guard": None, "transforms": None, "telemetry": None}

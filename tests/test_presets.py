@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -12,9 +11,9 @@ import torch
 from stableopt import ConfigError, Guard, StableOptimizer, presets
 from stableopt.telemetry import read_events
 
-GRADIENCE = asdict(
-    Guard(every=100, max_rollbacks=3, lr_backoff=0.5, max_weight=1e6, act_on_risk=True)
-)
+GRADIENCE = Guard(
+    every=100, max_rollbacks=3, lr_backoff=0.5, max_weight=1e6, act_on_risk=True
+).as_config()
 
 
 @pytest.fixture
@@ -107,7 +106,7 @@ def test_the_guard_of_the_preset_can_be_left_out(adamw):
 def test_no_preset(adamw):
     opt = StableOptimizer.from_config(adamw, {"preset": None})
 
-    assert opt.summary()["guard"] == asdict(Guard())
+    assert opt.summary()["guard"] == Guard().as_config()
 
 
 @pytest.mark.parametrize("name", ["gradient", 3, ["gradience"]])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from stableopt.errors import ConfigError, require_int, require_number
 from stableopt.guard.responses import Pairs, Response, check_responses, response_to
@@ -115,6 +116,15 @@ how many steps in a row may be skipped
             raise ConfigError(
                 f"memory={self.memory!r} must be 'auto', 'device' or 'host': where snapshots lie"
             )
+
+    def as_config(self) -> dict[str, Any]:
+        """Return the options as plain values, as ``from_config`` takes them."""
+        rules = [
+            {"when": str(rule.when), "response": rule.response, "patience": rule.patience}
+            for rule in self.rules
+        ]
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**known, "responses": dict(self.responses), "rules": rules}
 
     def response_to(self, finding: Finding) -> Response:
         """Return what is to be done about a finding."""

@@ -152,7 +152,21 @@ class TestTraining:
         run.steps(90)
         assert not run.opt.ledger
 
-    def test_a_checkpoint_of_other_weights(self):
+    def test_a_checkpoint_teaches_no_growth(self):
+        run = Run()
+        run.steps(90)
+        saved = run.opt.state_dict()
+        for factor in (100, 0.01):
+            with torch.no_grad():
+                run.model[0].weight.mul_(factor)
+            run.opt.load_state_dict(saved)
+        run.steps(90)
+        with torch.no_grad():
+            run.model[0].weight.mul_(100)
+        run.steps(21)
+        assert run.opt.summary()["rollbacks"] == 1
+
+    def test_a_checkpoint_of_other_weights(self, caplog):
         run = Run()
         run.steps(90)
         saved = run.opt.state_dict()
@@ -161,3 +175,4 @@ class TestTraining:
         run.opt.load_state_dict(saved)
         run.steps(40)
         assert not run.opt.ledger
+        assert not caplog.records

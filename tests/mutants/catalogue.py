@@ -137,7 +137,7 @@ MUTANTS = {
     ),
     "an overflow of the scaler stays in the mean": Mutant(
         "stableopt.health.signals",
-        "self._ended = True",
+        "self._begun = self._ended = True",
         "pass",
         (f"{OBSERVE}::test_what_a_grad_scaler_skipped_is_not_held_against_the_next_batch",),
     ),
