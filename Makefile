@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := stableopt tests benchmarks examples conftest.py
 
-.PHONY: help demo test lint format bench bench-lr docs clean
+.PHONY: help demo test lint format bench bench-lr soak docs clean
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -45,6 +45,9 @@ bench: $(VENV)/.installed-bench ## measure overhead, snapshots, faults and senso
 bench-lr: $(VENV)/.installed-bench ## sensitivity to the learning rate (an hour on two cores, resumes)
 	$(BIN)/python -m benchmarks.lr $(ARGS)
 	$(BIN)/python -m benchmarks.readme
+
+soak: $(VENV)/.installed-bench ## 100,000 healthy steps, in which nothing may happen (half an hour)
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 docs: $(VENV)/.installed-docs ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
