@@ -33,7 +33,7 @@ class Keeper:
     Args:
         optimizer: The inner optimizer.
         guard: How many, how often, where.
-        judge: Looks at what is copied before it is copied, and before it is restored.
+        judge: Looks at what is copied before it is copied.
         buffers: The model's buffers as of the last healthy step.
         tracked: What the user moves beside the optimizer.
 
@@ -121,9 +121,12 @@ class Keeper:
         """
         slot = next(s for s in self.ring.sound() if s.step == rollback.to_step)
         snapshot = self._snapshots[slot.index]
-        # Its moments were held against each other before they were copied.
-        if self._judge.poisoned(snapshot.inspect(self._judge.inspection(laws=False))):
-            logger.warning("the snapshot of step %d has been damaged: it is given up", slot.step)
+        if not snapshot.is_intact():
+            logger.warning(
+                "the snapshot of step %d is not what it was when it was taken (the sum of its bits "
+                "has changed): it is given up",
+                slot.step,
+            )
             self.ring.discard(slot)
             return None
         restored = snapshot.restore(

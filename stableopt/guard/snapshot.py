@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+
+from stableopt.runtime.bit_sums import bit_sums
 from stableopt.runtime.rng import RandomState
 from stableopt.runtime.state_copy import StateCopy, positions
 from stableopt.runtime.tree_copy import tree_bytes
@@ -11,9 +14,9 @@ from stableopt.runtime.tree_copy import tree_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from torch import Tensor
     from torch.optim import Optimizer
 
-    from stableopt.health.inspection import Inspection
     from stableopt.runtime.buffers import BufferShadow
     from stableopt.runtime.tracked import Tracked, TrackedCopy
     from stableopt.runtime.tree_copy import Memory
@@ -44,7 +47,7 @@ class Snapshot:
 
     Cost:
         Memory of all that, kept from one snapshot to the next; to take or restore it, one
-        read and one write of it.
+        read and one write of it, and one more read for the sum of its bits.
     """
 
     def __init__(self, memory: Memory) -> None:
@@ -54,6 +57,7 @@ class Snapshot:
         self._tracked: TrackedCopy | None = None
         self._rng: RandomState | None = None
         self._baselines: Mapping[str, Any] = {}
+        self._sums: list[Tensor] = []
 
     def take(
         self,
@@ -76,6 +80,16 @@ class Snapshot:
         self._tracked = tracked.take(self._tracked, self._memory)
         self._rng = RandomState.take(p.device for p in positions(optimizer).values())
         self._baselines = baselines
+        self._sums = bit_sums(self._contents())
+
+    def is_intact(self) -> bool:
+        """Tell whether every bit is what it was when it was copied.
+
+        Cost:
+            One read of the snapshot.
+        """
+        now = bit_sums(self._contents())
+        return len(now) == len(self._sums) and all(map(torch.equal, now, self._sums))
 
     def restore(
         self,
@@ -114,14 +128,11 @@ class Snapshot:
         """Tell whether ``optimizer`` still has the parameters that were copied."""
         return self._state.fits(optimizer)
 
-    def inspect(self, inspection: Inspection) -> Inspection:
-        """Add the checks of everything in here to ``inspection``."""
-        for place, value, state in self._state.parts():
-            inspection.add_parameter(place, value, state)
-        if self._buffers is not None:
-            for owner, buffer in self._buffers.items():
-                inspection.add_buffer(owner, buffer)
-        return inspection
+    def _contents(self) -> list[Any]:
+        """Return everything in here that has tensors."""
+        buffers = [] if self._buffers is None else [copy for _, copy in self._buffers.items()]
+        tracked = {} if self._tracked is None else self._tracked.states
+        return [self._state.tensors, buffers, tracked]
 
     @property
     def nbytes(self) -> int:

@@ -40,11 +40,9 @@ class Inspection:
 
     Args:
         inspector: What is allowed.
-        laws: Whether moments are also held against each other.
     """
 
     inspector: Inspector
-    laws: bool = True
     _norms: list[tuple[Label, Tensor, float]] = field(default_factory=list)
     _parts: dict[int, tuple[_Part, float]] = field(default_factory=dict)
     _floors: list[tuple[Label, Tensor]] = field(default_factory=list)
@@ -92,8 +90,7 @@ class Inspection:
                     self._add_state(Label("state", place, key), _part(tensor, span))
                 elif span is None or span[0] == 0:
                     self._add_state(Label("state", place, key), tensor)
-            if self.laws:
-                self._add_bound(place, value, state, span)
+            self._add_bound(place, value, state, span)
 
     def add_buffer(self, owner: Hashable, value: Tensor) -> None:
         """Check a buffer."""

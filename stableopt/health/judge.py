@@ -62,7 +62,7 @@ class Judge:
         self._scan = RotatingScan(
             optimizer, self._inspector, guard.scan_period, self._protected_buffers
         )
-        self._part = self.inspection()
+        self._part = Inspection(self._inspector)
         self.accepted = False
         self.spikes = SpikeDetector(guard.loss_spike, guard.gradient_spike)
         self._culprits = Culprits()
@@ -79,7 +79,7 @@ class Judge:
             observation: What is known about it.
             numbers: What :meth:`start` asked for.
         """
-        part, self._part = self._part, self.inspection()
+        part, self._part = self._part, Inspection(self._inspector)
         found = self.nonfinite(observation) or self._spikes(observation)
         if found or (part.faults(numbers) and self.accepted):
             return (*found, *self.damage())
@@ -129,14 +129,6 @@ class Judge:
         if not self._inspector.laws.of_torch:
             faults = self._faults(self._scan.everything())
             self._inspector.accept(label for _, label in faults if label.kind == "state")
-
-    def poisoned(self, inspection: Inspection) -> bool:
-        """Tell whether there is a fault in what ``inspection`` looks at."""
-        return bool(self._faults(inspection))
-
-    def inspection(self, *, laws: bool = True) -> Inspection:
-        """Return an empty inspection by the same rules, or by those for values alone."""
-        return Inspection(self._inspector, laws)
 
     def restart(self) -> None:
         """Begin the scan anew: weights and state are others than before."""

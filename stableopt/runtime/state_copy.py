@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from stableopt.runtime.tree_copy import Memory, TreeRestorer, TreeSaver, tree_bytes
+from stableopt.runtime.tree_copy import Memory, TreeRestorer, TreeSaver, tree_bytes, tree_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from torch.optim import Optimizer
 
@@ -34,6 +34,9 @@ class StateCopy:
     Args:
         memory: Where the copies of tensors lie.
 
+    Attributes:
+        tensors: All that :meth:`take` copied.
+
     Cost:
         The bytes of parameters and state, kept between calls of :meth:`take`.
     """
@@ -46,6 +49,7 @@ class StateCopy:
         self._groups: list[dict[str, Any]] = []
         self._reserved: dict[Any, Any] = {}
         self._shape: list[int] = []
+        self.tensors: list[Tensor] = []
 
     @torch.no_grad()
     def take(self, optimizer: Optimizer) -> None:
@@ -65,6 +69,9 @@ class StateCopy:
         self._state, self._reserved = _copied_state(optimizer, places, saver, old), {}
         self._groups = [saver.copy(_options(group), None) for group in optimizer.param_groups]
         saver.finish()
+        # Parameters that the state refers to stay themselves, and are no part of the copy.
+        known = {id(p) for p in params}
+        self.tensors = list(tree_tensors([self._params, self._state, self._groups], known))
 
     @torch.no_grad()
     def restore(
@@ -109,15 +116,9 @@ class StateCopy:
         """Tell whether ``optimizer`` still has as many parameters as when it was copied."""
         return self._shape == _shape(optimizer)
 
-    def parts(self) -> Iterator[tuple[Position, Tensor, Mapping[str, Any]]]:
-        """Yield place, value and state of every parameter in the copy."""
-        for place, value in zip(self._places, self._params, strict=True):
-            state = self._state.get(place)
-            yield place, value, state if isinstance(state, dict) else {}
-
     @property
     def nbytes(self) -> int:
-        """The bytes of all tensors in the copy."""
+        """The bytes of all tensors in the copy, and of those that are kept for the next."""
         return tree_bytes([self._params, self._state, self._reserved, self._groups])
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
 class Memory(str, Enum):
@@ -69,24 +69,32 @@ class _Copies:
         self._targets, self._sources = [], []
 
 
-def tree_bytes(value: Any, seen: set[int] | None = None) -> int:
-    """Return the bytes of all tensors in a nested value, shared ones counted once."""
+def tree_tensors(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
+    """Yield the strided tensors that hold all there is in a nested value, shared ones once."""
     seen = set() if seen is None else seen
     if id(value) in seen:
-        return 0
+        return
     if isinstance(value, Tensor):
         seen.add(id(value))
         inner = getattr(value, "__tensor_flatten__", None)
         if inner is not None:
-            return sum(tree_bytes(getattr(value, name), seen) for name in inner()[0])
-        if value.layout is not torch.strided:
-            return value._nnz() * value.element_size() if value.is_sparse else 0
-        return value.numel() * value.element_size()
-    if isinstance(value, dict):
-        return sum(tree_bytes(item, seen) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return sum(tree_bytes(item, seen) for item in value)
-    return 0
+            for name in inner()[0]:
+                yield from tree_tensors(getattr(value, name), seen)
+        elif value.layout is torch.strided:
+            yield value
+        elif value.is_sparse:
+            yield value._values()
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tree_tensors(item, seen)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tree_tensors(item, seen)
+
+
+def tree_bytes(value: Any) -> int:
+    """Return the bytes of all tensors in a nested value, shared ones counted once."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tree_tensors(value))
 
 
 class TreeSaver:

@@ -11,7 +11,7 @@ import torch
 
 from stableopt import Action, ConfigError, DivergenceError, Guard, StableOptimizer
 from stableopt.guard import memory
-from stableopt.testing import corrupt_weight
+from stableopt.testing import corrupt_weight, flip_bit
 from tests.contract.bits import assert_same
 from tests.contract.scenario import copied
 
@@ -302,17 +302,24 @@ class TestWhatUsersDo:
 
 
 class TestSafety:
-    def test_a_snapshot_that_was_damaged_at_rest_is_given_up(self, caplog):
+    @pytest.mark.parametrize("where", ["weight", "moment", "buffer"])
+    def test_a_snapshot_that_was_damaged_at_rest_is_given_up(self, where, caplog):
+        """By a single bit, the lowest: nothing that could be told from its value."""
         model, opt = start(every=2, confirm=2, slots=4)
         train(model, opt, steps=12)
         keeper = opt._loop.guardian._keeper
-        newest = keeper.ring.sound()[0].index
-        keeper._snapshots[newest]._state._params[0].view(-1)[3] = math.nan
+        snapshot = keeper._snapshots[keeper.ring.sound()[0].index]
+        copies = {
+            "weight": lambda: snapshot._state._params[0],
+            "moment": lambda: snapshot._state._state[0, 1]["exp_avg_sq"],
+            "buffer": lambda: next(c for _, c in snapshot._buffers.items() if c.dim()),
+        }
+        flip_bit(copies[where](), 0, index=3)
         corrupt_weight(opt, math.nan)
         train(model, opt, first=12)
         assert opt.verdict.action is Action.ROLL_BACK
         assert opt.verdict.rollback.to_step < 12
-        assert "the snapshot of step 12 has been damaged" in caplog.text
+        assert "the snapshot of step 12 is not what it was" in caplog.text
         assert all(torch.isfinite(p).all() for p in model.parameters())
 
     def test_a_stop_leaves_the_newest_verified_weights(self):
