@@ -42,6 +42,9 @@ class Guard:
         weight_jump: How many times as large as some 20 steps ago the norm of a weight may be,
             if that growth is out of proportion, too (:mod:`stableopt.health.jumps`); ``None`` not
             to look, e.g. where weights are exchanged on purpose in the middle of training.
+        moment_drop: How many times smaller than its decay allows the norm of a second moment may
+            become (:mod:`stableopt.health.vanished`); ``None`` not to look, e.g. where they are
+            set to zero on purpose, as ReLoRA does.
         act_on_risk: Whether a risk level of the spectral sensors is answered when it rises:
             ``WARNING`` by a snapshot, ``DANGER`` by one and ``lr_backoff``, ``INSTABILITY`` by a
             rollback with ``lr_backoff``, within ``max_rollbacks``. Otherwise it is only told.
@@ -80,6 +83,7 @@ how many steps in a row may be skipped
     gradient_spike: float | None = 6.0
     max_weight: float | None = None
     weight_jump: float | None = 8.0
+    moment_drop: float | None = 2.0
     act_on_risk: bool = False
     responses: Mapping[str, str] | Pairs = ()
     rules: Sequence[SignalRule] = ()
@@ -102,12 +106,12 @@ how many steps in a row may be skipped
             if getattr(self, name) is not None:
                 otherwise = "for the default" if name == "max_weight" else "not to look"
                 require_number(name, getattr(self, name), math.inf, f"or None {otherwise}")
-        if self.weight_jump is not None:
-            require_number("weight_jump", self.weight_jump, math.inf, "or None not to look")
-            if self.weight_jump <= 1:
-                raise ConfigError(
-                    f"weight_jump={self.weight_jump!r} must be above 1, or None not to look"
-                )
+        for name in ("weight_jump", "moment_drop"):
+            factor = getattr(self, name)
+            if factor is not None:
+                require_number(name, factor, math.inf, "or None not to look")
+                if factor <= 1:
+                    raise ConfigError(f"{name}={factor!r} must be above 1, or None not to look")
         if not isinstance(self.act_on_risk, bool):
             raise ConfigError(f"act_on_risk={self.act_on_risk!r} must be True or False")
         object.__setattr__(self, "responses", check_responses(self.responses))

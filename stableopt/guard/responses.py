@@ -65,6 +65,7 @@ CAUSES: dict[str, Cause] = {
     "huge_state": Cause("a tensor of the optimizer's state is too large", _BACK, _STATE),
     "huge_buffer": Cause("a buffer of the model is too large", _BACK, _STATE),
     "jumped_weight": Cause("a weight is many times as large as some steps ago", _BACK, _STATE),
+    "vanished_state": Cause("a second moment is smaller than its decay allows", _BACK, _STATE),
     "moment_bound": Cause("the moments of Adam contradict each other", _BACK, _STATE),
     "negative_moment": Cause("a second moment is negative", _BACK, _STATE),
     "risk_warning": Cause("the sensors see a weight leave its range", _WARN, _RISK),

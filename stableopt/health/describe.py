@@ -31,6 +31,7 @@ _SAYS = {
     "nonfinite": "{} not finite themselves",
     "huge": "{} absurdly large",
     "jumped": "{} many times as large as some steps ago",
+    "vanished": "{} smaller than decay allows",
     "negative_moment": "{} negative, which squares never are",
     "moment_bound": "{} larger than the second moment allows",
 }

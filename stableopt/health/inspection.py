@@ -45,6 +45,7 @@ class Inspection:
     inspector: Inspector
     _norms: list[tuple[Label, Tensor, float]] = field(default_factory=list)
     _parts: dict[int, tuple[_Part, float]] = field(default_factory=dict)
+    _moments: dict[int, tuple[Hashable, float, Tensor]] = field(default_factory=dict)
     _floors: list[tuple[Label, Tensor]] = field(default_factory=list)
     _bounds: list[_Bound] = field(default_factory=list)
 
@@ -86,10 +87,16 @@ class Inspection:
         if isinstance(state, dict):
             for key, tensor in floating_tensors(state):
                 alike = span is not None and tensor.shape == value.shape
-                if alike and tensor.is_contiguous():
-                    self._add_state(Label("state", place, key), _part(tensor, span))
-                elif span is None or span[0] == 0:
-                    self._add_state(Label("state", place, key), tensor)
+                whole = not (alike and tensor.is_contiguous())
+                if whole and span is not None and span[0] != 0:
+                    continue
+                before = len(self._norms)
+                label = Label("state", place, key)
+                self._add_state(label, tensor if whole else _part(tensor, span))
+                decay = self.inspector.decay(place.group, key)
+                if decay is not None and len(self._norms) > before:
+                    part = (label, None if whole else span)
+                    self._moments[before] = (part, decay, state[key])
             self._add_bound(place, value, state, span)
 
     def add_buffer(self, owner: Hashable, value: Tensor) -> None:
@@ -175,9 +182,8 @@ class Inspection:
             suspicious = not math.isfinite(norm) or norm > limit
             fault = _look_closely(tensor, limit) if suspicious else None
             fault = self.inspector.unless_always_so(label, fault)
-            if fault is None and i in self._parts and math.isfinite(norm):
-                part, unit = self._parts[i]
-                fault = "jumped" if self.inspector.history.has_jumped(part, norm, unit) else None
+            if fault is None and math.isfinite(norm):
+                fault = self._against_history(i, norm)
             if fault and (f"{fault}_{label.kind}", label) not in faults:
                 faults.append((f"{fault}_{label.kind}", label))
         faults += [("negative_moment", label) for label, _ in self._floors if next(numbers) < 0]
@@ -187,8 +193,23 @@ class Inspection:
                 faults += _which_moment(label, second)
         return faults
 
+    def _against_history(self, i: int, norm: float) -> str | None:
+        """Return what is wrong with a norm, given what it was before."""
+        inspector = self.inspector
+        if i in self._parts and inspector.history.has_jumped(
+            self._parts[i][0], norm, self._parts[i][1]
+        ):
+            return "jumped"
+        if i in self._moments:
+            part, decay, holder = self._moments[i]
+            if inspector.moments.has_vanished(part, norm, decay, holder):
+                return "vanished"
+        return None
+
     def learn(self, values: Sequence[float]) -> None:
         """Remember the norms of :meth:`start`: nothing was wrong with them."""
+        for i, (moment, _, holder) in self._moments.items():
+            self.inspector.moments.learn(moment, values[i], holder)
         for i, (part, _) in self._parts.items():
             self.inspector.history.learn(part, values[i])
 

@@ -9,6 +9,7 @@ import torch
 
 from stableopt.health.jumps import NormHistory
 from stableopt.health.laws import MomentLaws
+from stableopt.health.vanished import MomentHistory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,14 +31,20 @@ class Inspector:
         max_weight: Largest magnitude of a weight; ``None`` for the square root of the largest
             number of its dtype.
         weight_jump: See :class:`~stableopt.health.jumps.NormHistory`.
+        moment_drop: See :class:`~stableopt.health.vanished.MomentHistory`.
     """
 
     def __init__(
-        self, optimizer: Optimizer, max_weight: float | None, weight_jump: float | None = None
+        self,
+        optimizer: Optimizer,
+        max_weight: float | None,
+        weight_jump: float | None = None,
+        moment_drop: float | None = None,
     ) -> None:
         self.laws = MomentLaws(optimizer)
         self.exempt: set[Label] = set()
         self.history = NormHistory(weight_jump)
+        self.moments = MomentHistory(moment_drop)
         self._optimizer = optimizer
         self._max_weight = max_weight
         self._finite: set[Label] = set()
@@ -49,6 +56,15 @@ class Inspector:
     def bound(self, group: int, dtype: torch.dtype) -> tuple[float, float] | None:
         """Return the bound on first moments; see :class:`~stableopt.health.laws.MomentLaws`."""
         return self.laws.bound(group, self._optimizer.param_groups[group], dtype)
+
+    def decay(self, group: int, key: str) -> float | None:
+        """Return what an update leaves of a second moment at least; see ``MomentLaws``."""
+        return self.laws.decay(group, self._optimizer.param_groups[group], key)
+
+    def forget(self) -> None:
+        """Hold nothing against other weights, or other moments, than those so far."""
+        self.history.forget()
+        self.moments.forget()
 
     def unless_always_so(self, label: Label, fault: str | None) -> str | None:
         """Return ``fault``, unless it was there when the tensor was first seen."""

@@ -58,7 +58,9 @@ class Judge:
         self._model = model
         self._buffers = buffers
         self._tracked = tracked
-        self._inspector = Inspector(optimizer, guard.max_weight, guard.weight_jump)
+        self._inspector = Inspector(
+            optimizer, guard.max_weight, guard.weight_jump, guard.moment_drop
+        )
         self._scan = RotatingScan(
             optimizer, self._inspector, guard.scan_period, self._protected_buffers
         )
@@ -69,6 +71,7 @@ class Judge:
 
     def start(self) -> list[Tensor]:
         """Return what :meth:`findings` needs read, beside the observation."""
+        self._inspector.moments.call += 1
         self._part = self._scan.next_part()
         return self._part.start()
 
@@ -111,7 +114,7 @@ class Judge:
     def accept(self) -> None:
         """Take what is there now for meant to be so: training begins with it."""
         self.accepted = True
-        self._inspector.history.forget()
+        self._inspector.forget()
         everything = self._everything()
         numbers = read_scalars(everything.start())
         faults = everything.faults(numbers)
@@ -133,6 +136,7 @@ class Judge:
     def restart(self) -> None:
         """Begin the scan anew: weights and state are others than before."""
         self._scan.restart()
+        self._inspector.moments.forget()
 
     def forget(self) -> None:
         """Begin with what is there at the next step: a checkpoint was loaded."""

@@ -22,6 +22,9 @@ _SMALLEST = 1e-18
 _OF_ADAM = frozenset({SECOND, "max_exp_avg_sq"})
 _OF_TORCH = _OF_ADAM | {"square_avg", "acc_delta", "sum", "row_var", "col_var", "variance"}
 
+_NEVER = "never"
+"""In place of the option that says how a sum of squares decays."""
+
 
 class MomentLaws:
     """The laws of one optimizer.
@@ -48,6 +51,30 @@ class MomentLaws:
         self.of_torch = type(optimizer).__module__.startswith("torch.optim")
         self.nonnegative = _OF_TORCH if self.of_torch else _OF_ADAM
         self._seen: dict[int, tuple[float, float, float, float]] = {}
+        self._decays = _decays_of(optimizer)
+        self._lowest: dict[tuple[int, str], float] = {}
+
+    def decay(self, index: int, group: Mapping[str, Any], key: str) -> float | None:
+        """Return the least that one update leaves of an average of squares, or of a sum of them.
+
+        Args:
+            index: Which group.
+            group: Its options.
+            key: Which entry of the state.
+
+        Returns:
+            A factor, the smallest that was seen; ``None`` for what obeys no such law.
+        """
+        option = self._decays.get(key)
+        if option is None:
+            return None
+        now = 1.0 if option is _NEVER else group.get(option)
+        if isinstance(now, (tuple, list)):
+            now = now[1]
+        if not isinstance(now, float):
+            return None
+        lowest = self._lowest[index, key] = min(now, self._lowest.get((index, key), 1.0))
+        return lowest
 
     def bound(
         self, index: int, group: Mapping[str, Any], dtype: torch.dtype = torch.float32
@@ -79,3 +106,19 @@ class MomentLaws:
         limits = torch.finfo(dtype)
         lost = limits.smallest_normal * limits.eps / (1 - high2)
         return _SLACK * squared, max(smallest**2, _SLACK * squared * lost)
+
+
+def _decays_of(optimizer: Optimizer) -> Mapping[str, str]:
+    """Return, for what averages or sums squares, the option that says how fast it forgets.
+
+    A maximum over steps is not among them: it is itself again after one.
+    """
+    optim = torch.optim
+    if isinstance(optimizer, (optim.Adam, optim.NAdam, optim.RAdam, optim.SparseAdam)):
+        return {SECOND: "betas"}
+    known: dict[type[Optimizer], Mapping[str, str]] = {
+        optim.Adagrad: {"sum": _NEVER},
+        optim.RMSprop: {"square_avg": "alpha"},
+        optim.Adadelta: {"square_avg": "rho", "acc_delta": "rho"},
+    }
+    return next((keys for kind, keys in known.items() if isinstance(optimizer, kind)), {})

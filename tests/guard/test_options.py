@@ -23,6 +23,7 @@ WRONG = {
     "max_weight": [0, -1.0, math.nan, "auto"],
     "memory": ["disk", None, 3],
     "weight_jump": [0, 1, 1.0, -8, math.nan, True, "8"],
+    "moment_drop": [0, 1, 1.0, -2, math.nan, True, "2"],
 }
 
 

@@ -150,7 +150,7 @@ JUDGEMENT_MUTANTS = {
     ),
     "other weights are held against those before them": Mutant(
         "stableopt.health.judge",
-        "        self._inspector.history.forget()\n",
+        "        self._inspector.forget()\n",
         "",
         (f"{JUMPS}::TestTraining::test_a_checkpoint_of_other_weights",),
     ),
