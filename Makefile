@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := stableopt tests benchmarks examples conftest.py
 
-.PHONY: help demo test lint format bench bench-lr soak docs clean
+.PHONY: help demo test lint format bench bench-lr gauntlet soak docs clean
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -31,11 +31,10 @@ format: $(VENV)/.installed-lint ## let ruff put the code into shape
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-bench: $(VENV)/.installed-bench ## measure overhead, snapshots, faults and sensors (an hour)
+bench: $(VENV)/.installed-bench ## measure overhead, snapshots, sensors and transforms (under an hour)
 	$(BIN)/python -m pytest benchmarks -q -p no:xdist
 	$(BIN)/python -m benchmarks.overhead $(ARGS)
 	$(BIN)/python -m benchmarks.snapshots
-	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.sensors
 	$(BIN)/python -m benchmarks.sensor_cost
 	$(BIN)/python -m benchmarks.collapse
@@ -44,6 +43,10 @@ bench: $(VENV)/.installed-bench ## measure overhead, snapshots, faults and senso
 
 bench-lr: $(VENV)/.installed-bench ## sensitivity to the learning rate (an hour on two cores, resumes)
 	$(BIN)/python -m benchmarks.lr $(ARGS)
+	$(BIN)/python -m benchmarks.readme
+
+gauntlet: $(VENV)/.installed-bench ## every fault, ours and six rivals (half an hour on two cores)
+	$(BIN)/python -m benchmarks.faults $(ARGS)
 	$(BIN)/python -m benchmarks.readme
 
 soak: $(VENV)/.installed-bench ## 100,000 healthy steps, in which nothing may happen (half an hour)

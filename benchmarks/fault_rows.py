@@ -5,21 +5,29 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from benchmarks.fault_rivals import OURS
+from benchmarks.fault_state import Whole
 
-    from benchmarks.fault_kinds import Fault
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from benchmarks.fault_kinds import Changed, Fault
     from benchmarks.fault_runs import Outcome, Setting, Strike
     from stableopt import Guard
-    from stableopt.testing import Injection
     from stableopt.types import Event
 
 CLOSE = 0.01
 """Largest difference of the validation loss that counts as none, in nats."""
 
+DIVERGED = 1.0
+"""Difference above which a run that survived has not come back, in nats."""
+
+SOON = 1
+"""Calls of ``step()`` after which a fault that reaches loss or gradients is to be found."""
+
 
 def record_of(
-    setting: Setting, strike: Strike, outcome: Outcome, clean: Outcome, twin: Outcome | None
+    setting: Setting, strike: Strike, outcome: Outcome, clean: float, twin: Outcome | None
 ) -> dict[str, Any]:
     """Return what is written about a run, as plain values.
 
@@ -27,8 +35,8 @@ def record_of(
         setting: What was trained.
         strike: The fault.
         outcome: Of the run with the fault.
-        clean: Of the run without it.
-        twin: Of the bare optimizer on the batches that count in ``outcome``.
+        clean: The validation loss of the run without it.
+        twin: Of the bare optimizer on the batches that count in ``outcome``, if it was ours.
     """
     survived = outcome.finished and outcome.finite and outcome.error is None
     shared = {
@@ -44,9 +52,10 @@ def record_of(
         "survived": survived,
         "error": outcome.error,
         "validation": outcome.validation if survived else None,
-        "validation_clean": clean.validation,
-        "delta": outcome.validation - clean.validation if survived else None,
+        "validation_clean": clean,
+        "delta": outcome.validation - clean if survived else None,
         "poisoned_at_end": outcome.poisoned,
+        "steps_lost": outcome.lost,
     }
     return shared if twin is None else {**shared, **_of_guard(outcome, twin)}
 
@@ -78,10 +87,10 @@ def _event(event: Event) -> dict[str, Any]:
     }
 
 
-def _injection(injection: Injection) -> dict[str, Any]:
+def _injection(injection: Changed) -> dict[str, Any]:
     return {
         "target": injection.target,
-        "index": injection.index,
+        "index": None if isinstance(injection, Whole) else injection.index,
         "before": repr(injection.before),  # JSON knows neither NaN nor Inf
         "after": repr(injection.after),
     }
@@ -90,50 +99,64 @@ def _injection(injection: Injection) -> dict[str, Any]:
 def bound_of(fault: Fault, guard: Guard) -> int:
     """Return how many steps a run may lose: with I = ``every``, k = ``confirm``, no lag.
 
-    I + 1 for what is not finite or absurdly large, k + 2I for what shows as a spike alone or
-    comes back at once and so goes back to a verified snapshot.
+    I + 1 for what is not finite or absurdly large, and one more I where the newest snapshot is
+    damaged; k + 2I for what is finite and plausible, or comes back at once and so goes back to
+    a verified snapshot; no more than the skips in a row where there is no fault.
     """
     near, far = guard.every + 1, guard.confirm_steps + 2 * guard.every
+    if fault.shift:
+        return guard.max_skips
+    if fault.in_snapshot:
+        return near + guard.every
     if fault.again is not None:
         return near + far
     return far if fault.spike else near
 
 
 def summarize_runs(
-    fault: Fault, guard: Guard, runs: Sequence[dict[str, Any]], bare: Sequence[dict[str, Any]]
+    fault: Fault, guard: Guard, records: Mapping[str, Sequence[dict[str, Any]]]
 ) -> dict[str, Any]:
     """Return the row of one fault.
 
     Args:
         fault: Which.
-        guard: The options of ``runs``.
-        runs: Records of the runs with the guard.
-        bare: Records of the runs without it; may be empty.
+        guard: The options of our runs.
+        records: Of the runs of every contestant.
     """
+    runs = records[OURS]
     bound = bound_of(fault, guard)
     latencies = [run["latency"] for run in runs if run["latency"] is not None]
     lost = [run["steps_lost"] for run in runs]
     return {
         "fault": fault.name,
         "title": fault.title,
-        "runs": len(runs),
-        "survived": sum(run["survived"] for run in runs),
+        "contestants": {name: _score(found) for name, found in records.items()},
         "identical": sum(run["identical"] for run in runs),
-        "delta": _worst(runs),
-        "bare_runs": len(bare),
-        "bare_survived": sum(run["survived"] for run in bare),
-        "bare_poisoned": sum(run["survived"] and run["poisoned_at_end"] for run in bare),
-        "bare_delta": _worst(bare),
         "detected": len(latencies),
         "latency": _spread(latencies),
         "steps_lost": _spread(lost),
         "bound": bound,
         "beyond_bound": sum(steps > bound for steps in lost),
         "not_close": sum(run["delta"] is None or abs(run["delta"]) > CLOSE for run in runs),
+        "late": sum(run["latency"] is None or run["latency"] > SOON for run in runs),
         "silent": sum(run["latency"] is None for run in runs),
+        "rollbacks": sum(run["rollbacks"] for run in runs),
         "false_alarms": sum(run["false_alarms"] for run in runs),
         "poisoned_restores": sum(run["poisoned_restores"] for run in runs),
-        "poisoned_at_end": sum(run["poisoned_at_end"] for run in runs),
+    }
+
+
+def _score(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what is said of every contestant."""
+    survivors = [run for run in runs if run["survived"]]
+    clean = [run for run in survivors if not run["poisoned_at_end"]]
+    return {
+        "runs": len(runs),
+        "survived": len(survivors),
+        "poisoned": len(survivors) - len(clean),
+        "diverged": sum(run["delta"] > DIVERGED for run in clean),
+        "delta": _worst(runs),
+        "steps_lost": _spread([run["steps_lost"] for run in survivors]),
     }
 
 

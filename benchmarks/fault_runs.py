@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LinearLR
 
 from benchmarks.fault_kinds import BATCH, FORWARD, STEP, Scene
+from benchmarks.fault_rivals import BARE, RivalError, Trained, make_rival
 from benchmarks.fault_state import digest, is_poisoned, tensors_of
 from benchmarks.fault_tasks import TASKS
 from stableopt import DivergenceError, StableOptimizer
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from benchmarks.fault_kinds import Fault
+    from benchmarks.fault_kinds import Changed, Fault
+    from benchmarks.fault_rivals import Rival
     from stableopt import Guard
-    from stableopt.testing import Injection
     from stableopt.types import Event
 
 _LAST_LR = 0.05
@@ -32,6 +32,9 @@ _LAST_LR = 0.05
 
 _PATIENCE = 3
 """Calls per update after which a run is given up."""
+
+_STUCK = 200
+"""Calls in a row without an update after which it is: more than any window remembers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +47,9 @@ class Setting:
         implementation: ``"fused"``, ``"foreach"`` or ``"for-loop"``.
         seed: Of weights and batches.
         updates: A run ends once so many were applied.
-        guard: Its options; ``None`` for the bare optimizer.
-        clip: Bound on the gradient norm of the bare optimizer; ``None`` not to clip.
+        guard: Its options; ``None`` for a rival.
+        rival: Who, without a guard: a key of :data:`~benchmarks.fault_rivals.RIVALS`, or nobody.
+        shift: The first batch of other data; ``None`` if they stay what they are.
     """
 
     task: str
@@ -54,7 +58,8 @@ class Setting:
     seed: int
     updates: int
     guard: Guard | None
-    clip: float | None = None
+    rival: str = BARE
+    shift: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +89,7 @@ class Outcome:
         poisoned: Whether they hold a fault at the end.
         validation: The loss on what is never trained on; NaN if the run was stopped.
         digest: Hash of everything that training moves, at the end.
+        lost: Updates that a rival undid, and steps that it refused.
         history: The batch of each update that still counts, ``None`` for one that was skipped.
         error: What stopped it.
         summary: Counts of the guard.
@@ -99,18 +105,22 @@ class Outcome:
     poisoned: bool = False
     validation: float = math.nan
     digest: bytes = b""
+    lost: int = 0
     history: list[int | None] = field(default_factory=list)
     error: str | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
     struck: list[int] = field(default_factory=list)
-    injections: list[Injection] = field(default_factory=list)
+    injections: list[Changed] = field(default_factory=list)
     poisoned_restores: int = 0
 
 
 def run(setting: Setting, strike: Strike | None) -> Outcome:
     """Train until so many updates are applied, struck by a fault or not."""
-    return _Run(setting, strike).play()
+    with warnings.catch_warnings():
+        # The hook of stabilityguard on embeddings, whose inputs have no gradient, makes torch warn.
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        return _Run(setting, strike).play()
 
 
 def run_on(setting: Setting, history: Sequence[int | None]) -> Outcome:
@@ -135,12 +145,16 @@ class _Run:
         inner = _make_optimizer(model, setting)
         self._scene = Scene(model=model, optimizer=inner, untouched=self._task.untouched)
         self._scheduler = LinearLR(inner, 1.0, _LAST_LR, total_iters=setting.updates)
-        self._stable: StableOptimizer | None = None
+        self._rival: Rival | None = None
         if setting.guard is not None:
-            self._stable = StableOptimizer(inner, model=model, guard=setting.guard)
-            self._stable.track(scheduler=self._scheduler)
+            stable = StableOptimizer(inner, model=model, guard=setting.guard)
+            stable.track(scheduler=self._scheduler)
+            self._scene.stable = stable
+        else:
+            trained = Trained(model=model, optimizer=inner, scheduler=self._scheduler)
+            self._rival = make_rival(setting.rival, trained)
         self._outcome = Outcome()
-        self._calls = self._updates = 0
+        self._calls = self._updates = self._refused = 0
         self._next: int | None = None if strike is None else strike.phase + 1
         self._digests = {0: digest(tensors_of(self._scene))}
         self._clean_until = setting.updates
@@ -151,38 +165,70 @@ class _Run:
         try:
             for batch in history or ():
                 self._repeat(batch)
-            while self._updates < updates and self._calls < _PATIENCE * updates:
+            while self._updates < updates and not self._is_given_up():
                 self._call()
             outcome.finished = self._updates >= updates
-        except DivergenceError as error:
+            if not outcome.finished:
+                outcome.error = f"given up: {self._updates} updates in {self._calls} calls"
+        except (DivergenceError, RivalError) as error:
             outcome.error = str(error)
+        finally:
+            if self._rival is not None:
+                self._rival.close()
         self._close()
         return outcome
+
+    def _is_given_up(self) -> bool:
+        return self._calls >= _PATIENCE * self._setting.updates or self._refused >= _STUCK
 
     def _repeat(self, batch: int | None) -> None:
         """Take the step on a batch; of one that was skipped only the scheduler knows."""
         if batch is not None:
-            self._scene.batch = self._task.batch(self._setting.seed, batch)
+            self._scene.batch = self._draw(batch)
             self._backward()
-            self._take(batch)
+            self._scene.optimizer.step()
+            self._updates += 1
         self._scheduler.step()
+
+    def _draw(self, batch: int) -> Any:
+        setting = self._setting
+        shifted = setting.shift is not None and batch >= setting.shift
+        return self._task.batch(setting.seed, batch, shifted=shifted)
 
     def _call(self) -> None:
         self._calls += 1
         scene = self._scene
         number = self._calls + scene.left_out
-        scene.batch = self._task.batch(self._setting.seed, number)
+        scene.batch = self._draw(number)
         self._maybe_strike(BATCH)
         self._maybe_strike(FORWARD)
         loss = self._backward()
         self._maybe_strike(STEP)
-        if self._stable is None:
-            self._take(number)
-        else:
-            self._stable.observe(loss=loss)
-            self._stable.step()
-            self._witness(self._stable, number)
-        self._scheduler.step()
+        if scene.stable is not None:
+            scene.stable.observe(loss=loss)
+            scene.stable.step()
+            self._witness(scene.stable, number)
+            self._scheduler.step()
+        elif self._rival is not None:
+            self._let(self._rival, float(loss.detach()))
+
+    def _let(self, rival: Rival, loss: float) -> None:
+        """Let a rival take the step, or do what it does instead."""
+        answer = rival.step(loss)
+        self._updates += answer.taken - answer.lost
+        self._outcome.lost += answer.lost + (not answer.taken)
+        self._refused = 0 if answer.taken else self._refused + 1
+        if answer.went_back:
+            self._plan_again()
+        if answer.schedules:
+            self._scheduler.step()
+        rival.after_step(self._updates)
+
+    def _plan_again(self) -> None:
+        """Have the fault strike once more, if it is one that does."""
+        strike = self._strike
+        if strike and strike.fault.again is not None and len(self._outcome.struck) == 1:
+            self._next = self._calls + strike.fault.again
 
     def _backward(self) -> Tensor:
         loss = self._task.loss(self._scene.model, self._scene.batch)
@@ -190,23 +236,15 @@ class _Run:
         loss.backward()
         return loss
 
-    def _take(self, batch: int) -> None:
-        """Take a step of the bare optimizer."""
-        if self._setting.clip is not None:
-            clip_grad_norm_(self._scene.model.parameters(), self._setting.clip)
-        self._scene.optimizer.step()
-        self._updates += 1
-        self._outcome.history.append(batch)
-
     def _maybe_strike(self, moment: str) -> None:
         strike = self._strike
         if strike is None or self._calls != self._next or moment != strike.moment:
             return
         again = len(self._outcome.struck)
-        injection = strike.fault.strike(self._scene, strike.seed + again)
+        changed = strike.fault.strike(self._scene, strike.seed + again)
         self._outcome.struck.append(self._calls)
-        if injection is not None:
-            self._outcome.injections.append(injection)
+        if changed is not None:
+            self._outcome.injections += changed if isinstance(changed, tuple) else (changed,)
         if strike.fault.at_rest:
             self._clean_until = self._updates
 
@@ -228,9 +266,7 @@ class _Run:
         )
         self._clean_until = self._setting.updates
         self._forget()
-        strike = self._strike
-        if strike and strike.fault.again is not None and len(self._outcome.struck) == 1:
-            self._next = self._calls + strike.fault.again
+        self._plan_again()
 
     def _forget(self) -> None:
         """Cut the history where a rollback ended: at the last of the updates that still count."""
@@ -240,7 +276,7 @@ class _Run:
         # before the first there was none: it is as if that call had been skipped.
         history[taken[left - 1] + 1 if left else 0 :] = [] if left else [None]
 
-    def _at_rest_injections(self) -> list[Injection]:
+    def _at_rest_injections(self) -> list[Changed]:
         at_rest = self._strike is not None and self._strike.fault.at_rest
         return self._outcome.injections if at_rest else []
 
@@ -250,12 +286,13 @@ class _Run:
         outcome.digest = digest(tensors)
         outcome.poisoned = is_poisoned(tensors, self._at_rest_injections())
         if outcome.finished:
-            outcome.validation = self._task.validate(self._scene.model)
+            shifted = self._setting.shift is not None
+            outcome.validation = self._task.validate(self._scene.model, shifted=shifted)
         finite = all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
         outcome.finite = finite and math.isfinite(outcome.validation)
-        if self._stable is not None:
-            outcome.summary = self._stable.summary()
-            outcome.events = tuple(event for event in self._stable.ledger if event.intervened)
+        if (stable := self._scene.stable) is not None:
+            outcome.summary = stable.summary()
+            outcome.events = tuple(event for event in stable.ledger if event.intervened)
 
 
 def _make_optimizer(model: torch.nn.Module, setting: Setting) -> torch.optim.Optimizer:

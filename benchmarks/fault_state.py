@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,21 @@ if TYPE_CHECKING:
 
 ABSURD = 1e15
 """Magnitude that no value here comes near without a fault."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """What a fault did to all of a tensor.
+
+    Attributes:
+        target: Name of the tensor.
+        before: Its 2-norm before.
+        after: Its 2-norm then.
+    """
+
+    target: str
+    before: float
+    after: float
 
 
 def tensors_of(scene: Scene) -> dict[str, Tensor]:
@@ -40,7 +56,7 @@ def digest(tensors: Mapping[str, Tensor]) -> bytes:
     return hashed.digest()
 
 
-def is_poisoned(tensors: Mapping[str, Tensor], injections: Iterable[Injection]) -> bool:
+def is_poisoned(tensors: Mapping[str, Tensor], injections: Iterable[Injection | Whole]) -> bool:
     """Tell whether anything is not finite or absurd, or holds what was injected."""
     floating = [t for t in tensors.values() if t.is_floating_point()]
     if not all(float(t.abs().amax()) < ABSURD for t in floating):  # NaN is not below it
@@ -48,9 +64,13 @@ def is_poisoned(tensors: Mapping[str, Tensor], injections: Iterable[Injection]) 
     return any(_holds(tensors, injection) for injection in injections)
 
 
-def _holds(tensors: Mapping[str, Tensor], injection: Injection) -> bool:
+def _holds(tensors: Mapping[str, Tensor], injection: Injection | Whole) -> bool:
     tensor = tensors.get(injection.target)
     if tensor is None or injection.before == injection.after:  # 0 and -0 are equal
         return False
+    if isinstance(injection, Whole):
+        middle = math.sqrt(injection.before * injection.after)
+        grew, norm = injection.after > injection.before, float(tensor.norm())
+        return norm >= middle if grew else norm <= middle
     value = float(tensor.reshape(-1)[injection.index])
     return value == injection.after or math.isnan(value)

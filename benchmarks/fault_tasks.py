@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _CALLS_PER_SEED = 2**24  # so that no two pairs of seed and call share a generator
 _DATA_SEED = 2**40
 _TRAINING, _VALIDATION = 6144, 1536
+_AMPLE = 64 * _TRAINING
+"""More than 1,500 updates see: nothing is learned by heart, and worse for it elsewhere."""
+
 _CONTEXT, _WIDTH = 24, 32
 
 
@@ -48,15 +51,21 @@ class Task(Protocol):
         """Return the model; the same seed gives the same weights."""
         ...
 
-    def batch(self, seed: int, call: int) -> Any:
-        """Return the batch of one call: the same for the same seed and call, always."""
+    def batch(self, seed: int, call: int, *, shifted: bool = False) -> Any:
+        """Return the batch of one call: the same for the same seed and call, always.
+
+        Args:
+            seed: Of the run.
+            call: Which.
+            shifted: Whether it comes from the other data.
+        """
         ...
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the mean loss of a batch."""
         ...
 
-    def validate(self, model: nn.Module) -> float:
+    def validate(self, model: nn.Module, *, shifted: bool = False) -> float:
         """Return the mean loss on what is never trained on, in evaluation mode."""
         ...
 
@@ -64,11 +73,18 @@ class Task(Protocol):
 class Classifier:
     """An embedding, an MLP with BatchNorm, and the classes of a teacher with 10% noise.
 
-    Its tokens come from the first 48 of 64 rows of the embedding.
+    Its tokens come from the first 48 of 64 rows of the embedding. After a shift the teacher is
+    another one.
+
+    Args:
+        name: Of the task.
+        training: Examples to train on.
     """
 
-    name = "classifier"
     untouched = Rows(name="tokens.weight", first=48, count=16, width=16)
+
+    def __init__(self, name: str = "classifier", training: int = _TRAINING) -> None:
+        self.name, self._training = name, training
 
     def build(self, seed: int) -> nn.Module:
         """Return the model; the same seed gives the same weights."""
@@ -76,11 +92,11 @@ class Classifier:
             torch.manual_seed(seed)
             return _ClassifierModel()
 
-    def batch(self, seed: int, call: int) -> Any:
+    def batch(self, seed: int, call: int, *, shifted: bool = False) -> Any:
         """Return tokens ``(32, 6)``, features ``(32, 16)`` and classes ``(32,)``."""
         generator = torch.Generator().manual_seed(seed * _CALLS_PER_SEED + call)
-        chosen = torch.randint(_TRAINING, (32,), generator=generator)
-        return tuple(part[chosen] for part in self._examples)
+        chosen = torch.randint(self._training, (32,), generator=generator)
+        return tuple(part[chosen] for part in self._examples(shifted))
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the mean cross-entropy of a batch."""
@@ -88,17 +104,18 @@ class Classifier:
         return functional.cross_entropy(model(tokens, features), classes)
 
     @torch.no_grad()
-    def validate(self, model: nn.Module) -> float:
+    def validate(self, model: nn.Module, *, shifted: bool = False) -> float:
         """Return the mean cross-entropy of what is never trained on."""
         model.eval()
-        loss = self.loss(model, tuple(part[_TRAINING:] for part in self._examples))
+        loss = self.loss(model, tuple(part[self._training :] for part in self._examples(shifted)))
         model.train()
         return float(loss)
 
-    @cached_property
-    def _examples(self) -> tuple[Tensor, Tensor, Tensor]:
-        draw = torch.Generator().manual_seed(_DATA_SEED)
-        count = _TRAINING + _VALIDATION
+    @lru_cache(maxsize=4)  # noqa: B019 - tasks are there for good
+    def _examples(self, shifted: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return all examples; those of another teacher after a shift."""
+        draw = torch.Generator().manual_seed(_DATA_SEED + shifted)
+        count = self._training + _VALIDATION
         tokens = torch.randint(self.untouched.first, (count, 6), generator=draw)
         features = torch.randn(count, 16, generator=draw)
         meaning = torch.randn(self.untouched.first, 8, generator=draw)
@@ -131,11 +148,18 @@ class Text:
     """A transformer of one block, and the text of a Markov chain over 48 symbols.
 
     Its symbols come from the first 48 of 64 rows of the embedding.
+
+    Args:
+        name: Of the task.
+        training: Symbols to train on.
     """
 
-    name = "transformer"
     untouched = Rows(name="symbols.weight", first=48, count=16, width=_WIDTH)
-    _successors, _windows = 4, (_TRAINING + _VALIDATION) // _CONTEXT
+    _successors = 4
+
+    def __init__(self, name: str = "transformer", training: int = _TRAINING) -> None:
+        self.name, self._training = name, training // _CONTEXT
+        self._windows = self._training + _VALIDATION // _CONTEXT
 
     def build(self, seed: int) -> nn.Module:
         """Return the model; the same seed gives the same weights."""
@@ -143,11 +167,11 @@ class Text:
             torch.manual_seed(seed)
             return _TextModel()
 
-    def batch(self, seed: int, call: int) -> Any:
+    def batch(self, seed: int, call: int, *, shifted: bool = False) -> Any:
         """Return symbols and the symbols that follow them, ``(8, 24)`` each."""
         generator = torch.Generator().manual_seed(seed * _CALLS_PER_SEED + call)
-        rows = torch.randint(_TRAINING // _CONTEXT, (8,), generator=generator)
-        text = self._text[rows]
+        rows = torch.randint(self._training, (8,), generator=generator)
+        text = self._text(shifted)[rows]
         return text[:, :-1], text[:, 1:]
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
@@ -156,15 +180,18 @@ class Text:
         return functional.cross_entropy(model(text).flatten(0, 1), targets.flatten())
 
     @torch.no_grad()
-    def validate(self, model: nn.Module) -> float:
+    def validate(self, model: nn.Module, *, shifted: bool = False) -> float:
         """Return the mean cross-entropy of the text that is never trained on."""
-        text = self._text[_TRAINING // _CONTEXT :]
+        text = self._text(shifted)[self._training :]
         return float(self.loss(model, (text[:, :-1], text[:, 1:])))
 
-    @cached_property
-    def _text(self) -> Tensor:
-        """Windows of text: a symbol has four successors, one of which comes half the time."""
-        draw = torch.Generator().manual_seed(_DATA_SEED)
+    @lru_cache(maxsize=4)  # noqa: B019
+    def _text(self, shifted: bool) -> Tensor:
+        """Return windows of text: of a symbol's four successors one comes half the time.
+
+        After a shift the successors are others.
+        """
+        draw = torch.Generator().manual_seed(_DATA_SEED + shifted)
         symbols, successors = self.untouched.first, self._successors
         follows = torch.randint(symbols, (symbols, successors), generator=draw)
         now = torch.randint(symbols, (self._windows,), generator=draw)
@@ -192,5 +219,14 @@ class _TextModel(nn.Module):
         return self.head(self.norm(self.block(x)))
 
 
-TASKS: dict[str, Task] = {task.name: task for task in (Classifier(), Text())}
+AMPLE = ("classifier with ample data", "transformer with ample data")
+"""The same with so many examples that none comes often, for long runs."""
+
+_ALL: tuple[Task, ...] = (
+    Classifier(),
+    Text(),
+    Classifier(AMPLE[0], _AMPLE),
+    Text(AMPLE[1], _AMPLE),
+)
+TASKS = {task.name: task for task in _ALL}
 """The tasks by their names."""

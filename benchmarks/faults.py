@@ -1,4 +1,4 @@
-"""Strike training runs with faults at random phases: what the guard finds, does and loses.
+"""Strike training runs with faults at random phases: who finds them, survives, and loses what.
 
 Run as ``python -m benchmarks.faults``; see ``--help``.
 """
@@ -10,38 +10,40 @@ import json
 import random
 import shlex
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.command import results_directory, silent, torch_threads
+from benchmarks.command import results_directory
 from benchmarks.environment import describe_environment
 from benchmarks.fault_kinds import FAULTS, Fault
+from benchmarks.fault_pool import Clean, Job, play_all
 from benchmarks.fault_report import render
-from benchmarks.fault_rows import record_of, summarize_runs
-from benchmarks.fault_runs import Setting, Strike, run, run_on
+from benchmarks.fault_rivals import BARE, OURS, RIVALS, TITLES
+from benchmarks.fault_rows import summarize_runs
+from benchmarks.fault_runs import Setting
+from benchmarks.lr_rivals import BOUND
+from benchmarks.soak import guard_hash
 from stableopt import Guard
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from benchmarks.fault_runs import Outcome
+    from collections.abc import Mapping, Sequence
 
 IMPLEMENTATIONS = ("fused", "foreach", "for-loop")
 
 FIRST_SEED = 100
 """Of weights and batches; nothing was tuned on it or on those that follow."""
 
-MAX_NORM = 1.0
-"""Bound on the gradient norm of the bare optimizer."""
-
 UPDATES, RUNS = 240, 12
 QUICK_UPDATES, QUICK_RUNS = 70, 1
-"""Updates of a run, and runs of a fault under each guard."""
+"""Updates of a run, and runs of a fault under each contestant."""
 
 _AFTERWARDS = 45
 """Updates that are left after a fault, so that there is time to find it."""
+
+_LEEWAY = 5
+"""Phases, at least, that a fault is drawn from in a quick run."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,20 +58,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
     begun = perf_counter()
-    with torch_threads(), silent():
-        gauntlet = _Gauntlet(options)
-        guards = [Guard(every=40)] if options.quick else [Guard(every=40), Guard()]
-        blocks = [gauntlet.block(guard, with_bare=i == 0) for i, guard in enumerate(guards)]
-        result = {
-            "command": shlex.join(["python", "-m", "benchmarks.faults", *arguments]),
-            "seed": options.seed,
-            "complete": _is_complete(options),
-            "updates": gauntlet.updates,
-            "clip_bound": MAX_NORM,
-            "environment": describe_environment(),
-            "seconds": perf_counter() - begun,
-            "blocks": blocks,
-        }
+    guard = Guard(every=40) if options.quick else Guard()
+    plan = _Plan(options, guard)
+    clean, records = play_all(plan.jobs, processes=options.jobs)
+    result = {
+        "command": shlex.join(["python", "-m", "benchmarks.faults", *arguments]),
+        "seed": options.seed,
+        "complete": _is_complete(options),
+        "updates": plan.updates,
+        "clip_bound": BOUND,
+        "environment": describe_environment(),
+        "seconds": perf_counter() - begun,
+        **_under(guard, clean),
+        **plan.summarize(records),
+    }
     text = render(result, "faults.json")
     _write(options.output or results_directory(complete=_is_complete(options)), result, text)
     print(text)
@@ -86,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--runs", type=int, help=f"runs of a fault (default: {RUNS})")
     parser.add_argument("--quick", action="store_true", help="one short run of each fault: seconds")
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="processes; 0 for this one alone (default: 2)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the faults (default: 0)")
     parser.add_argument(
         "--output",
@@ -107,58 +112,65 @@ def _fault_names(text: str) -> list[str]:
     return names
 
 
-class _Gauntlet:
-    """Plans the runs, and makes every clean one only once.
+class _Plan:
+    """All runs with a fault: every contestant meets the same ones.
 
     Args:
         options: The command line.
+        guard: The options of our runs.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, guard: Guard) -> None:
         self.updates = QUICK_UPDATES if options.quick else UPDATES
-        self._runs = options.runs or (QUICK_RUNS if options.quick else RUNS)
-        self._seed = options.seed
-        self._faults = [FAULTS[name] for name in options.faults or FAULTS]
-        self._clean: dict[Setting, Outcome] = {}
+        self._quick: bool = options.quick
+        self._seed: int = options.seed
+        self._guard = guard
+        runs = options.runs or (QUICK_RUNS if options.quick else RUNS)
+        names = options.faults or [n for n, f in FAULTS.items() if not (self._quick and f.updates)]
+        self._contestants = [n for n in TITLES if n == OURS or RIVALS[n].available]
+        self.jobs = [
+            self._job(FAULTS[name], index, contestant)
+            for name in names
+            for contestant in self._contestants
+            for index in range(runs)
+        ]
 
-    def block(self, guard: Guard, *, with_bare: bool) -> dict[str, Any]:
-        """Return rows and records of all faults under one guard.
+    def summarize(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return rows and records by fault.
 
         Args:
-            guard: Its options.
-            with_bare: Whether the bare optimizer is struck as well.
+            records: Of all jobs, in their order.
         """
-        rows, records, bare_records = [], {}, {}
-        for fault in self._faults:
-            begun = perf_counter()
-            runs = [self._record(fault, i, guard) for i in range(self._runs)]
-            bare = [self._record(fault, i, None) for i in range(self._runs)] if with_bare else []
-            rows.append(summarize_runs(fault, guard, runs, bare))
-            records[fault.name], bare_records[fault.name] = runs, bare
-            _say(f"{fault.name}: {len(runs)} runs in {perf_counter() - begun:.0f} s")
-        quiet = [outcome for setting, outcome in self._clean.items() if setting.guard == guard]
-        return {
-            "guard": _differences(guard),
-            "options": asdict(guard),
-            "confirm_steps": guard.confirm_steps,
-            "clean_runs": len(quiet),
-            "clean_interventions": sum(len(outcome.events) for outcome in quiet),
-            "rows": rows,
-            "records": records,
-            "bare_records": bare_records,
-        }
+        found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        for job, record in zip(self.jobs, records, strict=True):
+            found.setdefault(job.fault, {}).setdefault(job.contestant, []).append(record)
+        rows = [summarize_runs(FAULTS[name], self._guard, of) for name, of in found.items()]
+        return {"rows": rows, "records": found}
 
-    def _record(self, fault: Fault, index: int, guard: Guard | None) -> dict[str, Any]:
-        setting = self._setting(fault, index, guard)
-        strike = self._strike(fault, index)
-        if setting not in self._clean:
-            self._clean[setting] = run(setting, None)
-        outcome, twin = run(setting, strike), None
-        if guard is not None:
-            twin = run_on(replace(setting, guard=None), outcome.history)
-        return record_of(setting, strike, outcome, self._clean[setting], twin)
+    def _job(self, fault: Fault, index: int, contestant: str) -> Job:
+        draw = random.Random(f"{self._seed}, {fault.name}, {index}")
+        updates = self._updates(fault)
+        last = updates - _AFTERWARDS if fault.last is None else fault.last
+        phase = draw.randint(fault.first, last)
+        return Job(
+            fault=fault.name,
+            contestant=contestant,
+            setting=self._setting(fault, index, contestant, updates, phase),
+            phase=phase,
+            moment=draw.choice(fault.moments),
+            seed=draw.randrange(2**31),
+        )
 
-    def _setting(self, fault: Fault, index: int, guard: Guard | None) -> Setting:
+    def _updates(self, fault: Fault) -> int:
+        """Return how long a run is: if a quick one, as long as the fault needs."""
+        if self._quick:
+            last = fault.first + _LEEWAY if fault.last is None else fault.last
+            return max(QUICK_UPDATES, last + _AFTERWARDS)
+        return fault.updates or UPDATES
+
+    def _setting(
+        self, fault: Fault, index: int, contestant: str, updates: int, phase: int
+    ) -> Setting:
         """Return the setting of a run: every task with every implementation in turn."""
         turn, place = divmod(index, len(fault.tasks) * len(IMPLEMENTATIONS))
         return Setting(
@@ -166,20 +178,24 @@ class _Gauntlet:
             optimizer=fault.optimizer,
             implementation=IMPLEMENTATIONS[place // len(fault.tasks)],
             seed=FIRST_SEED + turn,
-            updates=self.updates,
-            guard=guard,
-            clip=MAX_NORM if guard is None else None,
+            updates=updates,
+            guard=self._guard if contestant == OURS else None,
+            rival=BARE if contestant == OURS else contestant,
+            shift=phase + 1 if fault.shift else None,
         )
 
-    def _strike(self, fault: Fault, index: int) -> Strike:
-        draw = random.Random(f"{self._seed}, {fault.name}, {index}")
-        last = self.updates - _AFTERWARDS if fault.last is None else fault.last
-        return Strike(
-            fault=fault,
-            phase=draw.randint(fault.first, last),
-            moment=draw.choice(fault.moments),
-            seed=draw.randrange(2**31),
-        )
+
+def _under(guard: Guard, clean: Mapping[Setting, Clean]) -> dict[str, Any]:
+    """Return what is told of the guard, and what it did while there was no fault."""
+    quiet = [known for setting, known in clean.items() if setting.guard is not None]
+    return {
+        "guard": _differences(guard),
+        "guard_hash": guard_hash() if guard == Guard() else None,
+        "options": asdict(guard),
+        "confirm_steps": guard.confirm_steps,
+        "clean_runs": len(quiet),
+        "clean_interventions": sum(known.interventions for known in quiet),
+    }
 
 
 def _differences(guard: Guard) -> str:
@@ -198,10 +214,6 @@ def _write(directory: Path, result: dict[str, Any], text: str) -> None:
     content = json.dumps(result, indent=1, allow_nan=False) + "\n"
     (directory / "faults.json").write_text(content, encoding="utf-8")
     (directory / "faults.md").write_text(text, encoding="utf-8")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import (
     closed_loop_report,
     collapse_report,
+    fault_report,
+    fault_rivals,
     lr_report,
     sensor_cost,
     sensors_report,
@@ -41,7 +43,38 @@ def overhead(result: dict[str, Any]) -> str:
 
 
 def faults(result: dict[str, Any]) -> str:
-    """Return one row per fault, under the first of the guards that were measured."""
+    """Return one row per fault: how many runs of each contestant survive it, and what ours lose."""
+    if "blocks" in result:
+        return _faults_of_two_guards(result)
+    rows = result["rows"]
+    names = list(rows[0]["contestants"])
+    head = " | ".join(fault_rivals.TITLES[name] for name in names)
+    lines = [
+        f"| fault | {head} | found after | steps lost | worst Δval |",
+        "|---" * (len(names) + 4) + "|",
+    ]
+    for row in rows:
+        scores = [row["contestants"][name] for name in names]
+        delta = row["contestants"][fault_rivals.OURS]["delta"]
+        lines.append(
+            f"| {row['title']} | {' | '.join(map(fault_report.survival, scores))} | "
+            f"{_range(row['latency'])} | {_range(row['steps_lost'])} | "
+            f"{fault_report.signed(delta)} |"
+        )
+    restores = sum(row["poisoned_restores"] for row in rows)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"`{result['guard']}`, hash {result['guard_hash']}. Restores of a copy with a fault in "
+            f"it: {restores}. Interventions in {result['clean_runs']} runs without a fault: "
+            f"{result['clean_interventions']}.",
+        ]
+    )
+
+
+def _faults_of_two_guards(result: dict[str, Any]) -> str:
+    """Return the table of a result from before there were rivals."""
     block = result["blocks"][0]
     lines = [
         "| fault | runs | survived | AdamW + clip | found after | steps lost | identical |",

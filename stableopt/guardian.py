@@ -80,7 +80,7 @@ class Guardian:
 
     # the order of a step
 
-    def start(self) -> list[Tensor]:
+    def start(self) -> list[float | Tensor]:
         """Return the scalars that :meth:`decide` needs read."""
         self._asked_by_scaler = 0
         return self._judge.start()
@@ -108,8 +108,11 @@ class Guardian:
         if (self._suspect or (suspect and self._judge.accepted)) and not findings:
             findings = self._judge.damage()
         self._suspect = False
-        ruled = () if findings else self._rules.judge(signals_of(observation))
-        return self.decide_on(findings or (*ruled, *risen), step)
+        if findings:
+            return self.decide_on(findings, step)
+        told = self._judge.notices(numbers)
+        ruled = self._rules.judge(signals_of(observation))
+        return self.decide_on((*told, *ruled, *risen), step)
 
     def decide_on(self, findings: tuple[Finding, ...], step: int) -> Verdict:
         """Decide, given what is held against a step."""
@@ -126,13 +129,16 @@ class Guardian:
         with ExitStack() as stack:
             stack.enter_context(scaled_lr(self._optimizer, self._policy.lr_scale))
             stack.enter_context(self._watch.watch(self._optimizer))
+            self._judge.updates.before()
             yield
+            self._judge.updates.after()
 
     def go_back(self, verdict: Verdict, step: int) -> Verdict:
         """Restore the snapshot that ``verdict`` names; return what was done in the end.
 
         A snapshot with a fault in it is given up, and the policy asked again.
         """
+        goes_back = verdict.rollback is not None
         while verdict.rollback is not None:
             restored = self._keeper.restore(verdict.rollback, self._goes_back)
             if restored is not None:
@@ -144,6 +150,11 @@ class Guardian:
                     self._buffers.refresh()
                 return _with(verdict, verdict.rollback, restored.left_behind)
             verdict = self.decide_on(verdict.findings, step)
+        if (
+            goes_back and verdict.action is Action.TAKE
+        ):  # asked for by hand, and nothing left to go back to
+            reason = "no snapshot is left for the rollback that was asked for; the batch is skipped"
+            return replace(verdict, action=Action.SKIP, reason=reason)
         return verdict
 
     def settle(self, verdict: Verdict, observation: Observation, step: int) -> None:

@@ -153,7 +153,10 @@ class StepLoop:
         return self._measure(losses, others, asked)
 
     def _measure(
-        self, losses: Sequence[float | Tensor], signals: dict[str, Any], asked: Sequence[Tensor]
+        self,
+        losses: Sequence[float | Tensor],
+        signals: dict[str, Any],
+        asked: Sequence[float | Tensor],
     ) -> tuple[Observation, list[float]]:
         gradients, values = measure_gradients(self.optimizer.param_groups, beside=[*losses, *asked])
         loss = _mean(values[: len(losses)])

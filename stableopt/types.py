@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,8 @@ class Scope(str, Enum):
     """The batch is unlike those before it, which is no fault in itself."""
     RULE = "rule"
     """A signal is not as the user wants it; a rule says what follows."""
+    NOTICE = "notice"
+    """Training goes on with it, but somebody should know."""
     RISK = "risk"
     """Weights are leaving the range in which training is healthy; smaller steps may undo it."""
     STATE = "state"
@@ -131,6 +133,8 @@ class GradientNorms:
         total: The global norm, 0-dim; never overflowed while the gradients are finite.
         total_value: ``total`` on the host.
         nonfinite: Positions in ``owners`` whose gradients hold a NaN or an Inf.
+        groups: The norm of each parameter group on the host, by its number; empty where there
+            is one group, or more than are looked at singly.
     """
 
     owners: Sequence[tuple[int, int]]
@@ -139,6 +143,18 @@ class GradientNorms:
     total: Tensor
     total_value: float
     nonfinite: Sequence[int] = ()
+    groups: Mapping[int, float] = field(default_factory=dict)
+
+    def of_group(self, number: int) -> GradientNorms:
+        """Return the part that belongs to one parameter group."""
+        members = [i for i, (group, _) in enumerate(self.owners) if group == number]
+        return replace(
+            self,
+            owners=[self.owners[i] for i in members],
+            values=[self.values[i] for i in members],
+            norms=[self.norms[i] for i in members],
+            total_value=self.groups[number],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,7 +343,8 @@ class Event:
         """
         moved = self.action is not Action.TAKE or self.backs_off
         moved = moved or any(not act.routine for act in self.acts)
-        return moved or any(finding.scope is not Scope.RISK for finding in self.findings)
+        told = (Scope.RISK, Scope.NOTICE)
+        return moved or any(finding.scope not in told for finding in self.findings)
 
     @property
     def routine(self) -> bool:

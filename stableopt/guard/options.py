@@ -15,6 +15,14 @@ from stableopt.types import Finding, Scope
 SCAN_PERIOD = 20
 """Steps in which weights and state are scanned once, unless snapshots are closer together."""
 
+_LOOKS = {
+    "loss_spike": "loss_spike",
+    "gradient_spike": "gradient_spike",
+    "jumped_weight": "weight_jump",
+    "vanished_state": "moment_drop",
+}
+"""Causes, and the option without which nobody looks for them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
@@ -116,9 +124,26 @@ how many steps in a row may be skipped
             raise ConfigError(f"act_on_risk={self.act_on_risk!r} must be True or False")
         object.__setattr__(self, "responses", check_responses(self.responses))
         object.__setattr__(self, "rules", check_rules(self.rules))
+        self._check_together()
         if self.memory not in ("auto", "device", "host"):
             raise ConfigError(
                 f"memory={self.memory!r} must be 'auto', 'device' or 'host': where snapshots lie"
+            )
+
+    def _check_together(self) -> None:
+        """Refuse answers that nothing would ever give."""
+        responses = dict(self.responses)
+        for kind, name in _LOOKS.items():
+            if kind in responses and getattr(self, name) is None:
+                raise ConfigError(
+                    f"responses[{kind!r}]={responses[kind]!r} must not be asked for "
+                    f"with {name}=None, which does not look for it: leave out one of them"
+                )
+        asked = [*responses.values(), *(rule.response for rule in self.rules)]
+        if not self.slots and Response.ROLL_BACK.value in asked:
+            raise ConfigError(
+                "slots=0 must be at least 2 where a rule or a response asks for roll_back: there "
+                "are no snapshots to go back to"
             )
 
     def as_config(self) -> dict[str, Any]:

@@ -19,6 +19,9 @@ STEPS_PER_ROLLBACK = 1_000
 """New steps that earn one more rollback."""
 
 
+_ROUNDING = 1e-9
+"""By how much powers may differ from products."""
+
 _NEW_NORMAL = "taken for the new normal, baselines start anew"
 
 
@@ -86,16 +89,14 @@ class Policy:
         cause = "; ".join(finding.message for finding in findings)
         response = max(map(self._guard.response_to, findings), key=lambda found: found.rank)
         if response is Response.STOP:
-            return self._stop(f"{cause}; a stop is asked for", findings, step, ring)
+            return self._stop(f"{cause}; this stops the run", findings, step, ring)
         if response is Response.ROLL_BACK:
             return self._go_back(cause, findings, step, ring)
         if response is Response.SKIP:
             return self._skip(cause, findings, step, ring)
-        told = Verdict(action=Action.TAKE, reason=cause, findings=findings)
         if self.spikes_in_a_row >= self._guard.max_skips and _has_spike(findings):
-            stays = f"{cause}; it stays, and is {_NEW_NORMAL}"
-            return replace(told, reason=stays, baseline_reset=True)
-        return self._back_off(told) if response is Response.BACK_OFF else told
+            return self._take(f"{cause}; it stays, and is {_NEW_NORMAL}", findings, resets=True)
+        return self._take(cause, findings)
 
     def _skip(self, cause: str, findings: tuple[Finding, ...], step: int, ring: Ring) -> Verdict:
         limit = self._guard.max_skips
@@ -108,17 +109,19 @@ class Policy:
             return self._go_back(row, findings, step, ring)
         spikes = _has_spike(findings)
         taken = _NEW_NORMAL if spikes else "the step is taken"
-        return Verdict(
-            action=Action.TAKE,
-            reason=f"{row}: {taken}",
-            findings=findings,
-            baseline_reset=spikes,
-        )
+        return self._take(f"{row}: {taken}", findings, resets=spikes)
+
+    def _take(self, reason: str, findings: tuple[Finding, ...], *, resets: bool = False) -> Verdict:
+        """Take the step; what may not be skipped any more may still call for smaller steps."""
+        told = Verdict(action=Action.TAKE, reason=reason, findings=findings, baseline_reset=resets)
+        left = [f for f in findings if not (resets and f.scope is Scope.SPIKE)]
+        lowers = any(self._guard.response_to(finding) is Response.BACK_OFF for finding in left)
+        return self._back_off(told) if lowers else told
 
     def _back_off(self, told: Verdict) -> Verdict:
         scale = self.lr_scale * self._guard.lr_backoff
         lowest = self._guard.lr_backoff**self._guard.max_rollbacks
-        if scale < lowest:
+        if scale < lowest * (1 - _ROUNDING):
             low = f"the learning rate is as low as it may become (times {lowest:g})"
             return replace(told, reason=f"{told.reason}; {low}")
         return replace(told, reason=f"{told.reason}; learning rate times {scale:g}", backs_off=True)
@@ -141,7 +144,7 @@ class Policy:
     def _go_back(self, cause: str, findings: tuple[Finding, ...], step: int, ring: Ring) -> Verdict:
         scopes = {finding.scope for finding in findings}
         lost = Scope.STATE in scopes
-        lowers = scopes <= {Scope.RISK, Scope.RULE}
+        lowers = scopes <= {Scope.RISK, Scope.RULE, Scope.NOTICE}
         attempt = self.attempts + 1
         target = self._target(attempt, step, ring, lost=lost)
         obstacle = self._obstacle(attempt, target, ring)
@@ -218,7 +221,8 @@ class Policy:
                 self._recovery = (self.lr_scale, 0)
             flagged = _has_spike(verdict.findings) and not verdict.baseline_reset
             self.spikes_in_a_row = self.spikes_in_a_row + 1 if flagged else 0
-            self._note_taken(step, healthy=not (verdict.baseline_reset or endangered))
+            unlike = verdict.backs_off or _has_spike(verdict.findings)
+            self._note_taken(step, healthy=not (unlike or endangered))
         elif verdict.action is Action.SKIP:
             self.skips_in_a_row += 1
         elif verdict.action is Action.ROLL_BACK and verdict.rollback is not None:

@@ -51,6 +51,8 @@ _BATCH = (_SKIP, _BACK, _STOP)
 _SPIKE = (_WARN, _LOWER, _SKIP, _STOP)
 _STATE = (_BACK, _STOP)
 _RISK = (_WARN, _LOWER, _BACK, _STOP)
+_NOTICE = (_WARN, _STOP)
+_FROZEN = (_STOP,)
 
 CAUSES: dict[str, Cause] = {
     "nonfinite_loss": Cause("the loss is NaN or infinite", _SKIP, _BATCH),
@@ -68,6 +70,10 @@ CAUSES: dict[str, Cause] = {
     "vanished_state": Cause("a second moment is smaller than its decay allows", _BACK, _STATE),
     "moment_bound": Cause("the moments of Adam contradict each other", _BACK, _STATE),
     "negative_moment": Cause("a second moment is negative", _BACK, _STATE),
+    "nonfinite_frozen": Cause("a weight that nobody trains is", _STOP, _FROZEN),
+    "changed_frozen": Cause("a weight that nobody trains has changed", _WARN, _NOTICE),
+    "stalled_weight": Cause("a weight does not move, though it has a gradient", _WARN, _NOTICE),
+    "large_update": Cause("an update is far longer than the weight itself", _WARN, _RISK),
     "risk_warning": Cause("the sensors see a weight leave its range", _WARN, _RISK),
     "risk_danger": Cause("a weight is where healthy training was never seen", _WARN, _RISK),
     "risk_instability": Cause("several weights are, or one is not finite", _WARN, _RISK),
@@ -134,4 +140,6 @@ def _reason(kind: str) -> str:
         return "such a step would spoil the weights"
     if allowed == _SPIKE:
         return "a batch that is merely unlike the others is no reason to go back"
+    if allowed in (_NOTICE, _FROZEN):
+        return "neither another batch nor a snapshot changes anything about it"
     return "the batch is not to blame for what the weights are"

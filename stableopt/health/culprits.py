@@ -52,12 +52,10 @@ class Culprits:
     def name(
         self,
         findings: tuple[Finding, ...],
-        gradients: GradientNorms | None,
+        gradients: GradientNorms,
         names: Mapping[tuple[int, int], str],
     ) -> tuple[Finding, ...]:
         """Return ``findings``, with the parameters that a spike of the gradient norm is from."""
-        if gradients is None or not any(f.kind == "gradient_spike" for f in findings):
-            return findings
         told = [(names[owner], times) for owner, times in self.blame(gradients) if owner in names]
         if not told:
             return findings

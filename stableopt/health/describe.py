@@ -17,7 +17,7 @@ class Label(NamedTuple):
     """What a tensor is.
 
     Attributes:
-        kind: ``"weight"``, ``"state"``, ``"buffer"`` or ``"tracked"``.
+        kind: ``"weight"``, ``"frozen"``, ``"state"``, ``"buffer"`` or ``"tracked"``.
         owner: The place of the parameter, or what the buffer is known by.
         key: Which entry of the state; empty otherwise.
     """
@@ -54,11 +54,13 @@ def describe(
     findings = []
     for (kind, what, key), names in together.items():
         subject = {"weight": "the weights of ", "state": f"{key} of ", "buffer": "the buffers "}
-        subject["tracked"] = "what is tracked as "
+        subject |= {"tracked": "what is tracked as ", "frozen": "the frozen weights of "}
         verb = "is" if what in ("state", "tracked") else "are"
         says = next(text for start, text in _SAYS.items() if kind.startswith(start)).format(verb)
         if verb == "is":
             says = says.replace(" themselves", "")
+        if what == "frozen":
+            says += ", and no snapshot holds them"
         message = f"{subject[what]}{shown(names)} {says}"
         findings.append(Finding(kind=kind, message=message, scope=Scope.STATE, where=tuple(names)))
     return tuple(findings)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+MOST_GROUPS = 16
+"""Parameter groups whose norms are looked at singly; of more only the global norm is."""
+
 
 @torch.no_grad()
 def measure_gradients(
@@ -53,7 +56,10 @@ def measure_gradients(
         return None, read_scalars(beside)
     norms = tensor_norms(values)
     total = total_norm(norms)
-    total_value, *rest = read_scalars([total, *beside])
+    totals = _group_totals(owners, norms)
+    total_value, *rest = read_scalars([total, *totals.values(), *beside])
+    groups = dict(zip(totals, rest, strict=False))
+    rest = rest[len(groups) :]
     nonfinite: list[int] = []
     if not math.isfinite(total_value):
         nonfinite = [
@@ -72,4 +78,15 @@ def measure_gradients(
         total=total,
         total_value=total_value,
         nonfinite=nonfinite,
+        groups=groups,
     ), rest
+
+
+def _group_totals(owners: Sequence[tuple[int, int]], norms: Sequence[Tensor]) -> dict[int, Tensor]:
+    """Return the norm of every parameter group, if there are some, but not too many."""
+    together: dict[int, list[Tensor]] = {}
+    for (group, _), norm in zip(owners, norms, strict=True):
+        together.setdefault(group, []).append(norm)
+    if not 1 < len(together) <= MOST_GROUPS:
+        return {}
+    return {group: total_norm(members) for group, members in together.items()}

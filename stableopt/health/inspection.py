@@ -103,6 +103,11 @@ class Inspection:
         """Check a buffer."""
         self._add_value(Label("buffer", owner), value)
 
+    def add_frozen(self, name: str, value: Tensor) -> None:
+        """Check a weight that nobody trains, for what is not finite alone."""
+        if value.is_floating_point() or value.is_complex():
+            self._add_norm(Label("frozen", name), value.detach(), _UNBOUNDED)
+
     def add_tracked(self, name: str, value: Tensor) -> None:
         """Check a tensor of something that is tracked."""
         self._add_value(Label("tracked", name), value)

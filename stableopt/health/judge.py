@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from stableopt.health.culprits import Culprits
 from stableopt.health.describe import Label, describe
+from stableopt.health.frozen import FrozenWatch
 from stableopt.health.inspection import Inspection
 from stableopt.health.inspector import Inspector
 from stableopt.health.nonfinite import find_nonfinite
 from stableopt.health.scan import RotatingScan
 from stableopt.health.spikes import SpikeDetector
+from stableopt.health.updates import UpdateWatch
 from stableopt.runtime.names import parameter_names
 from stableopt.runtime.scalars import read_scalars
 
@@ -68,12 +70,21 @@ class Judge:
         self.accepted = False
         self.spikes = SpikeDetector(guard.loss_spike, guard.gradient_spike)
         self._culprits = Culprits()
+        self._frozen = FrozenWatch(optimizer, model, guard.scan_period)
+        self.updates = UpdateWatch(optimizer)
+        self._counts = [0, 0, 0]
 
-    def start(self) -> list[Tensor]:
+    def start(self) -> list[float | Tensor]:
         """Return what :meth:`findings` needs read, beside the observation."""
         self._inspector.moments.call += 1
         self._part = self._scan.next_part()
-        return self._part.start()
+        asked: list[Sequence[float | Tensor]] = [
+            self._part.start(),
+            self._frozen.start(),
+            self.updates.start(),
+        ]
+        self._counts = [len(numbers) for numbers in asked]
+        return [number for numbers in asked for number in numbers]
 
     def findings(self, observation: Observation, numbers: Sequence[float]) -> tuple[Finding, ...]:
         """Return what is held against a step.
@@ -83,11 +94,23 @@ class Judge:
             numbers: What :meth:`start` asked for.
         """
         part, self._part = self._part, Inspection(self._inspector)
+        numbers = numbers[: self._counts[0]]
         found = self.nonfinite(observation) or self._spikes(observation)
         if found or (part.faults(numbers) and self.accepted):
             return (*found, *self.damage())
         part.learn(numbers)
         return ()
+
+    def notices(self, numbers: Sequence[float]) -> tuple[Finding, ...]:
+        """Return what training could go on with, but somebody should know.
+
+        Args:
+            numbers: What :meth:`start` asked for, in a step that nothing else is held against.
+        """
+        scanned, frozen, _ = self._counts
+        found = self._frozen.findings(numbers[scanned : scanned + frozen])
+        found += self.updates.findings(numbers[scanned + frozen :], self._parameter_names)
+        return found and (self.damage() or found)
 
     def learn(self, observation: Observation) -> None:
         """Remember an observation that nothing was found in."""
@@ -95,17 +118,25 @@ class Judge:
         self._culprits.learn(observation.gradients)
 
     def _spikes(self, observation: Observation) -> tuple[Finding, ...]:
-        found = self.spikes.judge(observation)
-        if not found:
+        found, gradients = self.spikes.judge(observation), observation.gradients
+        together = any(finding.kind == "gradient_spike" for finding in found)
+        groups = {} if together else self.spikes.judge_groups(observation)
+        if not found and not groups:
             return ()
-        names = parameter_names(self._optimizer, self._model)
-        return self._culprits.name(found, observation.gradients, names)
+        names = self._parameter_names()
+        if gradients is None:
+            return found
+        if together:
+            return self._culprits.name(found, gradients, names)
+        for number, finding in groups.items():
+            found += self._culprits.name((finding,), gradients.of_group(number), names)
+        return found
 
     def nonfinite(self, observation: Observation) -> tuple[Finding, ...]:
         """Return what is not finite in an observation."""
         if is_finite(observation):
             return ()
-        return find_nonfinite(observation, parameter_names(self._optimizer, self._model))
+        return find_nonfinite(observation, self._parameter_names())
 
     def damage(self) -> tuple[Finding, ...]:
         """Look at all weights, state and buffers; return what is wrong with them."""
@@ -115,6 +146,7 @@ class Judge:
         """Take what is there now for meant to be so: training begins with it."""
         self.accepted = True
         self._inspector.forget()
+        self._frozen.forget()
         everything = self._everything()
         numbers = read_scalars(everything.start())
         faults = everything.faults(numbers)
@@ -137,6 +169,7 @@ class Judge:
         """Begin the scan anew: weights and state are others than before."""
         self._scan.restart()
         self._inspector.moments.forget()
+        self.updates.restart()
 
     def forget(self) -> None:
         """Begin with what is there at the next step: a checkpoint was loaded."""
@@ -147,6 +180,8 @@ class Judge:
         inspection = self._scan.everything()
         for name, tensor in self._tracked.tensors():
             inspection.add_tracked(name, tensor)
+        for name, tensor in self._frozen.beside():
+            inspection.add_frozen(name, tensor)
         return inspection
 
     def _faults(self, inspection: Inspection) -> list[tuple[str, Label]]:
@@ -156,8 +191,11 @@ class Judge:
         if self._buffers is not None:
             yield from self._buffers.items()
 
+    def _parameter_names(self) -> Mapping[tuple[int, int], str]:
+        return parameter_names(self._optimizer, self._model)
+
     def _names(self) -> Any:
-        parameters: Mapping[Any, str] = parameter_names(self._optimizer, self._model)
+        parameters: Mapping[Any, str] = self._parameter_names()
         buffers: Mapping[Any, str] = {} if self._buffers is None else self._buffers.names()
 
         def name(label: Label) -> str:

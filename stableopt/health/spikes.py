@@ -37,7 +37,8 @@ GRADIENT_REACH = math.log(3.0)
 """How much larger than any of the newest the logarithm of a gradient norm has to be."""
 
 EARLIEST = 5
-"""Gradient norms after which one that is absurdly larger is a spike already."""
+"""Gradient norms after which one that is absurdly larger is a spike already: a loss may begin at
+its minimum (the distance of a model to its own copy), with gradients of next to nothing."""
 
 EARLY_REACH = math.log(100.0)
 """How much larger than all so far the logarithm of such a norm has to be."""
@@ -171,14 +172,15 @@ class SpikeDetector:
     A gradient norm is one if its logarithm lies so many spreads above (a spread is at least
     0.8, so that six are a factor of 121), if it is three times as large as any of the newest,
     and larger than the first norms were. Before there is a baseline it is one if it is a
-    hundred times as large as all before it.
+    hundred times as large as all before it. The norm of every parameter group is judged in the
+    same way: of a small one the global norm shows nothing.
 
     Args:
         loss_limit: z-score; ``None`` not to look.
         gradient_limit: The same for the gradient norm.
 
     Cost:
-        About 3 µs per step.
+        About 3 µs per step, and 2 µs more for each of up to 16 parameter groups.
     """
 
     def __init__(self, loss_limit: float | None, gradient_limit: float | None) -> None:
@@ -186,6 +188,7 @@ class SpikeDetector:
         self._gradient_limit = gradient_limit
         self._loss = Baseline()
         self._gradient = Baseline()
+        self._groups: dict[int, Baseline] = {}
 
     def judge(self, observation: Observation) -> tuple[Finding, ...]:
         """Return what stands out in an observation that is finite."""
@@ -194,8 +197,18 @@ class SpikeDetector:
             findings += self._judge_loss(observation.loss, self._loss_limit)
         norm = _norm(observation)
         if self._gradient_limit is not None and norm:
-            findings += self._judge_gradient(norm, self._gradient_limit)
+            findings += self._judge_gradient(self._gradient, norm, self._gradient_limit)
         return tuple(findings)
+
+    def judge_groups(self, observation: Observation) -> dict[int, Finding]:
+        """Return the parameter groups whose gradients stand out, by their numbers."""
+        limit, found = self._gradient_limit, {}
+        for number, norm in _groups(observation):
+            if limit is not None and number in self._groups:
+                subject = f"gradient norm of group {number}"
+                for finding in self._judge_gradient(self._groups[number], norm, limit, subject):
+                    found[number] = finding
+        return found
 
     def _judge_loss(self, loss: float, limit: float) -> list[Finding]:
         base = self._loss
@@ -209,16 +222,18 @@ class SpikeDetector:
             return [_spike("loss", loss, base.median, score)]
         return []
 
-    def _judge_gradient(self, norm: float, limit: float) -> list[Finding]:
-        base, value = self._gradient, math.log(norm)
+    def _judge_gradient(
+        self, base: Baseline, norm: float, limit: float, subject: str = "gradient norm"
+    ) -> list[Finding]:
+        value = math.log(norm)
         if not base.ready:
             if base.has(EARLIEST) and value > base.largest + EARLY_REACH:
-                return [_spike("gradient", norm, math.exp(base.median), math.inf)]
+                return [_spike(subject, norm, math.exp(base.median), math.inf)]
             return []
         score = base.score(value, GRADIENT_FLOOR)
         beyond = value > max(base.largest + GRADIENT_REACH, base.first_median or 0.0)
         if score > limit and beyond:
-            return [_spike("gradient", norm, math.exp(base.median), score)]
+            return [_spike(subject, norm, math.exp(base.median), score)]
         return []
 
     def learn(self, observation: Observation) -> None:
@@ -228,39 +243,52 @@ class SpikeDetector:
         norm = _norm(observation)
         if norm and math.isfinite(norm):
             self._gradient.add(math.log(norm))
+        for number, of_group in _groups(observation):
+            self._groups.setdefault(number, Baseline()).add(math.log(of_group))
 
     def note_spike(self, findings: tuple[Finding, ...]) -> None:
         """Remember that a step was skipped for its spikes alone."""
         for finding in findings:
-            if finding.scope is Scope.SPIKE and finding.value is not None:
-                if finding.kind == "loss_spike":
-                    self._loss.flag(finding.value)
-                else:
-                    self._gradient.flag(math.log(finding.value))
+            if finding.kind == "loss_spike" and finding.value is not None:
+                self._loss.flag(finding.value)
 
     def reset(self) -> None:
         """Forget what was normal: something else is, from here on."""
         self._loss.clear()
         self._gradient.clear()
+        self._groups.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return both baselines as plain data."""
-        return {"loss": self._loss.state_dict(), "gradient": self._gradient.state_dict()}
+        """Return all baselines as plain data."""
+        return {
+            "loss": self._loss.state_dict(),
+            "gradient": self._gradient.state_dict(),
+            "groups": {number: base.state_dict() for number, base in self._groups.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with the baselines of a checkpoint or a snapshot."""
         self._loss.load_state_dict(state["loss"])
         self._gradient.load_state_dict(state["gradient"])
+        self._groups = {}
+        for number, known in state.get("groups", {}).items():
+            self._groups[int(number)] = Baseline()
+            self._groups[int(number)].load_state_dict(known)
 
 
-def _spike(what: str, value: float, usual: float, score: float) -> Finding:
-    subject = "the loss" if what == "loss" else "the gradient norm"
+def _spike(subject: str, value: float, usual: float, score: float) -> Finding:
     return Finding(
-        kind=f"{what}_spike",
-        message=f"{subject} is {value:.4g} where {usual:.4g} is usual (robust z {score:.3g})",
+        kind=f"{subject.split()[0]}_spike",
+        message=f"the {subject} is {value:.4g} where {usual:.4g} is usual (robust z {score:.3g})",
         scope=Scope.SPIKE,
         value=value,
     )
+
+
+def _groups(observation: Observation) -> list[tuple[int, float]]:
+    """Return the norms of the groups whose logarithms are finite."""
+    known = {} if observation.gradients is None else observation.gradients.groups
+    return [(number, norm) for number, norm in known.items() if norm and math.isfinite(norm)]
 
 
 def _norm(observation: Observation) -> float | None:

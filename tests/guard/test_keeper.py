@@ -322,6 +322,18 @@ class TestSafety:
         assert "the snapshot of step 12 is not what it was" in caplog.text
         assert all(torch.isfinite(p).all() for p in model.parameters())
 
+    def test_a_state_that_refers_to_parameters(self, caplog):
+        """They go on training, and are no part of the snapshot."""
+        model, opt = start(every=2, confirm=2)
+        train(model, opt)
+        opt.optimizer.state[model[0].weight]["of"] = model[0].bias
+        train(model, opt, steps=12, first=1)
+        corrupt_weight(opt, math.nan)
+        train(model, opt, first=13)
+        assert opt.verdict.action is Action.ROLL_BACK
+        assert "not what it was" not in caplog.text
+        assert opt.optimizer.state[model[0].weight]["of"] is model[0].bias
+
     def test_a_stop_leaves_the_newest_verified_weights(self):
         model, opt = start(every=2, confirm=2, max_rollbacks=0)
         train(model, opt, steps=8)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from stableopt import ConfigError, Guard
+from stableopt import ConfigError, Guard, SignalRule
 
 WRONG = {
     "slots": [-1, 1, 1.0, True, "3", None],
@@ -31,6 +31,22 @@ WRONG = {
 def test_what_cannot_be_is_refused_by_name(name, value):
     with pytest.raises(ConfigError, match=f"^{name}=.* must be "):
         Guard(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"responses": {"loss_spike": "warn"}, "loss_spike": None},
+        {"responses": {"gradient_spike": "warn"}, "gradient_spike": None},
+        {"responses": {"jumped_weight": "stop"}, "weight_jump": None},
+        {"responses": {"vanished_state": "stop"}, "moment_drop": None},
+        {"responses": {"nonfinite_loss": "roll_back"}, "slots": 0},
+        {"rules": [SignalRule("x > 1", response="roll_back")], "slots": 0},
+    ],
+)
+def test_answers_that_nothing_would_give_are_refused(options):
+    with pytest.raises(ConfigError, match="must"):
+        Guard(**options)
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ class TestSpikes:
     def test_stopping(self):
         run = Run(loss_spike="stop")
         run.steps(60)
-        with pytest.raises(DivergenceError, match="a stop is asked for"):
+        with pytest.raises(DivergenceError, match="this stops the run"):
             run.steps(1, loss_scale=1e4)
 
 
@@ -112,7 +112,7 @@ class TestBatches:
     def test_stopping(self):
         run = Run(nonfinite_gradient="stop")
         run.steps(20)
-        with pytest.raises(DivergenceError, match="a stop is asked for"):
+        with pytest.raises(DivergenceError, match="this stops the run"):
             run.steps(1, scale=math.inf)
 
 
@@ -122,7 +122,7 @@ class TestState:
         run.steps(20)
         with torch.no_grad():
             run.model.weight[0, 0] = math.nan
-        with pytest.raises(DivergenceError, match="a stop is asked for"):
+        with pytest.raises(DivergenceError, match="this stops the run"):
             run.steps(1)
         assert run.model.weight.isfinite().all()
 

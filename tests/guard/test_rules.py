@@ -124,7 +124,7 @@ class TestWhatFollows:
     def test_stop_stops(self):
         run = Run(SignalRule("accuracy < 0.5", response="stop"))
         run.steps(9, accuracy=0.9)
-        with pytest.raises(DivergenceError, match=r"accuracy is 0\.2.*a stop is asked for"):
+        with pytest.raises(DivergenceError, match=r"accuracy is 0\.2.*this stops the run"):
             run.step(accuracy=0.2)
         assert run.opt.verdict.rollback.to_step <= 9
 

@@ -1,15 +1,12 @@
-"""Ring and policy together, against every schedule of faults that Hypothesis can think of.
+"""Ring and policy together, against every schedule of findings that Hypothesis can think of.
 
-The world is simulated: a state is the set of faults in it, a step adds nothing, a fault shows
-up in verdicts some steps after it struck, verdicts come late, copies take time, slots are
-pinned, processes restart. Two replicas are fed alike and must stay alike.
+What must never happen is checked at every call (:mod:`tests.guard.world`) and after every rule.
 """
 
 from __future__ import annotations
 
 import os
-from copy import deepcopy
-from dataclasses import dataclass
+from unittest import mock
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -22,48 +19,44 @@ from hypothesis.stateful import (
 )
 
 from stableopt.guard import Guard
-from stableopt.guard.policy import STEPS_PER_ROLLBACK, Policy
+from stableopt.guard import policy as policy_module
+from stableopt.guard.responses import CAUSES
 from stableopt.guard.ring import Ring, SlotState, legal_interval
-from stableopt.types import Action, Finding, Scope
+from tests.guard.world import (
+    BAD_BATCH,
+    DAMAGE,
+    LONGEST_COPY,
+    RISKS,
+    RULES,
+    SPIKE,
+    STEEP,
+    Fault,
+    World,
+)
 
-DAMAGE = Finding(kind="nonfinite_weight", message="weights are NaN", scope=Scope.STATE)
-BAD_BATCH = Finding(kind="nonfinite_loss", message="the loss is NaN")
-SPIKE = Finding(kind="loss_spike", message="the loss is high", scope=Scope.SPIKE)
-LONGEST_COPY = 4
+STEPS_PER_ROLLBACK = 60
+"""New steps that earn a rollback in this world, where runs are short."""
 
+ALL = [BAD_BATCH, SPIKE, STEEP, DAMAGE, *RISKS, *RULES]
+KINDS = sorted({finding.kind for finding in ALL} & CAUSES.keys())
 
-@dataclass(frozen=True)
-class Fault:
-    """Something wrong in the state.
+answers = {kind: st.sampled_from([r.value for r in CAUSES[kind].allowed]) for kind in KINDS}
+mild = {
+    kind: st.sampled_from(["warn", "back_off"])
+    for kind in ("loss_spike", "gradient_spike", "risk_warning")
+}
+responses = st.one_of(
+    st.just({}),
+    st.fixed_dictionaries(mild),
+    st.fixed_dictionaries({}, optional=answers),
+)
 
-    Attributes:
-        born: The step at which it struck.
-        latency: Steps until verdicts show it.
-        loud: Whether looking at the state itself shows it at once.
-    """
-
-    born: int
-    latency: int
-    loud: bool
-
-
-class Replica:
-    """One ring and one policy."""
-
-    def __init__(self, guard: Guard) -> None:
-        self.ring = Ring(guard.slots, guard.every, guard.confirm_steps)
-        self.policy = Policy(guard)
-
-    def plain(self):
-        return [deepcopy(vars_of(slot)) for slot in self.ring.slots], self.policy.state_dict()
-
-
-def vars_of(slot):
-    return {name: getattr(slot, name) for name in slot.__slots__}
+held = st.lists(st.sampled_from(ALL), max_size=3, unique=True).map(tuple)
+"""What is held against one call; several causes may come together."""
 
 
 class Guarded(RuleBasedStateMachine):
-    """Train, break, restore; what must never happen is checked after every rule."""
+    """Train, break, restore."""
 
     @initialize(
         slots=st.integers(2, 5),
@@ -74,242 +67,155 @@ class Guarded(RuleBasedStateMachine):
         max_skips=st.integers(0, 3),
         cooldown=st.integers(0, 8),
         budget=st.integers(0, 5),
-        recovery=st.one_of(st.none(), st.integers(0, 6)),
+        lr_backoff=st.sampled_from([0.5, 0.7, 1.0]),
+        lr_recovery=st.one_of(st.none(), st.integers(0, 6)),
+        act_on_risk=st.booleans(),
+        responses=responses,
     )
-    def start(self, lag, recovery, **options):
-        self.guard = Guard(lr_recovery=recovery, **options)
-        self.lag = lag
-        self.replicas = [Replica(self.guard), Replica(self.guard)]
-        self.contents: dict[int, frozenset[Fault]] = {}
-        self.faults: frozenset[Fault] = frozenset()
-        self.step = 0
-        self.unjudged: list[tuple[int, frozenset[Fault]]] = []
-        self.writing = None
-        self.rollbacks = 0
-        self.progress = 0
-        self.episode: list[float] = []
-        self.furthest = 0
-        self.healthy_beyond = 0
-        self.stopped = False
-        self.pinned_lately = 0
-        self.spikes = 0
-        self.begin_anew()
+    def start(self, lag, **options):
+        self.shorter = mock.patch.object(policy_module, "STEPS_PER_ROLLBACK", STEPS_PER_ROLLBACK)
+        self.shorter.start()
+        self.world = World(Guard(**options), lag)
 
-    @property
-    def ring(self):
-        return self.replicas[0].ring
-
-    @property
-    def policy(self):
-        return self.replicas[0].policy
-
-    def both(self, call):
-        first, second = (call(replica) for replica in self.replicas)
-        assert first == second
-        return first
-
-    def begin_anew(self):
-        """Take what is there for good: the first snapshot of a run."""
-        self.both(lambda r: r.ring.clear())
-        self.writing = None
-        self.unjudged = []
-        ticket = self.both(lambda r: r.ring.begin(self.step))
-        self.contents[ticket.index] = self.faults
-        assert self.both(lambda r: r.ring.finish(ticket, sound=True))
-        self.both(lambda r: r.ring.accept(ticket))
-        self.last_verified = self.step
+    def teardown(self):
+        if hasattr(self, "shorter"):
+            self.shorter.stop()
 
     # what happens
 
     @rule(count=st.integers(1, 30))
     def train(self, count):
         for _ in range(count):
-            if not self.stopped:
-                self.one_step()
+            self.world.call()
 
     @rule(latency=st.integers(0, 12), loud=st.booleans(), inside=st.booleans())
     def strike(self, latency, loud, inside):
         """Break the state, between two steps or inside the next one."""
-        latency = min(latency, self.guard.confirm_steps)
-        self.faults |= {Fault(self.step + inside, 0 if loud else latency, loud)}
+        latency = min(latency, self.world.guard.confirm_steps)
+        fault = Fault(self.world.step + inside, 0 if loud else latency, loud)
+        self.world.faults |= {fault}
 
     @rule(times=st.integers(1, 6), between=st.integers(1, 4))
     def strike_again_and_again(self, times, between):
-        """Break it anew before the episode is over."""
+        """Break it anew after every restore, before the episode is over."""
         for _ in range(times):
             self.strike(latency=0, loud=True, inside=False)
-            self.train(between + self.lag)
+            self.train(between + self.world.lag)
 
-    @precondition(lambda self: not self.stopped)
-    @rule(bad=st.sampled_from([BAD_BATCH, SPIKE]), count=st.integers(1, 6))
-    def bad_batches(self, bad, count):
-        for _ in range(count):
-            if not self.stopped:
-                self.act((bad,), self.step)
+    @rule(causes=st.lists(st.sampled_from(ALL), min_size=1, max_size=2, unique=True))
+    def causes_that_stay(self, causes):
+        for _ in range(6):
+            self.world.call(causes)
 
-    @precondition(lambda self: self.writing is not None)
+    @rule(pattern=st.lists(held, min_size=1, max_size=4), times=st.integers(1, 8))
+    def schedule(self, pattern, times):
+        """Spike, NaN, rule, nothing; spike, NaN, rule, nothing; …"""
+        for _ in range(times):
+            for findings in pattern:
+                self.world.call(findings)
+
+    @precondition(lambda self: not self.world.stopped)
+    @rule(bad=st.sampled_from([BAD_BATCH, DAMAGE, RULES[3]]))
+    def without_end(self, bad):
+        """Every call is bad: after so many the run has ended."""
+        guard, policy = self.world.guard, self.world.policy
+        left = min(guard.max_rollbacks - policy.attempts, policy.tokens)
+        for _ in range((guard.max_skips + 1) * (left + 1)):
+            self.world.call((bad,))
+        assert self.world.stopped, "it thrashes"
+
+    @rule(
+        worst=st.sampled_from([DAMAGE, RISKS[2], RULES[3]]),
+        then=st.sampled_from([SPIKE, BAD_BATCH, RISKS[0], RULES[1]]),
+        count=st.integers(1, 20),
+    )
+    def episode(self, worst, then, count):
+        """Go back, with something more to answer for before and after it is over."""
+        self.world.danger = False
+        for findings in ((worst,), (), (then,)):
+            self.world.call(findings)
+        self.train(count)
+        self.world.call((then,))
+        self.train(count)
+
+    @rule(holds=st.booleans())
+    def danger(self, holds):
+        """A rule that acts, or a risk that is acted upon, holds from now on, or no longer."""
+        self.world.danger = holds
+
+    @precondition(lambda self: not self.world.stopped)
+    @rule(findings=held)
+    def roll_back_by_hand(self, findings):
+        self.world.call(findings, manual="the user knows why")
+
     @rule()
     def copy_ends(self):
-        ticket, _ = self.writing
-        self.writing = None
-        sound = not any(fault.loud for fault in self.contents[ticket.index])
-        self.both(lambda r: r.ring.finish(ticket, sound=sound))
+        self.world.copy_ends()
 
-    @rule(age=st.integers(0, 4))
-    def pin(self, age):
-        """Hold one snapshot, as a spill to disk does."""
-        held = self.ring.sound()
-        if not any(slot.pins for slot in held):
-            index = held[age % len(held)].index
-            self.both(lambda r: r.ring.pin(r.ring.slots[index]))
+    @rule(age=st.integers(0, 4), by_hand=st.booleans())
+    def pin(self, age, by_hand):
+        """Hold one snapshot, as a spill to disk does, or as the user asks."""
+        slots = self.world.ring.sound()
+        if not any(slot.pins for slot in slots):
+            index, step = (slots[age % len(slots)].index, slots[age % len(slots)].step)
+            if by_hand:
+                self.world.both(lambda r: r.ring.pin_manual(step))
+            else:
+                self.world.both(lambda r: r.ring.pin(r.ring.slots[index]))
 
-    @precondition(lambda self: any(slot.pins for slot in self.ring.slots))
+    @precondition(lambda self: any(slot.pins for slot in self.world.ring.slots))
     @rule()
     def unpin(self):
-        for index in range(len(self.ring.slots)):
-            self.both(lambda r, i=index: r.ring.unpin(r.ring.slots[i]))
+        for index in range(len(self.world.ring.slots)):
+            self.world.both(lambda r, i=index: r.ring.unpin(r.ring.slots[i]))
 
+    @precondition(lambda self: not (self.world.stopped or self.world.faults))
     @rule()
     def restart(self):
-        """Another process loads the state, and the counts, of a healthy run."""
-        if not self.faults and not self.stopped:
-            for replica in self.replicas:
-                counts = replica.policy.state_dict()
-                replica.policy = Policy(self.guard)
-                replica.policy.load_state_dict(counts)
-            self.begin_anew()
+        self.world.restart()
 
-    # one step of the loop
-
-    def one_step(self):
-        self.unjudged.append((self.step, self.faults))
-        findings = ()
-        judged = None
-        if len(self.unjudged) > self.lag:
-            judged, faults = self.unjudged.pop(0)
-            if any(judged >= fault.born + fault.latency for fault in faults):
-                findings = (DAMAGE,)
-        self.act(findings, judged)
-
-    def act(self, findings, judged):
-        step = self.step
-        verdict = self.both(lambda r: r.policy.decide(findings, step=step, ring=r.ring))
-        self.both(lambda r: r.policy.note(verdict, step))
-        if verdict.action is Action.TAKE:
-            self.take(verdict, judged)
-        elif verdict.action is Action.SKIP:
-            self.spikes += 1
-            assert self.spikes <= self.guard.max_skips, "more skips in a row than allowed"
-        else:
-            self.go_back(verdict)
-
-    def take(self, verdict, judged):
-        self.spikes = 0
-        if not verdict.findings:
-            self.note_healthy()
-        if not verdict.findings and judged is not None:
-            self.both(lambda r: r.ring.healthy(judged))
-        self.step += 1
-        self.progress = max(self.progress, self.step)
-        if self.writing is not None and self.step - self.writing[1] >= LONGEST_COPY:
-            self.copy_ends()
-        if not verdict.findings and self.both(lambda r: r.ring.due(self.step)):
-            before = {s.index: s for s in deepcopy(self.ring.slots)}
-            ticket = self.both(lambda r: r.ring.begin(self.step))
-            if ticket is not None:
-                self.check_victim(before[ticket.index])
-                self.contents[ticket.index] = self.faults
-                self.writing = ticket, self.step
-
-    def check_victim(self, victim):
-        assert not victim.pins
-        assert victim.state in (SlotState.FREE, SlotState.VERIFIED)
-        if victim.state is SlotState.VERIFIED:
-            others = [s.step for s in self.ring.verified()]
-            assert max(others, default=-1) > victim.step, "the newest verified one is given up"
-
-    def go_back(self, verdict):
-        rollback = verdict.rollback
-        if verdict.action is Action.STOP:
-            self.stopped = True
-            assert rollback is not None, "after genesis there is always a verified snapshot"
-            return
-        (slot,) = [s for s in self.ring.sound() if s.step == rollback.to_step]
-        assert rollback.to_step <= self.step
-        if slot.state is SlotState.PENDING:
-            assert rollback.attempt == 1, "only the first attempt is optimistic"
-        self.note_rollback(rollback)
-        self.spikes = 0
-        self.faults = self.contents[slot.index]
-        if slot.state is SlotState.VERIFIED:
-            assert not self.faults, "training continues from a fault"
-        for replica in self.replicas:
-            replica.ring.rewind(replica.ring.slots[slot.index])
-        self.step = rollback.to_step
-        self.unjudged = []
-        assert all(s.step <= self.step for s in self.ring.slots if s.state is not SlotState.FREE)
-        if self.writing is not None and self.writing[1] > self.step:
-            stale = self.writing[0]
-            self.writing = None
-            assert not self.both(lambda r: r.ring.finish(stale, sound=True)), "a void ticket"
-
-    def note_rollback(self, rollback):
-        self.rollbacks += 1
-        if self.episode:
-            assert rollback.lr_scale <= self.episode[-1], "lr rises inside an episode"
-            assert rollback.lr_scale < self.episode[-1] or self.guard.lr_backoff == 1
-        self.episode.append(rollback.lr_scale)
-        assert len(self.episode) <= self.guard.max_rollbacks, "thrash"
-        assert self.rollbacks <= self.guard.budget + self.progress // STEPS_PER_ROLLBACK
-        self.furthest = max(self.furthest, rollback.from_step)
-
-    def note_healthy(self):
-        """Keep an account of our own of when an episode may end."""
-        if self.episode and self.step >= self.furthest + self.guard.cooldown:
-            self.episode = []
+    @precondition(lambda self: self.world.stopped)
+    @rule()
+    def begin_again(self):
+        self.world = World(self.world.guard, self.world.lag)
 
     # what must hold
 
     @invariant()
     def verified_slots_are_clean(self):
-        for slot in self.ring.verified():
-            assert not self.contents[slot.index], "a verified snapshot holds a fault"
+        for slot in self.world.ring.verified():
+            assert not self.world.contents[slot.index], "a verified snapshot holds a fault"
 
     @invariant()
     def there_is_a_way_back(self):
-        assert self.ring.verified()
+        assert self.world.ring.verified()
 
     @invariant()
     def one_timeline(self):
-        steps = [s.step for s in self.ring.slots if s.state is not SlotState.FREE]
+        steps = [s.step for s in self.world.ring.slots if s.state is not SlotState.FREE]
         assert len(steps) == len(set(steps))
-        assert max(steps) <= self.step
+        assert max(steps) <= self.world.step
 
     @invariant()
     def replicas_agree(self):
-        first, second = self.replicas
+        first, second = self.world.replicas
         assert first.plain() == second.plain()
-
-    @invariant()
-    def counts_are_never_rolled_back(self):
-        if self.episode:
-            assert self.policy.attempts == len(self.episode)
-            assert self.policy.lr_scale == self.episode[-1]
 
     @invariant()
     def the_newest_verified_is_not_old(self):
         """On a healthy stretch; pins may hold on to slots for as long as they like."""
-        newest = self.ring.verified()[0].step
-        if any(slot.pins for slot in self.ring.slots) or self.faults:
-            self.pinned_lately = self.step
-        bound = self.guard.confirm_steps + self.lag + 2 * self.ring.every + 1 + LONGEST_COPY
-        slowest = max(bound, 2 * (self.guard.confirm_steps + self.lag + LONGEST_COPY) + bound)
-        since = min(self.step - newest, self.step - min(self.pinned_lately, self.step))
+        world, ring = self.world, self.world.ring
+        newest = ring.verified()[0].step
+        if any(slot.pins for slot in ring.slots) or world.faults or world.danger:
+            world.disturbed = world.step
+        bound = ring.confirm + world.lag + 2 * ring.every + 1 + LONGEST_COPY
+        slowest = max(bound, 2 * (ring.confirm + world.lag + LONGEST_COPY) + bound)
+        since = min(world.step - newest, world.step - min(world.disturbed, world.step))
         assert since <= slowest
 
 
 Guarded.TestCase.settings = settings(
-    max_examples=150,
+    max_examples=1500,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,

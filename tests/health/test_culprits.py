@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from stableopt import Action, StableOptimizer
+from stableopt import Action, Guard, StableOptimizer
 from stableopt.health.culprits import Culprits
-from stableopt.health.gradients import measure_gradients
+from stableopt.health.gradients import MOST_GROUPS, measure_gradients
 
 
 def norms(*values):
@@ -56,7 +56,7 @@ def test_how_many_times_as_much():
 
 def test_only_healthy_steps_teach():
     culprits = usual(1.0, 1.0)
-    culprits.name((), norms(1, 1e9), {})
+    culprits.blame(norms(1, 1e9))
     assert culprits.blame(norms(1, 100))[0][1] == pytest.approx(100)
 
 
@@ -77,3 +77,88 @@ def test_the_ledger_names_the_layer(named):
     name = "0.bias" if named else "0.1"
     assert (finding.kind, finding.where) == ("gradient_spike", (name,))
     assert f", most of it in {name} (x" in opt.ledger[0].reason
+
+
+class Groups:
+    """Two parameter groups: a loud one, and a quiet one that the global norm hides."""
+
+    def __init__(self, count=2, **guard):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(count)))
+        groups = [{"params": list(layer.parameters())} for layer in self.model]
+        inner = torch.optim.SGD(groups, lr=1e-6)
+        self.opt = StableOptimizer(
+            inner, model=self.model, sensors=(), guard=Guard(loss_spike=None, **guard)
+        )
+
+    def step(self, factor=1.0, loud=1e4):
+        for number, layer in enumerate(self.model):
+            for parameter in layer.parameters():
+                parameter.grad = torch.randn_like(parameter) * (factor if number else loud)
+        self.opt.step()
+        return self.opt
+
+
+class TestGroups:
+    def test_a_spike_in_one_is_found_and_named(self):
+        run = Groups()
+        for _ in range(60):
+            run.step()
+        assert run.step(400.0).verdict.action is Action.SKIP
+        (finding,) = run.opt.verdict.findings
+        assert finding.kind == "gradient_spike"
+        assert set(finding.where) <= {"1.weight", "1.bias"}
+        assert "the gradient norm of group 1 is" in run.opt.verdict.reason
+        assert run.step(2.0).verdict.action is Action.TAKE
+        assert len(run.opt.ledger) == 1
+
+    def test_it_is_no_spike_that_all_of_them_grow(self):
+        run = Groups()
+        for i in range(120):
+            run.step(1.08**i)
+        assert not run.opt.ledger
+
+    def test_one_that_is_silent_for_long_is_judged_by_when_it_spoke(self):
+        run = Groups()
+        for i in range(200):
+            run.step(0.0 if i % 5 else 1.0)
+        assert not run.opt.ledger
+        assert run.step(1e3).verdict.action is Action.SKIP
+
+    def test_a_spike_in_all_is_told_once(self):
+        run = Groups()
+        for _ in range(60):
+            run.step()
+        run.step(1e6, loud=1e8)
+        (finding,) = run.opt.verdict.findings
+        assert "group" not in finding.message
+
+    def test_of_many_groups_only_the_global_norm_is_judged(self):
+        run = Groups(MOST_GROUPS + 1)
+        for _ in range(60):
+            run.step()
+        run.step(400.0)
+        assert not run.opt.ledger
+
+    def test_not_looking(self):
+        run = Groups(gradient_spike=None)
+        for _ in range(60):
+            run.step()
+        run.step(400.0)
+        assert not run.opt.ledger
+
+    def test_what_was_usual_is_in_a_checkpoint(self):
+        run, other = Groups(), Groups()
+        for _ in range(60):
+            run.step()
+        other.opt.load_state_dict(run.opt.state_dict())
+        assert other.step(400.0).verdict.action is Action.SKIP
+
+    def test_what_stays_is_the_new_normal(self):
+        run = Groups(max_skips=3)
+        for _ in range(60):
+            run.step()
+        actions = [run.step(400.0).verdict.action for _ in range(60)]
+        assert actions[:3] == [Action.SKIP] * 3
+        assert set(actions[3:]) == {Action.TAKE}
+        assert run.opt.verdict.findings == ()

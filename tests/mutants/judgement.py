@@ -8,6 +8,10 @@ RULES = "tests/guard/test_rules.py"
 CAUSES = "tests/guard/test_responses.py"
 GATE = "tests/test_gate.py"
 JUMPS = "tests/health/test_jumps.py"
+MACHINE = "tests/guard/test_state_machine.py"
+ESCALATION = "tests/guard/test_escalation.py"
+VANISHED = "tests/health/test_vanished.py"
+KEEPER = "tests/guard/test_keeper.py"
 
 JUDGEMENT_MUTANTS = {
     "what is asked for is not done": Mutant(
@@ -36,8 +40,8 @@ JUDGEMENT_MUTANTS = {
     ),
     "a rule that runs out of skips resets baselines": Mutant(
         "stableopt.guard.policy",
-        "baseline_reset=spikes,",
-        "baseline_reset=True,",
+        "resets=spikes)",
+        "resets=True)",
         (f"{RULES}::TestWhatFollows::test_skip_leaves_out_batches_but_not_for_ever",),
     ),
     "a rule is told at every observation": Mutant(
@@ -84,8 +88,8 @@ JUDGEMENT_MUTANTS = {
     ),
     "spikes that are warned of stay spikes": Mutant(
         "stableopt.guard.policy",
-        "return replace(told, reason=stays, baseline_reset=True)",
-        "return told",
+        "findings, resets=True)",
+        "findings)",
         (f"{CAUSES}::TestSpikes::test_a_shift_that_stays_is_the_new_normal",),
     ),
     "float16 underflows into a fault": Mutant(
@@ -153,5 +157,209 @@ JUDGEMENT_MUTANTS = {
         "        self._inspector.forget()\n",
         "",
         (f"{JUMPS}::TestTraining::test_a_checkpoint_of_other_weights",),
+    ),
+    "flips cancel in the sum of the bits": Mutant(
+        "stableopt.runtime.bit_sums",
+        "return values.view(-1).view(torch.int64).sum()",
+        "return values.double().sum().to(torch.int64)",
+        ("tests/runtime/test_bit_sums.py",),
+    ),
+    "live parameters are part of a copy": Mutant(
+        "stableopt.runtime.state_copy",
+        "known = {id(p) for p in params}",
+        "known: set[int] = set()",
+        (f"{KEEPER}::TestSafety::test_a_state_that_refers_to_parameters",),
+    ),
+    "moments may vanish": Mutant(
+        "stableopt.health.vanished",
+        "return norm < left and left > SMALLEST",
+        "return False",
+        (f"{VANISHED}::TestHistory",),
+    ),
+    "moments never decay": Mutant(
+        "stableopt.health.vanished",
+        "decay ** (self.call - known.call) * ",
+        "",
+        (f"{VANISHED}::TestHistory",),
+    ),
+    "the past is held against moments that went back": Mutant(
+        "stableopt.health.judge",
+        "        self._inspector.moments.forget()\n",
+        "",
+        (f"{VANISHED}::TestTraining::test_a_rollback_forgets_what_came_after_it",),
+    ),
+    "other moments are held against those before them": Mutant(
+        "stableopt.health.vanished",
+        " or known.holder() is not holder",
+        "",
+        (f"{VANISHED}::TestTraining::test_a_state_that_is_put_anew_is_none",),
+    ),
+    "groups are not judged": Mutant(
+        "stableopt.health.judge",
+        "groups = {} if together else self.spikes.judge_groups(observation)",
+        "groups: dict[int, Finding] = {}",
+        ("tests/health/test_culprits.py::TestGroups",),
+    ),
+    "what moves by design is reported": Mutant(
+        "stableopt.health.frozen",
+        "elif known.steady:",
+        "elif True:",
+        ("tests/health/test_frozen.py::test_a_teacher_that_follows_its_student_is_none",),
+    ),
+    "frozen weights may change": Mutant(
+        "stableopt.health.frozen",
+        "if not differs:",
+        "if True:",
+        ("tests/health/test_frozen.py",),
+    ),
+    "frozen weights are not looked at for a cause": Mutant(
+        "stableopt.health.judge",
+        "            inspection.add_frozen(name, tensor)",
+        "            pass",
+        ("tests/health/test_frozen.py::test_one_that_is_not_finite_stops_the_run_and_says_why",),
+    ),
+    "notices are interventions": Mutant(
+        "stableopt.types",
+        "told = (Scope.RISK, Scope.NOTICE)",
+        "told = (Scope.RISK,)",
+        ("tests/health/test_updates.py",),
+    ),
+    "zero gradients stall a weight": Mutant(
+        "stableopt.health.updates",
+        "moved == 0 and slope > 0 and rate > 0",
+        "moved == 0",
+        ("tests/health/test_updates.py::TestStalled",),
+    ),
+    "updates may be of any length": Mutant(
+        "stableopt.health.updates",
+        "ratio <= max(LARGE, FACTOR * usual)",
+        "True",
+        ("tests/health/test_updates.py::TestLarge",),
+    ),
+    "skips are not counted": Mutant(
+        "stableopt.guard.policy",
+        "            self.skips_in_a_row += 1",
+        "            pass",
+        (MACHINE,),
+    ),
+    "skips are counted across steps": Mutant(
+        "stableopt.guard.policy",
+        "        self.skips_in_a_row = 0\n        new = max(",
+        "        new = max(",
+        (MACHINE,),
+    ),
+    "a rollback leaves no more skips": Mutant(
+        "stableopt.guard.policy",
+        "        self.skips_in_a_row = 0  # what comes after it is judged anew\n",
+        "",
+        (MACHINE,),
+    ),
+    "a rollback for a rule opens an episode of its own": Mutant(
+        "stableopt.guard.policy",
+        "        self.attempts = rollback.attempt\n",
+        "        self.attempts = rollback.attempt if rollback.restores_rng else 0\n",
+        (MACHINE,),
+    ),
+    "backing off has no floor": Mutant(
+        "stableopt.guard.policy",
+        "if scale < lowest * (1 - _ROUNDING):",
+        "if False:",
+        (MACHINE,),
+    ),
+    "the floor is one too high": Mutant(
+        "stableopt.guard.policy",
+        "lowest = self._guard.lr_backoff**self._guard.max_rollbacks",
+        "lowest = self._guard.lr_backoff ** (self._guard.max_rollbacks - 1)",
+        (MACHINE,),
+    ),
+    "spikes that are taken are not counted": Mutant(
+        "stableopt.guard.policy",
+        "self.spikes_in_a_row = self.spikes_in_a_row + 1 if flagged else 0",
+        "self.spikes_in_a_row = 0",
+        (MACHINE,),
+    ),
+    "rollbacks by hand count": Mutant(
+        "stableopt.guard.policy",
+        "        if rollback.attempt == 0:\n            return\n",
+        "",
+        (MACHINE,),
+    ),
+    "more tokens than the budget": Mutant(
+        "stableopt.guard.policy",
+        "self.tokens = min(self._guard.budget, self.tokens + 1)",
+        "self.tokens += 1",
+        (MACHINE,),
+    ),
+    "the learning rate rises inside an episode": Mutant(
+        "stableopt.guard.policy",
+        "        if not self.attempts:\n            self._recover()",
+        "        self._recover()",
+        (MACHINE,),
+    ),
+    "the learning rate stays low after an episode": Mutant(
+        "stableopt.guard.policy",
+        "self._recovery = (self.lr_scale, 0) if self.lr_scale < 1.0 else None",
+        "self._recovery = None",
+        (MACHINE,),
+    ),
+    "danger is healthy": Mutant(
+        "stableopt.guard.policy",
+        "healthy=not (unlike or endangered)",
+        "healthy=not unlike",
+        (MACHINE,),
+    ),
+    "a bad batch is taken in the end": Mutant(
+        "stableopt.guard.policy",
+        "        if Scope.BATCH in scopes:\n            return self._go_back(row",
+        "        if False:\n            return self._go_back(row",
+        (MACHINE,),
+    ),
+    "one skip more": Mutant(
+        "stableopt.guard.policy",
+        "if self.skips_in_a_row < limit:",
+        "if self.skips_in_a_row <= limit:",
+        (MACHINE,),
+    ),
+    "the same snapshot for ever": Mutant(
+        "stableopt.guard.policy",
+        "return slots[min(max(0, attempt - 2), len(slots) - 1)] if slots else None",
+        "return slots[0] if slots else None",
+        (MACHINE,),
+    ),
+    "a stop restores the oldest": Mutant(
+        "stableopt.guard.policy",
+        "newest = next(iter(ring.verified()), None)",
+        "newest = next(iter(ring.verified()[::-1]), None)",
+        (MACHINE,),
+    ),
+    "one rule lowers for all": Mutant(
+        "stableopt.guard.policy",
+        "lowers = scopes <= {Scope.RISK, Scope.RULE, Scope.NOTICE}",
+        "lowers = bool(scopes & {Scope.RISK, Scope.RULE})",
+        (MACHINE,),
+    ),
+    "what may not be skipped any more is not answered": Mutant(
+        "stableopt.guard.policy",
+        'return self._take(f"{row}: {taken}", findings, resets=spikes)',
+        "return Verdict(action=Action.TAKE, reason=row, findings=findings, baseline_reset=spikes)",
+        (f"{ESCALATION}::test_what_may_not_be_skipped_any_more_is_still_answered",),
+    ),
+    "a step taken in spite of a spike is healthy": Mutant(
+        "stableopt.guard.policy",
+        "unlike = verdict.backs_off or _has_spike(verdict.findings)",
+        "unlike = verdict.backs_off or verdict.baseline_reset",
+        (f"{ESCALATION}::TestSpikes",),
+    ),
+    "rounding costs a step of the learning rate": Mutant(
+        "stableopt.guard.policy",
+        "lowest * (1 - _ROUNDING)",
+        "lowest",
+        (f"{ESCALATION}::test_rounding_costs_no_step_of_the_learning_rate",),
+    ),
+    "a rollback that cannot be is a step": Mutant(
+        "stableopt.guardian",
+        "if goes_back and verdict.action is Action.TAKE:",
+        "if False:",
+        (ESCALATION,),
     ),
 }

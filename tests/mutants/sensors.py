@@ -187,7 +187,7 @@ SENSOR_MUTANTS = {
     ),
     "telling is an intervention": Mutant(
         "stableopt.types",
-        "return moved or any(finding.scope is not Scope.RISK for finding in self.findings)",
+        "return moved or any(finding.scope not in told for finding in self.findings)",
         "return moved or bool(self.findings)",
         (f"{RESPONSES}::TestRisk::test_it_is_told_and_nothing_is_done_about_it",),
     ),
@@ -199,7 +199,7 @@ SENSOR_MUTANTS = {
     ),
     "dangers lower without end": Mutant(
         "stableopt.guard.policy",
-        "if scale < lowest:",
+        "if scale < lowest * (1 - _ROUNDING):",
         "if False:",
         (
             f"{RESPONSES}::TestResponses::"
@@ -214,7 +214,7 @@ SENSOR_MUTANTS = {
     ),
     "an instability is repeated as it was": Mutant(
         "stableopt.guard.policy",
-        "lowers = scopes <= {Scope.RISK, Scope.RULE}",
+        "lowers = scopes <= {Scope.RISK, Scope.RULE, Scope.NOTICE}",
         "lowers = False",
         (f"{RESPONSES}::TestResponses::test_an_instability_goes_back_with_a_lower_learning_rate",),
     ),

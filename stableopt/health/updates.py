@@ -1,0 +1,179 @@
+"""How far does a step move a weight: not at all, or further than the weight is long?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from stableopt.functional import dense_values, tensor_norms
+from stableopt.runtime.state_copy import positions
+from stableopt.types import Finding, Scope
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from stableopt.runtime.state_copy import Position
+
+MOST = 1 << 16
+"""Elements of a weight that are looked at."""
+
+STILL = 3
+"""Looks in a row at which a weight has not moved, after which it is told."""
+
+LARGE = 1.0
+"""Update-to-weight ratio below which an update is never large."""
+
+FACTOR = 8.0
+"""How many times as large as any before it a large update has to be."""
+
+KNOWN = 2
+"""Looks at a weight after which its updates are judged."""
+
+
+@dataclass(slots=True)
+class _Course:
+    looks: int = 0
+    largest: float = 0.0
+    still: int = 0
+    since: int = 0
+
+
+@dataclass(slots=True)
+class _Look:
+    place: Position
+    old: Tensor
+    unit: float
+    first: int
+    asked: list[float | Tensor]
+
+
+class UpdateWatch:
+    """Looks at one matrix per step, before and after the inner update, in turn.
+
+    The update-to-weight ratio ‖ΔW‖ / ‖W‖ is about 1e-3 in healthy training. Two things that it
+    can be are told, and nothing is done about them unless somebody asks:
+
+    - a weight has not moved by a bit at three looks in a row, though it has a gradient and a
+      learning rate: the learning rate is stuck, or too small for the dtype;
+    - an update was longer than the weight itself (or than one that keeps the size of its inputs,
+      if that is longer), and eight times as long as any that was seen of it.
+
+    Args:
+        optimizer: The inner optimizer.
+
+    Cost:
+        A copy of, and two norms over, at most 65,536 elements per step.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._waiting: list[Position] = []
+        self._courses: dict[Position, _Course] = {}
+        self._look: _Look | None = None
+        self._calls = 0
+
+    @torch.no_grad()
+    def before(self) -> None:
+        """Copy a part of the weight whose turn it is; the inner update comes next."""
+        self._look, self._calls = None, self._calls + 1
+        known = positions(self._optimizer)
+        if not self._waiting:
+            self._waiting = [place for place, weight in known.items() if weight.dim() > 1][::-1]
+        place = self._waiting.pop() if self._waiting else None
+        weight = None if place is None else known.get(place)
+        if place is None or weight is None or weight.grad is None or not _is_plain(weight):
+            return
+        looks = self._courses.setdefault(place, _Course(since=self._calls)).looks
+        first = MOST * (looks % max(1, weight.numel() // MOST))
+        part = weight.detach().reshape(-1)[first : first + MOST]
+        (slope,) = tensor_norms([dense_values(weight.grad)])
+        rate = self._optimizer.param_groups[place.group].get("lr", math.nan)
+        unit = math.sqrt(part.numel() / weight[0].numel())
+        self._look = _Look(place, part.clone(), unit, first, [slope, rate])
+
+    @torch.no_grad()
+    def after(self) -> None:
+        """Measure how far it was moved."""
+        if self._look is None:
+            return
+        weight = positions(self._optimizer)[self._look.place].detach()
+        part = weight.reshape(-1)[self._look.first : self._look.first + MOST]
+        self._look.asked += tensor_norms([part - self._look.old, self._look.old])
+
+    def start(self) -> list[float | Tensor]:
+        """Return the numbers that :meth:`findings` needs read."""
+        return [] if self._look is None else self._look.asked
+
+    def findings(
+        self, numbers: Sequence[float], names: Callable[[], Mapping[tuple[int, int], str]]
+    ) -> tuple[Finding, ...]:
+        """Return what the last look says.
+
+        Args:
+            numbers: Those of :meth:`start`.
+            names: Returns those of the parameters.
+        """
+        look, self._look = self._look, None
+        if look is None or len(numbers) < 4:
+            return ()
+        slope, rate, moved, size = numbers
+        course = self._courses[look.place]
+        course.looks += 1
+        if not all(map(math.isfinite, (moved, size))) or size == 0:
+            return ()
+        still = moved == 0 and slope > 0 and rate > 0
+        course.still = course.still + 1 if still else 0
+        if course.still == 0:
+            course.since = self._calls
+        if course.still == STILL:
+            count = self._calls - course.since
+            return (_stalled(names()[look.place], count, rate),)
+        ratio, usual = moved / max(size, look.unit), course.largest
+        course.largest = max(usual, ratio)
+        if course.looks <= KNOWN or ratio <= max(LARGE, FACTOR * usual):
+            return ()
+        name = names()[look.place]
+        message = (
+            f"the last update of {name} was {ratio:.3g} times as long as the weight itself, "
+            f"where {usual:.2g} was the longest so far"
+        )
+        return (
+            Finding(
+                kind="large_update",
+                message=message,
+                scope=Scope.NOTICE,
+                value=ratio,
+                where=(name,),
+            ),
+        )
+
+    def restart(self) -> None:
+        """Forget a look that was not judged: the weights have gone back."""
+        self._look = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """Give copies no look that is under way."""
+        return {**self.__dict__, "_look": None}
+
+
+def _is_plain(weight: Tensor) -> bool:
+    plain = type(weight) in (torch.Tensor, torch.nn.Parameter)
+    return plain and weight.numel() > 0 and weight.is_contiguous() and not weight.is_complex()
+
+
+def _stalled(name: str, count: int, rate: float) -> Finding:
+    return Finding(
+        kind="stalled_weight",
+        message=(
+            f"{name} has not moved by a bit for some {count} steps, though it has a gradient: its "
+            f"learning rate ({rate:.3g}) is too small for its values"
+        ),
+        scope=Scope.NOTICE,
+        where=(name,),
+    )
