@@ -82,12 +82,14 @@ class UpdateWatch:
     def before(self) -> None:
         """Copy a part of the weight whose turn it is; the inner update comes next."""
         self._look, self._calls = None, self._calls + 1
-        known = positions(self._optimizer)
         if not self._waiting:
+            known = positions(self._optimizer)
             self._waiting = [place for place, weight in known.items() if weight.dim() > 1][::-1]
-        place = self._waiting.pop() if self._waiting else None
-        weight = None if place is None else known.get(place)
-        if place is None or weight is None or weight.grad is None or not _is_plain(weight):
+        if not self._waiting:
+            return
+        place = self._waiting.pop()
+        weight = self._weight(place)
+        if weight.grad is None or not _is_plain(weight):
             return
         looks = self._courses.setdefault(place, _Course(since=self._calls)).looks
         first = MOST * (looks % max(1, weight.numel() // MOST))
@@ -102,9 +104,13 @@ class UpdateWatch:
         """Measure how far it was moved."""
         if self._look is None:
             return
-        weight = positions(self._optimizer)[self._look.place].detach()
+        weight = self._weight(self._look.place).detach()
         part = weight.reshape(-1)[self._look.first : self._look.first + MOST]
         self._look.asked += tensor_norms([part - self._look.old, self._look.old])
+
+    def _weight(self, place: Position) -> Tensor:
+        weight: Tensor = self._optimizer.param_groups[place.group]["params"][place.place]
+        return weight
 
     def start(self) -> list[float | Tensor]:
         """Return the numbers that :meth:`findings` needs read."""
