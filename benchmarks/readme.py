@@ -14,6 +14,7 @@ from benchmarks import (
     lr_report,
     sensor_cost,
     sensors_report,
+    soak_report,
 )
 from benchmarks.variants import VARIANTS
 from stableopt.guard.responses import CAUSES, ON_RISK
@@ -124,6 +125,7 @@ PAGES: dict[Path, dict[str, Callable[[dict[str, Any]], str]]] = {
         "sensor_cost": sensor_cost.digest,
         "collapse": collapse_report.digest,
     },
+    ROOT / "docs" / "judgement.md": {"soak": soak_report.digest},
     ROOT / "docs" / "transforms.md": {"closed_loop": closed_loop_report.digest},
 }
 """What every page quotes."""
@@ -173,5 +175,5 @@ def _range(spread: dict[str, float | None] | None) -> str:
 
 
 if __name__ == "__main__":
-    for path in (*PAGES, *TABLES):
+    for path in dict.fromkeys((*PAGES, *TABLES)):
         path.write_text(updated(path.read_text(encoding="utf-8"), path), encoding="utf-8")

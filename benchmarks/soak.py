@@ -27,6 +27,7 @@ from benchmarks.lr_model import Shape
 from benchmarks.lr_other_models import GatedConvolutions, Lstm
 from benchmarks.lr_tasks import Task
 from benchmarks.progress import progress_bar
+from benchmarks.soak_report import render
 from stableopt import Guard, StableOptimizer
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-NAME = "soak"
 STEPS = 100_000
 """In all runs together."""
 
@@ -130,8 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     directory = options.output or results_directory(complete=complete)
     directory.mkdir(parents=True, exist_ok=True)
     content = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    (directory / f"{NAME}.json").write_text(content, encoding="utf-8")
-    (directory / f"{NAME}.md").write_text(text, encoding="utf-8")
+    (directory / "soak.json").write_text(content, encoding="utf-8")
+    (directory / "soak.md").write_text(text, encoding="utf-8")
     print(text)
     return 0 if is_quiet(runs) else 1
 
@@ -221,49 +221,6 @@ def is_quiet(runs: Sequence[dict[str, Any]]) -> bool:
         and max(grown, default=0) <= MOST_GROWTH
         and not leaks
     )
-
-
-def render(result: dict[str, Any]) -> str:
-    """Return the Markdown of a result."""
-    runs = result["runs"]
-    steps = sum(run["steps"] for run in runs)
-    interventions = sum(run["interventions"] for run in runs)
-    risks = sum(n for run in runs for kind, n in run["findings"].items() if kind.startswith("risk"))
-    environment = result["environment"]
-    lines = [
-        "# Healthy training",
-        "",
-        f"<!-- Generated from `{NAME}.json` by `python -m benchmarks.soak`; do not edit. -->",
-        "",
-        f"{steps:,} healthy steps in {len(runs)} runs, with the default guard "
-        f"({result['guard_hash']}), sensors, snapshots and telemetry: **{interventions} "
-        f"interventions**, {risks} notices of a risk.",
-        "",
-        f"`{result['command']}`, {environment['date']}: stableopt {environment['stableopt']} "
-        f"({environment['commit']}), torch {environment['torch']}, {environment['cpu']}, one "
-        f"thread, {result['seconds']:.0f} s.",
-    ]
-    if not result["complete"]:
-        lines += ["", "**Not the complete run: these figures are not to be quoted.**"]
-    lines += [
-        "",
-        "| model | optimizer | seed | steps | loss | interventions | notices | snapshots | grown |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for run in runs:
-        notices = sum(run["findings"].values())
-        growth = "-" if run["growth"] is None else f"{run['growth']:+.1%}"
-        lines.append(
-            f"| {run['model']} | {run['optimizer']} | {run['seed']} | {run['steps']:,} | "
-            f"{run['loss'][0]:.3g} to {run['loss'][1]:.3g} | {run['interventions']} | {notices} | "
-            f"{run['snapshots']} | {growth} |"
-        )
-    reasons = [
-        f"- {run['model']}, {run['optimizer']}: {reason}"
-        for run in runs
-        for reason in run["reasons"]
-    ]
-    return "\n".join([*lines, *(["", *reasons] if reasons else []), ""])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.readme import PAGES, RESULTS, TABLES, updated
 
 
-@pytest.mark.parametrize("page", [*PAGES, *TABLES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", dict.fromkeys((*PAGES, *TABLES)), ids=lambda page: page.name)
 def test_every_page_quotes_the_committed_results_and_the_code(page):
     text = page.read_text(encoding="utf-8")
     assert updated(text, page) == text

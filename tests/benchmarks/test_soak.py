@@ -7,6 +7,7 @@ import json
 import pytest
 
 from benchmarks import soak
+from benchmarks.soak_report import digest
 
 
 @pytest.mark.parametrize("model", soak.MODELS)
@@ -23,6 +24,26 @@ def test_the_command(tmp_path, capsys):
     assert not result["complete"]
     assert len(result["runs"]) == 36
     assert "not to be quoted" in capsys.readouterr().out
+
+
+def test_the_digest_counts_what_was_told():
+    run = {
+        "model": "GPT",
+        "optimizer": "AdamW",
+        "steps": 5_000,
+        "interventions": 0,
+        "growth": 0.012,
+        "handles": 5,
+        "findings": {"risk_warning": 3},
+    }
+    result = {"guard_hash": "abc", "runs": [run, {**run, "interventions": 1, "findings": {}}]}
+    text = digest(result)
+    assert "10,000 healthy steps of 1 models" in text
+    assert "**1 interventions**" in text
+    assert "| `risk_warning` | 3 | 3.0 |" in text
+    assert "`loss_spike`" in text.split("Told")[0]
+    assert "at most 1.2% from a tenth of a run to its end, and 0 files" in text
+    assert "below 3.0 in 10,000" in text
 
 
 def test_what_is_not_quiet():
