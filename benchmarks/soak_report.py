@@ -77,7 +77,7 @@ def digest(result: Mapping[str, Any]) -> str:
         f"{len({run['optimizer'] for run in runs})} optimizers (learning rates up to 3e-3), with "
         f"the default guard (hash {result['guard_hash']}), sensors, snapshots and telemetry: "
         f"**{sum(run['interventions'] for run in runs)} interventions**; memory grew by at most "
-        f"{max(grown, default=0):.1%} from a tenth of a run to its end, and {left} files stayed open. "
+        f"{max(grown, default=0):.1%} from a tenth of a run to its end, {left} files stayed open. "
         f"Never found: {', '.join(never)} (below {NONE_SEEN / steps * 1e4:.1f} in 10,000 steps, "
         "with 95% confidence). Told, without anything being done:",
         "",

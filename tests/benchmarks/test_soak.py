@@ -42,7 +42,7 @@ def test_the_digest_counts_what_was_told():
     assert "**1 interventions**" in text
     assert "| `risk_warning` | 3 | 3.0 |" in text
     assert "`loss_spike`" in text.split("Told")[0]
-    assert "at most 1.2% from a tenth of a run to its end, and 0 files" in text
+    assert "at most 1.2% from a tenth of a run to its end, 0 files" in text
     assert "below 3.0 in 10,000" in text
 
 
