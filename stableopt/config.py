@@ -15,6 +15,7 @@ from torch import nn
 from stableopt.config_sections import SECTIONS, read_sections
 from stableopt.errors import ConfigError, unknown_name
 from stableopt.guard import Guard, SignalRule
+from stableopt.inner import requires_closure
 from stableopt.presets import PRESETS
 from stableopt.sensors import Sampler, Sensors
 from stableopt.sensors.known import SENSORS
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 _T = TypeVar("_T")
+COMPILE_OPTIONS = ("backend", "mode", "options")
+"""What ``compile=`` may choose; the rest follows from what an update is."""
+
 _EXAMPLES = {
     "config": "{'guard': {...}, 'transforms': [...], 'telemetry': ...}",
     "guard": "its options, e.g. {'max_skips': 6}; or False for no guard",
@@ -104,6 +108,28 @@ def make_guard(guard: object) -> Guard | None:
         f"guard={guard!r} must be a stableopt.Guard, None for the default one, "
         "or False for no guard"
     )
+
+
+def check_compile(given: object, optimizer: Optimizer) -> Mapping[str, Any] | None:
+    """Return the options of the ``compile=`` argument; ``None`` stands for not to compile."""
+    if given is False:
+        return None
+    if requires_closure(optimizer):
+        raise ConfigError(
+            f"compile={given!r} must be False for {type(optimizer).__name__}: it evaluates a "
+            "closure inside its step, which cannot be one graph"
+        )
+    if given is True:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"compile={given!r} must be True, False or a dict of options for torch.compile, e.g. "
+            "{'backend': 'inductor'}"
+        )
+    for key in given:
+        if key not in COMPILE_OPTIONS:
+            raise unknown_name("compile option", key, COMPILE_OPTIONS)
+    return dict(given)
 
 
 def make_sensors(sensors: object, guard: Guard | None) -> Sensors | None:
@@ -192,6 +218,7 @@ def arguments_from(config: object) -> dict[str, Any]:
         "sensors": partial(_read_sensors, preset=preset.get("sensors")),
         "transforms": partial(_read_transforms, preset=preset.get("transforms", ())),
         "telemetry": _read_telemetry,
+        "compile": lambda value: value,
     }
     for key in options:
         if key not in readers:

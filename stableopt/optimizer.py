@@ -68,6 +68,10 @@ class StableOptimizer(Optimizer):
         guard: ``None`` for the default :class:`~stableopt.Guard`, or ``False`` for none.
         telemetry: ``None``, a directory for ``telemetry.jsonl`` and ``summary.json``, or a
             writer or list of writers.
+        compile: ``True`` to have the inner update compiled, in one graph that no learning rate
+            breaks, while all that is decided about it stays Python; or a dict of options for
+            :func:`torch.compile` (``backend``, ``mode``, ``options``). What cannot be traced (fused
+            kernels, Adafactor) says so once, and runs as it is.
 
     Attributes:
         optimizer: The inner optimizer.
@@ -111,6 +115,7 @@ class StableOptimizer(Optimizer):
         transforms: Iterable[Transform] = (),
         guard: Guard | bool | None = None,
         telemetry: str | os.PathLike[str] | Writer | Sequence[Writer] | None = None,
+        compile: bool | Mapping[str, Any] = False,  # noqa: A002 (what torch calls it)
     ) -> None:
         # Optimizer.__init__ would add the groups again and empty the inner state.
         _refuse_wrapped(optimizer)
@@ -125,6 +130,7 @@ class StableOptimizer(Optimizer):
             guard=options,
             transforms=checks.make_transforms(transforms),
             telemetry=checks.make_telemetry(telemetry),
+            compiles=checks.check_compile(compile, optimizer),
         )
         self._close_at_exit()
 
@@ -141,7 +147,7 @@ class StableOptimizer(Optimizer):
                 :class:`~stableopt.sensors.Sensors` options), ``guard`` (a dict of
                 :class:`~stableopt.Guard` options, or ``False``), ``transforms`` (a list of
                 ``{name: options}``), ``telemetry`` (a directory, or
-                ``{"directory": …, "every": …}``).
+                ``{"directory": …, "every": …}``), ``compile``.
             model: As in the constructor.
 
         Raises:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parameter import is_lazy
 
+from stableopt.compiled import CompiledUpdate
 from stableopt.config import group_transforms
 from stableopt.errors import DivergenceError
 from stableopt.guardian import Guardian
@@ -28,7 +29,7 @@ from stableopt.transforming import Transforming
 from stableopt.types import Action, Event, Finding, Observation, RiskLevel, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
@@ -54,6 +55,7 @@ class StepLoop:
         transforms: What changes gradients and weights in a step that is taken, in order; those
             that parameter groups bring come after them.
         telemetry: Where events go.
+        compiles: Options of ``torch.compile`` for the inner update; ``None`` not to compile it.
     """
 
     def __init__(
@@ -65,8 +67,13 @@ class StepLoop:
         guard: Guard | None,
         transforms: Sequence[Transform],
         telemetry: Dispatcher | None,
+        compiles: Mapping[str, Any] | None = None,
     ) -> None:
         self.optimizer = optimizer
+        self._requires_closure = requires_closure(optimizer)
+        self._update = None
+        if compiles is not None:
+            self._update = CompiledUpdate(optimizer, compiles)
         self.telemetry = telemetry
         self.ledger = Ledger()
         self.signals = Signals()
@@ -82,7 +89,6 @@ class StepLoop:
         self.stability = Stability(COOLDOWN if guard is None else guard.cooldown)
         self._unanswered: tuple[Finding, ...] = ()
         self._before = StateCopy()
-        self._requires_closure = requires_closure(optimizer)
         self.adopt_group_transforms()
         if telemetry is not None:
             telemetry.send_summary(self.summary)
@@ -195,7 +201,7 @@ class StepLoop:
         self, closure: Callable[[], Any] | None, loss: Any
     ) -> tuple[Any, tuple[Finding, ...]]:
         if closure is None or not self._requires_closure:
-            return self.optimizer.step(), ()
+            return (self._update or self.optimizer.step)(), ()
         if self.guardian is None:
             return self.optimizer.step(self._replay(closure, loss)), ()
         self._before.take(self.optimizer)
@@ -341,6 +347,7 @@ class StepLoop:
             "guard": False if guardian is None else guardian.options.as_config(),
             "transforms": self.transforming.summary(),
             "sensors": False if self.sensing is None else self.sensing.summary(),
+            "compiled": self._update is not None and (self._update.reason or True),
             **({} if guardian is None else guardian.summary()),
         }
         return summarize(self.ledger, setup, self.telemetry, status)

@@ -1,0 +1,134 @@
+"""The inner update, compiled: one graph, however the learning rate moves."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+logger = logging.getLogger("stableopt")
+
+MOST_KINDS = 4
+"""Different options of the groups, the learning rate aside, that are worth a graph each."""
+
+
+class CompiledUpdate:
+    """Calls ``torch.compile``'s version of the inner optimizer's step, hooks included.
+
+    Compiled is the function under ``Optimizer.step``'s own decorator, which no full graph gets
+    past; the hooks that the decorator calls are called around it, in their order. A learning rate
+    that is a number lies in a tensor during the call, because a graph is bound to the numbers it
+    was made with. Every instance has a code object of its own: the limit of recompilations is one
+    per code object, and an optimizer that reaches it would end all others.
+
+    What cannot be traced (fused kernels, Adafactor, options that change from step to step) is said
+    once, and the inner step is called as it is from then on.
+
+    Args:
+        optimizer: The inner optimizer.
+        options: For ``torch.compile``.
+
+    Attributes:
+        reason: Why nothing is compiled; empty while it is.
+    """
+
+    def __init__(self, optimizer: Optimizer, options: Mapping[str, Any]) -> None:
+        self._optimizer = optimizer
+        self._options = dict(options)
+        self._rates: list[Tensor] = []
+        self._kinds: set[tuple[Any, ...]] = set()
+        self._step: Callable[[Optimizer], Any] | None = None
+        self.reason = ""
+
+    def __call__(self) -> Any:
+        """Take a step of the inner optimizer."""
+        if not self.reason and (reason := self._obstacle()):
+            self._give_up(reason)
+        if self.reason:
+            return self._optimizer.step()
+        self._optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers ask
+        if self._step is None:
+            self._step = self._compile()
+        with self._rates_in_tensors():
+            return self._step(self._optimizer)
+
+    def _obstacle(self) -> str:
+        if any(group.get("fused") for group in self._optimizer.param_groups):
+            return "its fused kernels are compiled already"
+        replaced = vars(self._optimizer).get("step")
+        if replaced is not None and not hasattr(replaced, "_wrapped_by_lr_sched"):
+            return "its step was replaced on the instance"
+        self._kinds.add(_kind_of(self._optimizer))
+        if len(self._kinds) > MOST_KINDS:
+            return "options other than the learning rate change from step to step"
+        return ""
+
+    def _compile(self) -> Callable[[Optimizer], Any]:
+        """Return the step with its hooks; it is traced when it is first called."""
+        optimizer, step = self._optimizer, inspect.unwrap(type(self._optimizer).step)
+
+        def update() -> Any:
+            with torch.no_grad():
+                return step(optimizer)
+
+        def compiled(optimizer: Optimizer) -> Any:
+            try:
+                return traced()
+            except torch._dynamo.exc.TorchDynamoException as error:
+                self._give_up(" ".join(str(error).split("\n")[:2]).strip())
+            return update()
+
+        update.__code__ = update.__code__.replace(co_name=f"update_{type(optimizer).__name__}")
+        traced: Callable[[], Any] = torch.compile(
+            update, fullgraph=True, dynamic=False, **self._options
+        )
+        # The decorator that step() has: profiler, hooks of this and of every optimizer.
+        hooked: Callable[[Optimizer], Any] = Optimizer.profile_hook_step(compiled)
+        return hooked
+
+    def _give_up(self, reason: str) -> None:
+        self.reason = reason
+        name = type(self._optimizer).__name__
+        logger.warning("compile=: the update of %s is not compiled: %s", name, reason)
+
+    @contextmanager
+    def _rates_in_tensors(self) -> Iterator[None]:
+        groups = self._optimizer.param_groups
+        while len(self._rates) < len(groups):
+            self._rates.append(torch.zeros((), dtype=torch.float64))
+        given = [group.get("lr") for group in groups]
+        try:
+            for group, rate, lr in zip(groups, self._rates, given, strict=False):
+                if isinstance(lr, (int, float)):
+                    group["lr"] = rate.fill_(lr)
+            yield
+        finally:
+            for group, lr in zip(groups, given, strict=True):
+                if isinstance(lr, (int, float)):
+                    group["lr"] = lr
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give copies and pickles what a graph of their own is made from."""
+        return {"optimizer": self._optimizer, "options": self._options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["optimizer"], state["options"])  # type: ignore[misc]
+
+
+def _kind_of(optimizer: Optimizer) -> tuple[Any, ...]:
+    """Return the options that a graph is bound to."""
+    return tuple(
+        (key, value if isinstance(value, (int, float, bool, str, tuple)) else None)
+        for group in optimizer.param_groups
+        for key, value in group.items()
+        if key not in ("params", "lr", "initial_lr") and not isinstance(value, Tensor)
+    )
