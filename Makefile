@@ -49,7 +49,7 @@ gauntlet: $(VENV)/.installed-bench ## every fault, ours and six rivals (half an 
 	$(BIN)/python -m benchmarks.faults $(ARGS)
 	$(BIN)/python -m benchmarks.readme
 
-soak: $(VENV)/.installed-bench ## 100,000 healthy steps, in which nothing may happen (half an hour)
+soak: $(VENV)/.installed-bench ## 100,000 healthy steps, in which nothing may happen (ten minutes)
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 docs: $(VENV)/.installed-docs ## build the documentation into site/

@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for model in MODELS
         for optimizer in _OPTIMIZERS
     ]
-    steps = max(1, options.steps // len(plan))
+    steps = -(-options.steps // len(plan))
     runs = []
     with torch_threads(), silent(), progress_bar() as progress:
         bar = progress.add_task("runs", total=len(plan))

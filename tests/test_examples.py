@@ -11,6 +11,12 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 SHOWS = {
+    "compiled_loop.py": (
+        "call 61: skip, because",
+        "call 121: roll_back, because",
+        "compiled: True",
+        "graphs since step 30: 0",
+    ),
     "lora.py": (
         "free     loss",
         "clamped  loss",
