@@ -13,7 +13,7 @@ from stableopt import Guard, StableOptimizer
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.GELU(), torch.nn.Linear(64, 1))
 forward = torch.compile(model)
-# A learning rate that moves at every step would be a graph at every step: compile=True keeps it out.
+# A learning rate that moves would be a new graph at every step: compile=True keeps it out of them.
 opt = StableOptimizer(
     torch.optim.AdamW(model.parameters(), lr=3e-3),
     model=forward,

@@ -150,9 +150,8 @@ class Guardian:
                     self._buffers.refresh()
                 return _with(verdict, verdict.rollback, restored.left_behind)
             verdict = self.decide_on(verdict.findings, step)
-        if (
-            goes_back and verdict.action is Action.TAKE
-        ):  # asked for by hand, and nothing left to go back to
+        if goes_back and verdict.action is Action.TAKE:
+            # It was asked for by hand, and there is nothing left to go back to.
             reason = "no snapshot is left for the rollback that was asked for; the batch is skipped"
             return replace(verdict, action=Action.SKIP, reason=reason)
         return verdict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.mutants.compiled import COMPILED_MUTANTS
 from tests.mutants.judgement import JUDGEMENT_MUTANTS
 from tests.mutants.mutant import Mutant
 from tests.mutants.sensors import SENSOR_MUTANTS
@@ -51,7 +52,7 @@ MUTANTS = {
     ),
     "the closure runs twice": Mutant(
         "stableopt.step",
-        "return self.optimizer.step(), ()",
+        "return (self._update or self.optimizer.step)(), ()",
         "return self.optimizer.step(closure), ()",
         (BITWISE, "-k", "AdamW-default and closure"),
     ),
@@ -482,6 +483,7 @@ MUTANTS = {
         (f"{DISPATCH}::test_a_writer_that_raises_is_reported_once_and_counted",),
     ),
     **JUDGEMENT_MUTANTS,
+    **COMPILED_MUTANTS,
     **SENSOR_MUTANTS,
     **TRANSFORM_MUTANTS,
 }
