@@ -122,10 +122,22 @@ class Guardian:
         """Return what is not finite at a point that a line search tries."""
         return self._judge.nonfinite(observation)
 
+    def damage(self) -> tuple[Finding, ...]:
+        """Look at all weights, state and buffers; return what is wrong with them."""
+        return self._judge.damage()
+
+    def begin(self, step: int) -> None:
+        """Make sure that there is a way back to what is there after ``step`` updates."""
+        self._keeper.begin(step, self._remembered)
+
+    def pass_by(self, step: int) -> None:
+        """Count a step that was taken after ``step`` updates, and that nobody saw."""
+        self._policy.note(Verdict(action=Action.TAKE), step)
+
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
         """Surround the inner step: there is a way back from it, and our factor on its lr."""
-        self._keeper.begin(step, self._remembered)
+        self.begin(step)
         with ExitStack() as stack:
             stack.enter_context(scaled_lr(self._optimizer, self._policy.lr_scale))
             stack.enter_context(self._watch.watch(self._optimizer))

@@ -185,7 +185,10 @@ class StableOptimizer(Optimizer):
         Cost:
             No host synchronisation here; the loss joins that of the step.
         """
-        self._loop.signals.add(signals)
+        self._loop.settle()
+        loss = self._loop.signals.add(signals)
+        if loss is not None:
+            self._loop.traced.hear(loss)
 
     def track(self, **items: Any) -> None:
         """Have objects go back together with the weights in a rollback.
@@ -251,11 +254,13 @@ class StableOptimizer(Optimizer):
     @property
     def verdict(self) -> Verdict | None:
         """What was decided about the last step and why; ``None`` before the first."""
+        self._loop.settle()
         return self._loop.verdict
 
     @property
     def ledger(self) -> tuple[Event, ...]:
         """Every intervention and every rise of the risk so far, oldest first."""
+        self._loop.settle()
         return tuple(self._loop.ledger.entries)
 
     @property
@@ -279,6 +284,7 @@ class StableOptimizer(Optimizer):
         is lost at once and regained slowly: what a curriculum asks before it escalates, see
         :class:`~stableopt.StabilityGate`. A run that has just begun is not stable yet.
         """
+        self._loop.settle()
         return self._loop.stability.is_stable
 
     def summary(self) -> dict[str, Any]:
@@ -289,6 +295,7 @@ class StableOptimizer(Optimizer):
         be finite or it trains on a loss that is not, ``"UNCHECKED"`` where ``guard=False``
         left nobody to know. ``ledger`` lists the newest hundred interventions.
         """
+        self._loop.settle()
         return self._loop.summary()
 
     def close(self) -> None:
@@ -300,7 +307,6 @@ class StableOptimizer(Optimizer):
 
     # The torch contract
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step of the inner optimizer, or leave everything as it was.
 
@@ -314,6 +320,15 @@ class StableOptimizer(Optimizer):
         Raises:
             DivergenceError: More than ``Guard.max_skips`` steps in a row were bad.
         """
+        compiling = torch.compiler.is_compiling()
+        if compiling and closure is None and not self._loop.traced.obstacle:
+            return self._loop.traced()
+        return self._eager_step(closure, compiling)
+
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def _eager_step(self, closure: Callable[[], Any] | None, compiling: bool) -> Any:
+        if compiling:
+            self._loop.tell_untraced()
         return self._loop(closure)
 
     # The inner step fires the global hooks, so torch must not add them to this one; and a
@@ -323,6 +338,10 @@ class StableOptimizer(Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of all parameters, as the inner optimizer does."""
+        if torch.compiler.is_compiling():
+            self.optimizer.zero_grad(set_to_none=set_to_none)
+            return
+        self._loop.settle()
         self.optimizer.zero_grad(set_to_none=set_to_none)
         self._loop.signals.end_batch()
 
@@ -333,6 +352,7 @@ class StableOptimizer(Optimizer):
             ConfigError: A transform cannot work with it; the group is then not added.
         """
         checks.check_group(param_group)
+        self._loop.settle()
         transforms = checks.group_transforms(param_group)
         self._loop.wait()
         bare = {key: value for key, value in param_group.items() if key != "transforms"}
@@ -349,12 +369,14 @@ class StableOptimizer(Optimizer):
         A bare optimizer loads it as well; it is plain data (``weights_only=True``).
         """
         self._loop.wait()
+        self._loop.settle()
         return {**self.optimizer.state_dict(), CHECKPOINT_KEY: self._loop.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of a wrapped or of a bare optimizer."""
         ours = state_dict.get(CHECKPOINT_KEY, {})
         check_checkpoint(ours)  # refuse what is broken before anything moves
+        self._loop.settle()
         self._loop.wait()
         inner = {key: value for key, value in state_dict.items() if key != CHECKPOINT_KEY}
         self.optimizer.load_state_dict(inner)
@@ -390,7 +412,7 @@ class StableOptimizer(Optimizer):
     @property
     def _opt_called(self) -> bool:
         """Tell schedulers whether a step was called before theirs."""
-        return self._loop.called
+        return self._loop.called or self._loop.traced.called
 
     @_opt_called.setter
     def _opt_called(self, value: bool) -> None:

@@ -23,8 +23,10 @@ from stableopt.inner import Replay, is_priming, learning_rates, requires_closure
 from stableopt.runtime.scalars import read_scalars
 from stableopt.runtime.state_copy import StateCopy
 from stableopt.sensing import Sensed, Sensing
+from stableopt.settlement import Settlement
 from stableopt.telemetry.ledger import Ledger
 from stableopt.telemetry.summary import summarize
+from stableopt.traced import TracedStep
 from stableopt.transforming import Transforming
 from stableopt.types import Action, Event, Finding, Observation, RiskLevel, Verdict
 
@@ -87,15 +89,19 @@ class StepLoop:
         if guard is not None:
             self.guardian = Guardian(optimizer, model, guard, self.sensing, self.transforming)
         self.stability = Stability(COOLDOWN if guard is None else guard.cooldown)
+        self.traced = TracedStep(optimizer)
+        self._told_untraced = False
         self._unanswered: tuple[Finding, ...] = ()
         self._before = StateCopy()
         self.adopt_group_transforms()
+        self.traced.look(transforms=bool(self.transforming), guarded=guard is not None)
         if telemetry is not None:
             telemetry.send_summary(self.summary)
 
     def __call__(self, closure: Callable[[], Any] | None) -> Any:
         """Run one step; see the module for its order."""
         self.called = True
+        self.settle()
         loss = self._evaluate(closure)
         observation, numbers = self._observe(loss)
         told = closure is not None or observation.loss is not None
@@ -108,11 +114,36 @@ class StepLoop:
             result, late = self._take(closure, loss, observation)
             if late and self.guardian is not None:
                 verdict = self.guardian.decide_on(late, self.ledger.steps)
+        self.finish(verdict, observation, sensed)
+        return result if closure is None else loss
+
+    def finish(self, verdict: Verdict, observation: Observation, sensed: Sensed) -> None:
+        """Carry out what is not a step, remember it, and tell it."""
         verdict = self._settle(verdict, observation)
         if self.sensing is not None and verdict.action is Action.TAKE:
             self.sensing.launch(self.ledger.steps)
         self._record(verdict, observation, sensed)
-        return result if closure is None else loss
+
+    def tell_untraced(self) -> None:
+        """Say once why a step that is compiled from outside runs as Python."""
+        if not self._told_untraced:
+            self._told_untraced = True
+            reason = self.traced.obstacle or "it has a closure"
+            logger.warning("inside torch.compile step() runs as Python, all of it: %s", reason)
+
+    def pass_by(self) -> None:
+        """Count a step that was taken, and that nobody saw."""
+        if self.guardian is not None:
+            self.guardian.pass_by(self.ledger.steps)
+        self.stability.note(healthy=True)
+        self.ledger.calls += 1
+        self.ledger.steps += 1
+
+    def settle(self) -> None:
+        """Account for steps that were taken inside of compiled code since the last time."""
+        counts = self.traced.take_counts()
+        if counts is not None:
+            Settlement(self).settle(counts)
 
     def adopt_group_transforms(self) -> None:
         """Take the transforms out of the parameter groups that bring some, and have them act.

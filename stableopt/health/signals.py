@@ -30,8 +30,11 @@ class Signals:
         self._between: dict[str, Any] = {}
         self._begun = self._ended = False
 
-    def add(self, signals: Mapping[str, Any]) -> None:
+    def add(self, signals: Mapping[str, Any]) -> float | Tensor | None:
         """Collect ``signals``; ``None`` stands for not observed.
+
+        Returns:
+            The loss, one number, if it is among them.
 
         Raises:
             ConfigError: A value is not a number, a tensor or a dict of these; nothing of
@@ -47,11 +50,13 @@ class Signals:
         if self._ended:
             # What was told between two steps, of an evaluation, is not about the batch that ended.
             self._losses, self._others, self._ended = [], dict(self._between), False
-        if loss is not None:
-            self._losses.append(_mean(loss))
+        found = None if loss is None else _mean(loss)
+        if found is not None:
+            self._losses.append(found)
         self._others.update(checked)
         if not self._begun:
             self._between.update(checked)
+        return found
 
     def take(self) -> tuple[list[float | Tensor], dict[str, Any]]:
         """Return the losses and the other signals, and forget them."""

@@ -71,7 +71,7 @@ class BufferShadow:
             if copy is None:
                 owner[key] = None
             elif live is not None and live.shape == copy.shape:
-                live.detach().copy_(copy)
+                live.data.copy_(copy)  # not detach(), as in StateCopy.restore
             else:
                 owner[key] = copy.clone() if live is None else copy.to(live, copy=True)
 

@@ -85,7 +85,9 @@ class StateCopy:
         """
         places = positions(optimizer)
         if self._places:
-            live_params = [places[place].detach() for place in self._places]
+            # Not detach(): a compiled step goes back at the next call, which may lie between a
+            # forward pass and its backward pass, and the version of a weight is asked for there.
+            live_params = [places[place].data for place in self._places]
             torch._foreach_copy_(live_params, self._params)
         # Parameters that the state refers to stay themselves: they are never copied.
         restorer = TreeRestorer(self._memory, keep=list(places.values()))

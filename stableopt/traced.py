@@ -1,0 +1,183 @@
+"""The step as pure tensor work, for a step() that is compiled from outside."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from stableopt.functional import widest_real
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+_OF_TORCH = (
+    torch.optim.Adam,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.Adamax,
+    torch.optim.Adadelta,
+    torch.optim.Adagrad,
+    torch.optim.RMSprop,
+    torch.optim.Rprop,
+    torch.optim.SGD,
+    torch.optim.Muon,
+)
+"""Optimizers whose ``_init_group`` gives every tensor that a step of theirs writes to."""
+
+
+class Counts(NamedTuple):
+    """What compiled steps did since somebody last asked.
+
+    Attributes:
+        calls: How many there were.
+        taken: How many of them moved the weights.
+        vetoed: How many were left out because the weights had gone back before them.
+        row: How many of the last ones were left out in a row, those not counted.
+    """
+
+    calls: int
+    taken: int
+    vetoed: int
+    row: int
+
+
+class TracedStep:
+    """Takes the inner step, and undoes it where gradients or loss are not finite.
+
+    The update is computed in any case, and ``torch.where`` picks the old value or the new one of
+    every tensor that it wrote to: in a compiled graph this costs no more than the update itself.
+    What became of it is counted in tensors, which stay on the device until somebody asks.
+
+    Nothing here may read a number on the host, or change an attribute that it also reads: the first
+    would break the graph, the second have it traced anew.
+
+    Args:
+        optimizer: The inner optimizer.
+
+    Attributes:
+        called: Whether a compiled step was called since :meth:`take_counts`.
+        used: Whether one ever was.
+        obstacle: Why a step cannot be traced; empty if it can.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._update: Any = inspect.unwrap(type(optimizer).step)
+        self.called = self.used = False
+        self.obstacle = ""
+        if isinstance(optimizer, _OF_TORCH):
+            parameters = inspect.signature(type(optimizer)._init_group).parameters
+            self._lists = len(parameters) - 2  # beside self and the group
+        devices = {p.device for group in optimizer.param_groups for p in group["params"]}
+        device = next(iter(devices), torch.device("cpu"))
+        self._together = len(devices) <= 1
+        self._counts = torch.zeros(4, dtype=torch.int64, device=device)
+        self._loss = torch.zeros((), device=device)
+        self._veto = torch.zeros((), dtype=torch.bool, device=device)
+        self.scale = torch.ones((), device=device, dtype=widest_real(device))
+        self.look(transforms=False, guarded=True)
+
+    def look(self, *, transforms: bool, guarded: bool) -> None:
+        """Find out whether a step can be traced as things are now.
+
+        Args:
+            transforms: Whether there are any, which a graph would leave out.
+            guarded: Whether there is a guard, whose work this is.
+        """
+        optimizer = self._optimizer
+        groups = optimizer.param_groups
+        hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+        reasons = {
+            "there is no guard": not guarded,
+            "transforms are not traced": transforms,
+            "its step has hooks": bool(hooks),
+            "its parameters are on several devices": not self._together,
+            "it is not known which tensors its step writes to": (
+                not isinstance(optimizer, _OF_TORCH)
+                or isinstance(optimizer, torch.optim.SparseAdam)
+            ),
+            "its kernels are fused": any(group.get("fused") for group in groups),
+            "its first momentum depends on dampening": any(g.get("dampening") for g in groups),
+        }
+        self.obstacle = next((reason for reason, holds in reasons.items() if holds), "")
+
+    # inside a graph
+
+    def __call__(self) -> None:
+        """Take the step, or leave everything as it is; traced, never run as it stands."""
+        optimizer = self._optimizer
+        with torch.no_grad():
+            gradients: list[Tensor] = []
+            written: list[Tensor] = []
+            weights: list[bool] = []
+            begun: list[Tensor] = []
+            for group in optimizer.param_groups:
+                lists: list[list[Any]] = [[] for _ in range(self._lists)]
+                optimizer._init_group(group, *lists)  # type: ignore[attr-defined]
+                if isinstance(optimizer, torch.optim.SGD) and group["momentum"]:
+                    begun += [p for p, m in zip(lists[0], lists[2], strict=True) if m is None]
+                gradients += lists[1]
+                for i, tensors in enumerate((lists[0], *lists[2:])):
+                    there = [tensor for tensor in tensors if tensor is not None]
+                    written += there
+                    weights += [i == 0] * len(there)
+            finite = torch.stack([torch.isfinite(g).all() for g in gradients]).all()
+            sound = finite & torch.isfinite(self._loss)
+            good = sound & ~self._veto
+            before = [tensor.clone() for tensor in written]
+            self._update(optimizer)
+            for tensor, old, moves in zip(written, before, weights, strict=True):
+                # How far a step goes is proportional to the learning rate, decay included. The
+                # options of a group must not be written to: all of them would be replaced.
+                new = torch.lerp(old, tensor, self.scale.to(old.dtype)) if moves else tensor
+                tensor.copy_(torch.where(good.to(tensor.device), new, old))
+            for parameter in begun:
+                # SGD's first momentum is the gradient; from zero it comes to the same.
+                state = optimizer.state[parameter]
+                momentum = state["momentum_buffer"]
+                state["momentum_buffer"] = torch.where(good, momentum, 0.0)
+            self._count(good)
+            self._loss.zero_()
+            self._veto.zero_()
+            self.called = True
+
+    def _count(self, good: Tensor) -> None:
+        one = torch.ones_like(good)
+        self._counts[:3] += torch.stack([one, good, self._veto])
+        left_out = ~(good | self._veto)
+        self._counts[3] = torch.where(good, 0, self._counts[3] + left_out)
+
+    # outside of it
+
+    @torch.no_grad()
+    def hear(self, loss: float | Tensor) -> None:
+        """Have the next step left out if ``loss`` is not finite."""
+        if self.used:
+            self._loss.add_(loss)
+
+    def veto(self) -> None:
+        """Have the next step left out: its gradients may be those of weights that are gone."""
+        self._veto.fill_(True)
+
+    def take_counts(self) -> Counts | None:
+        """Return what happened since the last time; ``None`` if nothing did.
+
+        Cost:
+            One host synchronisation, if something did.
+        """
+        if not self.called:
+            return None
+        self.called, self.used = False, True
+        counts = Counts(*self._counts.tolist())
+        self._counts.zero_()
+        return counts if counts.calls else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give copies the optimizer alone: they have counts of their own."""
+        return {"optimizer": self._optimizer}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["optimizer"])  # type: ignore[misc]

@@ -1,0 +1,290 @@
+"""step() compiled from outside: one graph that skips, and everything else at the next call."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn, optim
+
+from stableopt import (
+    Action,
+    DivergenceError,
+    Guard,
+    SignalRule,
+    StableOptimizer,
+    UpdateCap,
+)
+from stableopt.testing import corrupt_weight
+from tests.contract.bits import assert_same
+from tests.contract.scenario import copied
+from tests.contract.test_compiled_update import OPTIMIZERS, TWO_GRAPHS, Graphs, bare_update
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+LR = 1e-2
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+class Run:
+    """A loop whose step is compiled, whole if ``fullgraph``."""
+
+    def __init__(self, make=optim.AdamW, backend="eager", fullgraph=True, lr=None, **options):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(
+            nn.Linear(4, 6, bias=False), nn.Tanh(), nn.Linear(6, 2, bias=False)
+        )
+        self.inner = make(self.model.parameters(), lr=torch.tensor(LR) if lr is None else lr)
+        self.opt = StableOptimizer(self.inner, model=self.model, **{"sensors": (), **options})
+        self.compiled = torch.compile(self.opt.step, fullgraph=fullgraph, backend=backend)
+
+    def gradients(self, step, value=None):
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        x = x if value is None else x * value
+        loss = self.model(x).sub(1).pow(2).mean()
+        self.opt.zero_grad()  # between forward and backward, where many loops have it
+        loss.backward()
+        return loss
+
+    def steps(self, count, first=0, schedule=None, bad=(), observe=False):
+        for step in range(first, first + count):
+            loss = self.gradients(step, math.nan if step in bad else None)
+            if observe:
+                self.opt.observe(loss=loss)
+            self.compiled()
+            if schedule is not None:
+                schedule.step()
+        return self
+
+    def everything(self):
+        return copied({"model": self.model.state_dict(), "state": self.inner.state_dict()["state"]})
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "ASGD"])
+def test_no_break_no_recompilation_and_it_skips(name, scheduled):
+    """The first step of all, too: what it creates is as if it had never been."""
+    graphs = Graphs()
+    run = Run(OPTIMIZERS[name], graphs)
+    schedule = optim.lr_scheduler.ExponentialLR(run.opt, 0.99) if scheduled else None
+    run.steps(60, bad=(0, 1, 7, 30), schedule=schedule)
+    assert graphs.count == (2 if name in TWO_GRAPHS else 1)
+    summary = run.opt.summary()
+    assert (summary["calls"], summary["steps"], summary["skips"]) == (60, 56, 4)
+    assert [event.call for event in run.opt.ledger] == [1, 2, 8, 31]
+    assert {event.action for event in run.opt.ledger} == {Action.SKIP}
+    assert "of a compiled step is not finite" in run.opt.ledger[0].reason
+
+
+@pytest.mark.parametrize("bad", [(), (0, 5)])
+@pytest.mark.parametrize("name", ["AdamW", "SGD, momentum", "Adagrad", "NAdam"])
+def test_it_is_what_torch_compiles(name, bad):
+    """Bit for bit, as if the bad batches had never been."""
+    run = Run(OPTIMIZERS[name], "inductor").steps(10, bad=bad)
+    twin = Run(OPTIMIZERS[name])
+    update = bare_update(twin.inner, LR)
+    for group in twin.inner.param_groups:
+        group["lr"] = torch.tensor(LR)
+    for step in range(10):
+        if step not in bad:
+            twin.gradients(step)
+            update()
+    assert_same(run.everything(), twin.everything())
+
+
+def test_a_loss_that_is_not_finite_counts_once_it_is_told():
+    run = Run()
+    run.steps(3, observe=True)
+    before = run.everything()
+    loss = run.gradients(3)
+    run.opt.observe(loss=loss * math.inf)
+    run.compiled()
+    assert run.opt.verdict.action is Action.SKIP
+    assert_same(run.everything(), before)
+    run.steps(2, first=4, observe=True)
+    assert run.opt.verdict.action is Action.TAKE
+
+
+def test_weights_that_are_lost_go_back_at_the_next_call():
+    graphs = Graphs()
+    run = Run(backend=graphs, guard=Guard(every=5, confirm=3))
+    run.steps(22)
+    corrupt_weight(run.opt, math.nan)
+    at = [p.data_ptr() for p in run.model.parameters()]
+    run.steps(2, first=22)
+    back, left_out = run.opt.ledger  # asking settles it
+    assert back.rollback.to_step == 21  # the first snapshot is that of the first call in between
+    assert "weights that have gone back" in left_out.reason
+    run.steps(30, first=24)
+    summary = run.opt.summary()
+    assert (summary["rollbacks"], summary["skips"], summary["steps"]) == (1, 1, 52)
+    assert all(torch.isfinite(p).all() for p in run.model.parameters())
+    assert [p.data_ptr() for p in run.model.parameters()] == at
+    assert graphs.count == 1
+
+
+def test_a_weight_that_nothing_shows_is_found_by_the_scan():
+    run = Run(guard=Guard(every=10))
+    run.model.register_parameter("spare", nn.Parameter(torch.ones(4)))
+    run.opt.add_param_group({"params": [run.model.spare]})
+    run.steps(25)
+    run.model.spare.data[2] = math.inf
+    run.steps(25, first=25)
+    assert run.opt.summary()["rollbacks"] == 1
+    assert torch.isfinite(run.model.spare).all()
+
+
+def test_what_recurs_lowers_the_learning_rate_inside_the_graph_and_then_ends():
+    graphs = Graphs()
+    run = Run(backend=graphs, guard=Guard(every=4, confirm=2, max_rollbacks=2, lr_recovery=None))
+    run.steps(20)
+    for attempt in range(2):
+        corrupt_weight(run.opt, math.nan)
+        run.steps(4, first=20 + 4 * attempt)
+    assert run.opt.summary()["lr_scale"] == 0.5
+    weight = run.model[0].weight
+    before = weight.detach().clone()
+    state = copy.deepcopy(run.inner.state[weight])
+    run.gradients(40)
+    run.compiled()
+    step = float(state["step"]) + 1
+    m = 0.9 * state["exp_avg"] + 0.1 * weight.grad
+    v = 0.999 * state["exp_avg_sq"] + 0.001 * weight.grad**2
+    expected = LR * 0.5 * m / (1 - 0.9**step) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+    decayed = before * (1 - LR * 0.5 * 0.01)
+    torch.testing.assert_close(decayed - weight.detach(), expected, rtol=1e-3, atol=1e-6)
+    assert graphs.count == 1
+
+    def go_on():
+        for attempt in range(3):
+            corrupt_weight(run.opt, math.nan)
+            run.steps(4, first=50 + 4 * attempt)
+
+    with pytest.raises(DivergenceError, match="rollbacks did not help"):
+        go_on()
+
+
+def test_gradients_that_never_become_finite_end_the_run():
+    run = Run(guard=Guard(max_skips=3, every=5, confirm=2, max_rollbacks=1))
+    run.steps(20)
+    with pytest.raises(DivergenceError, match="compiled step is not finite"):
+        run.steps(40, first=20, bad=range(20, 60))
+
+
+def test_many_steps_between_two_calls():
+    """Nobody calls anything else: they are accounted for when somebody does."""
+    run = Run(guard=Guard(every=10))
+    run.gradients(0)
+    for _ in range(25):
+        run.compiled()
+    for parameter in run.model.parameters():
+        parameter.grad.fill_(math.nan)
+    for _ in range(3):
+        run.compiled()
+    summary = run.opt.summary()
+    assert (summary["calls"], summary["steps"], summary["skips"]) == (28, 25, 3)
+    assert summary["snapshots"]["taken"] >= 1
+    run.steps(5)
+    assert run.opt.summary()["steps"] == 30
+
+
+def test_the_whole_training_step_is_compiled():
+    run = Run(fullgraph=False)
+
+    @torch.compile(backend="eager")
+    def train(x):
+        run.opt.zero_grad()
+        run.model(x).sub(1).pow(2).mean().backward()
+        run.opt.step()
+
+    for step in range(8):
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        train(x * math.nan if step == 4 else x)
+    summary = run.opt.summary()
+    assert (summary["calls"], summary["steps"], summary["skips"]) == (8, 7, 1)
+    assert all(torch.isfinite(p).all() for p in run.model.parameters())
+
+
+def test_rules_sensors_and_snapshots_go_on():
+    rule = SignalRule("accuracy < 0.2", response="back_off")
+    run = Run(sensors=None, guard=Guard(every=5, rules=[rule]))
+    for step in range(30):
+        loss = run.gradients(step)
+        run.opt.observe(loss=loss, accuracy=0.1 if step == 12 else 0.9)
+        run.compiled()
+    (event,) = run.opt.ledger
+    assert event.backs_off
+    assert event.call == 13
+    assert run.opt.readings
+    assert run.opt.summary()["snapshots"]["taken"] >= 5
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"make": lambda p, lr: optim.AdamW(p, lr=lr, fused=True)}, "its kernels are fused"),
+        ({"make": lambda p, lr: optim.Adafactor(p, lr=LR)}, "it is not known which tensors"),
+        ({"transforms": [UpdateCap(0.1)]}, "transforms are not traced"),
+        ({"guard": False}, "there is no guard"),
+    ],
+    ids=["fused", "Adafactor", "transforms", "guard"],
+)
+def test_what_is_not_traced_says_so_once_and_runs_as_python(options, reason, caplog):
+    run = Run(fullgraph=False, **options)
+    run.steps(4)
+    told = [r.message for r in caplog.records if "runs as Python" in r.message]
+    assert len(told) == 1
+    assert reason in told[0]
+    if options.get("guard") is not False:
+        before = run.everything()
+        run.steps(1, first=4, bad=(4,))
+        assert run.opt.verdict.action is Action.SKIP
+        assert_same(run.everything(), before)
+
+
+def test_compiled_and_eager_steps_may_alternate():
+    run = Run()
+    run.steps(6)
+    run.gradients(6)
+    run.opt.step()
+    run.steps(6, first=7)
+    summary = run.opt.summary()
+    assert (summary["calls"], summary["steps"]) == (13, 13)
+    twin = copy.deepcopy(run.opt)
+    assert twin.summary()["steps"] == 13
+
+
+def test_a_checkpoint_is_up_to_date():
+    run, other = Run(), Run()
+    run.steps(9, bad=(4,))
+    other.opt.load_state_dict(run.opt.state_dict())
+    assert other.opt.summary()["steps"] == 8
+    assert other.opt.summary()["calls"] == 9
+
+
+def test_what_a_graph_did_is_in_the_ledger():
+    run = Run().steps(3)
+    run.gradients(3, math.nan)
+    run.compiled()
+    assert len(run.opt.ledger) == 1
+
+
+def test_what_nobody_saw_is_looked_at_as_a_whole():
+    """A snapshot may be verified only by steps in which everything was looked at."""
+    run = Run(guard=Guard(every=10))
+    spares = [nn.Parameter(torch.ones(4)) for _ in range(40)]
+    run.opt.add_param_group({"params": spares})
+    run.steps(12)
+    spares[17].data[2] = math.inf
+    for _ in range(3):
+        run.compiled()
+    assert run.opt.verdict.action is Action.ROLL_BACK
+    assert torch.isfinite(spares[17]).all()
