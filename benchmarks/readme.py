@@ -45,8 +45,6 @@ def overhead(result: dict[str, Any]) -> str:
 
 def faults(result: dict[str, Any]) -> str:
     """Return one row per fault: how many runs of each contestant survive it, and what ours lose."""
-    if "blocks" in result:
-        return _faults_of_two_guards(result)
     rows = result["rows"]
     names = list(rows[0]["contestants"])
     head = " | ".join(fault_rivals.TITLES[name] for name in names)
@@ -72,24 +70,6 @@ def faults(result: dict[str, Any]) -> str:
             f"{result['clean_interventions']}.",
         ]
     )
-
-
-def _faults_of_two_guards(result: dict[str, Any]) -> str:
-    """Return the table of a result from before there were rivals."""
-    block = result["blocks"][0]
-    lines = [
-        "| fault | runs | survived | AdamW + clip | found after | steps lost | identical |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in block["rows"]:
-        lines.append(
-            f"| {row['title']} | {row['runs']} | {row['survived']} | "
-            f"{row['bare_survived']} of {row['bare_runs']} | {_range(row['latency'])} | "
-            f"{_range(row['steps_lost'])} | {row['identical']} |"
-        )
-    restores = sum(row["poisoned_restores"] for row in block["rows"])
-    lines += ["", f"Restores of a copy with the fault in it: {restores}."]
-    return "\n".join(lines)
 
 
 def snapshots(result: dict[str, Any]) -> str:
