@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := stableopt tests benchmarks examples conftest.py
 
-.PHONY: help demo test lint format bench bench-lr gauntlet soak docs clean
+.PHONY: help demo test lint format bench bench-lr gauntlet soak gpu docs clean
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -51,6 +51,9 @@ gauntlet: $(VENV)/.installed-bench ## every fault, ours and six rivals (half an 
 
 soak: $(VENV)/.installed-bench ## 100,000 healthy steps, in which nothing may happen (ten minutes)
 	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+gpu: ## tests and measurements on a GPU, with the python at hand; installs nothing
+	PYTHONPATH=. $(PYTHON) -m benchmarks.gpu $(ARGS)
 
 docs: $(VENV)/.installed-docs ## build the documentation into site/
 	$(BIN)/mkdocs build --strict

@@ -105,16 +105,20 @@ class CompiledUpdate:
         groups = self._optimizer.param_groups
         while len(self._rates) < len(groups):
             self._rates.append(torch.zeros((), dtype=torch.float64))
-        given = [group.get("lr") for group in groups]
+        given = [(group.get("lr"), group.get("foreach")) for group in groups]
         try:
-            for group, rate, lr in zip(groups, self._rates, given, strict=False):
+            for group, rate, (lr, foreach) in zip(groups, self._rates, given, strict=False):
                 if isinstance(lr, (int, float)):
                     group["lr"] = rate.fill_(lr)
+                    if foreach:
+                        group["foreach"] = None  # it takes no tensor; the compiler fuses anyway
             yield
         finally:
-            for group, lr in zip(groups, given, strict=True):
+            for group, (lr, foreach) in zip(groups, given, strict=True):
                 if isinstance(lr, (int, float)):
                     group["lr"] = lr
+                    if foreach:
+                        group["foreach"] = foreach
 
     def __getstate__(self) -> dict[str, Any]:
         """Give copies and pickles what a graph of their own is made from."""

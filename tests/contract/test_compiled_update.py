@@ -35,6 +35,7 @@ OPTIMIZERS = {
     "Adamax": optim.Adamax,
     "ASGD": optim.ASGD,
     "RAdam": optim.RAdam,
+    "AdamW, foreach": lambda p, lr: optim.AdamW(p, lr=lr, foreach=not isinstance(lr, torch.Tensor)),
     "AdamW, amsgrad": lambda p, lr: optim.AdamW(p, lr=lr, amsgrad=True),
 }
 SCHEDULES = {

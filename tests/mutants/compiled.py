@@ -16,7 +16,7 @@ COMPILED_MUTANTS = {
     ),
     "the learning rate stays a tensor": Mutant(
         "stableopt.compiled",
-        'group["lr"] = lr',
+        'group["lr"] = lr\n',
         "pass",
         (f"{UPDATE}::test_one_graph_and_no_recompilation",),
     ),

@@ -1,0 +1,322 @@
+"""What the wrapper does to training on a GPU: tests, synchronisations, time, memory, overlap.
+
+Run as ``python -m benchmarks.gpu``; needs torch, einops and pytest, and installs nothing. With
+``--device cpu --tiny`` the same code runs where there is no GPU, in seconds, and says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import math
+import shlex
+import subprocess
+import sys
+import warnings
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from benchmarks.command import results_directory, silent
+from benchmarks.environment import ROOT, describe_environment
+from benchmarks.gpu_report import render
+from stableopt import StableOptimizer
+from stableopt.demo.model import GPT, ModelOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor
+
+TESTS = ("tests/contract/test_devices.py", "tests/guard/test_cuda.py", "tests/sensors/test_lane.py")
+"""What has a part that only a GPU can run."""
+
+LARGE = ModelOptions(context=1024, width=768, depth=17, heads=12)
+"""121 million parameters."""
+
+TINY = ModelOptions(context=32, width=32, depth=2, heads=2)
+
+
+class Loop:
+    """One model, and one way to step it.
+
+    Args:
+        way: A key of :data:`WAYS`.
+        options: The shape of the model.
+        batch: Sequences in a batch.
+        device: Where.
+    """
+
+    def __init__(self, way: str, options: ModelOptions, batch: int, device: torch.device) -> None:
+        torch.manual_seed(0)
+        torch._dynamo.reset()
+        self.device = device
+        self.model = GPT(options).to(device)
+        shape = (batch, options.context)
+        self._text = torch.randint(256, shape, device=device)
+        self._targets = self._text.roll(-1, dims=1)
+        self._stable: StableOptimizer | None = None
+        self._step = WAYS[way](self)
+
+    def inner(self, *, fused: bool, capturable: bool = False) -> torch.optim.AdamW:
+        """Return the AdamW that every way steps."""
+        on_gpu = capturable and self.device.type == "cuda"
+        lr = torch.tensor(3e-4, device=self.device if on_gpu else None) if capturable else 3e-4
+        kernel = {"fused": True} if fused else {"foreach": True} if not capturable else {}
+        return torch.optim.AdamW(
+            self.model.parameters(), lr=lr, capturable=on_gpu, betas=(0.9, 0.95), **kernel
+        )
+
+    def wrap(self, inner: torch.optim.Optimizer, **options: Any) -> StableOptimizer:
+        """Return the wrapper, and remember it."""
+        self._stable = StableOptimizer(inner, model=self.model, **options)
+        return self._stable
+
+    def forward_backward(self) -> Tensor:
+        """Return the loss of a batch; the gradients are there."""
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        mixed = torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else None
+        with mixed or nullcontext():
+            loss = self.model.loss(self._text, self._targets)
+        loss.backward()
+        return loss
+
+    def step(self) -> None:
+        """Take the step."""
+        self._step()
+
+    def train(self, steps: int) -> float:
+        """Train, and return the seconds that it took."""
+        _synchronize(self.device)
+        begun = perf_counter()
+        for _ in range(steps):
+            self.forward_backward()
+            self.step()
+        _synchronize(self.device)
+        return perf_counter() - begun
+
+    @property
+    def interventions(self) -> int:
+        """How often the guard did anything."""
+        return 0 if self._stable is None else len(self._stable.ledger)
+
+
+def _bare_compiled(loop: Loop) -> Callable[[], Any]:
+    optimizer = loop.inner(fused=False, capturable=True)
+    step = inspect.unwrap(type(optimizer).step)
+
+    @torch.compile(fullgraph=True, dynamic=False)
+    def update() -> None:
+        with torch.no_grad():
+            step(optimizer)
+
+    return update
+
+
+def _traced(loop: Loop) -> Callable[[], Any]:
+    opt = loop.wrap(loop.inner(fused=False, capturable=True))
+    step = torch.compile(opt.step, fullgraph=True)
+
+    def settled() -> None:
+        step()
+        opt.summary()  # a call that is not compiled: what was is accounted for
+
+    return settled
+
+
+WAYS: dict[str, Callable[[Loop], Callable[[], Any]]] = {
+    "bare, fused": lambda loop: loop.inner(fused=True).step,
+    "guard, fused": lambda loop: loop.wrap(loop.inner(fused=True), sensors=()).step,
+    "guard and sensors, fused": lambda loop: loop.wrap(loop.inner(fused=True)).step,
+    "bare, compiled": _bare_compiled,
+    "guard and sensors, compile=True": lambda loop: (
+        loop.wrap(loop.inner(fused=False), compile=True).step
+    ),
+    "guard and sensors, torch.compile(step)": _traced,
+}
+"""Each is compared with the nearest bare one above it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, write ``gpu.json`` and ``gpu.md``, and print the latter.
+
+    Args:
+        arguments: The command line; ``None`` for that of the process.
+
+    Returns:
+        The exit status: 0 if all tests passed and nothing intervened.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser().parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("there is no CUDA device: try --device cpu --tiny", file=sys.stderr)
+        return 2
+    device, begun = torch.device(options.device), perf_counter()
+    shape, batch = (TINY, 2) if options.tiny else (LARGE, 8)
+    steps = 6 if options.tiny else 100
+    with silent(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result: dict[str, Any] = {
+            "command": shlex.join(["python", "-m", "benchmarks.gpu", *arguments]),
+            "complete": device.type == "cuda" and not options.tiny,
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+            "parameters": sum(p.numel() for p in GPT(shape).parameters()),
+            "tokens": batch * shape.context,
+            "steps": steps,
+            "environment": describe_environment(),
+            "tests": None if options.no_tests else run_tests(),
+            "ways": [measure(way, shape, batch, device, steps) for way in WAYS],
+            "overlap": overlap(shape, batch, device),
+        }
+    result["seconds"] = round(perf_counter() - begun, 1)
+    text = render(result)
+    directory: Path = options.output or results_directory(complete=result["complete"])
+    directory.mkdir(parents=True, exist_ok=True)
+    content = json.dumps(result, indent=1) + "\n"
+    (directory / "gpu.json").write_text(content, encoding="utf-8")
+    (directory / "gpu.md").write_text(text, encoding="utf-8")
+    print(text)
+    passed = result["tests"] is None or result["tests"]["status"] == 0
+    return 0 if passed and not any(way["interventions"] for way in result["ways"]) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--tiny", action="store_true", help="a model of seconds")
+    parser.add_argument("--no-tests", action="store_true", help="measure alone")
+    parser.add_argument("--output", type=Path, help="directory of the result files")
+    return parser
+
+
+def run_tests() -> dict[str, Any]:
+    """Run the tests that a GPU has a part in; nothing but pytest is needed for them."""
+    command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider"]
+    command += ["-o", "addopts=", "-o", "filterwarnings=default", *TESTS]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = run.stdout.strip().splitlines()
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return {"status": run.returncode, "summary": lines[-1] if lines else "", "failed": failed}
+
+
+def measure(
+    way: str, shape: ModelOptions, batch: int, device: torch.device, steps: int
+) -> dict[str, Any]:
+    """Train in one way, and return what it took.
+
+    Args:
+        way: A key of :data:`WAYS`.
+        shape: Of the model.
+        batch: Sequences in a batch.
+        device: Where.
+        steps: That are timed; as many make one interval of snapshots.
+    """
+    loop = Loop(way, shape, batch, device)
+    loop.train(max(3, steps // 10))  # compilers and allocators have done their work by then
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    rounds = [loop.train(steps) / steps for _ in range(2)]
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
+    updates = []
+    for _ in range(max(3, steps // 10)):
+        loop.forward_backward()
+        _synchronize(device)
+        begun = perf_counter()
+        loop.step()
+        _synchronize(device)
+        updates.append(perf_counter() - begun)
+    found = {
+        "way": way,
+        "step_seconds": min(rounds),
+        "update_seconds": median(updates),
+        "peak_bytes": peak,
+        "syncs_per_step": synchronizations(loop) if device.type == "cuda" else None,
+        "interventions": loop.interventions,
+    }
+    del loop
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return found
+
+
+def synchronizations(loop: Loop, steps: int = 5) -> float:
+    """Return how often the host waits for the device in a step, the model's part left out."""
+    count = 0
+    for _ in range(steps):
+        loop.forward_backward()
+        with _synchronizations_told() as told:
+            loop.step()
+        count += sum("synchroniz" in str(warning.message) for warning in told)
+    return count / steps
+
+
+@contextmanager
+def _synchronizations_told() -> Iterator[list[warnings.WarningMessage]]:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield told
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def overlap(shape: ModelOptions, batch: int, device: torch.device) -> dict[str, Any] | None:
+    """Return how much of what runs beside the main stream does so while the main stream works."""
+    if device.type != "cuda":
+        return None
+    loop = Loop("guard and sensors, fused", shape, batch, device)
+    loop.train(100)
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as trace:
+        loop.train(20)
+    streams: dict[int, list[tuple[int, int]]] = {}
+    for event in trace.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if str(event.device_type()).endswith("CUDA") and event.duration_ns() > 0:
+            begun = event.start_ns()
+            span = (begun, begun + event.duration_ns())
+            streams.setdefault(event.device_resource_id(), []).append(span)
+    if not streams:
+        return None
+    busy = {stream: sum(b - a for a, b in spans) for stream, spans in streams.items()}
+    main_stream = max(busy, key=lambda stream: busy[stream])
+    beside = [s for stream, spans in streams.items() if stream != main_stream for s in spans]
+    total = sum(b - a for a, b in beside)
+    hidden = common(streams[main_stream], beside)
+    share = hidden / total if total else math.nan
+    return {
+        "main_ms": busy[main_stream] / 1e6,
+        "beside_ms": total / 1e6,
+        "hidden": None if math.isnan(share) else share,
+    }
+
+
+def common(one: Sequence[tuple[int, int]], other: Sequence[tuple[int, int]]) -> int:
+    """Return for how long intervals of both kinds run at the same time.
+
+    Args:
+        one: Begin and end of intervals that do not overlap each other.
+        other: The same, of the other kind; these may.
+    """
+    total, waiting = 0, sorted(one)
+    for begin, end in sorted(other):
+        for a, b in waiting:
+            if a >= end:
+                break
+            total += max(0, min(b, end) - max(a, begin))
+    return total
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

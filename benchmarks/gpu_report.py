@@ -1,0 +1,61 @@
+"""What was measured on a GPU, as Markdown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def render(result: Mapping[str, Any]) -> str:
+    """Return the Markdown of a result.
+
+    Args:
+        result: What ``gpu.json`` holds.
+    """
+    environment = result["environment"]
+    lines = [
+        f"# On {result['device']}",
+        "",
+        "<!-- Generated from `gpu.json` by `python -m benchmarks.gpu`; do not edit. -->",
+        "",
+        f"A GPT of {result['parameters'] / 1e6:.0f}M parameters, {result['tokens']:,} tokens "
+        f"a step, AdamW, {result['steps']} steps (one whole interval of snapshots), the faster of "
+        "two rounds. Every way is compared with the bare one above it.",
+        "",
+        f"`{result['command']}`, {environment['date']}: stableopt {environment['stableopt']} "
+        f"({environment['commit'] or 'no commit'}), torch {environment['torch']}, "
+        f"{result['seconds']:.0f} s.",
+    ]
+    if not result["complete"]:
+        lines += ["", "**Not the complete run: these figures are not to be quoted.**"]
+    lines += [
+        "",
+        "| | step | added | update | waits of the host | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    bare = result["ways"][0]
+    for way in result["ways"]:
+        if way["way"].startswith("bare"):
+            bare = way
+        added = way["step_seconds"] / bare["step_seconds"] - 1
+        syncs = way["syncs_per_step"]
+        peak = way["peak_bytes"]
+        lines.append(
+            f"| {way['way']} | {way['step_seconds'] * 1e3:.2f} ms | "
+            f"{'-' if way is bare else f'{added:+.2%}'} | {way['update_seconds'] * 1e3:.2f} ms | "
+            f"{'-' if syncs is None else f'{syncs:g}'} | "
+            f"{'-' if peak is None else f'{peak / 2**30:.2f} GiB'} |"
+        )
+    overlap = result["overlap"]
+    if overlap is not None and overlap["hidden"] is not None:
+        lines += [
+            "",
+            f"Beside the main stream: {overlap['beside_ms']:.2f} ms in 20 steps, "
+            f"{overlap['hidden']:.0%} of it while the main stream was at work.",
+        ]
+    if result["tests"] is not None:
+        lines += ["", f"Tests: {result['tests']['summary']}"]
+        lines += [f"- {line}" for line in result["tests"]["failed"]]
+    return "\n".join([*lines, ""])
