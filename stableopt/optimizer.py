@@ -167,6 +167,7 @@ class StableOptimizer(Optimizer):
 
     # What stableopt adds
 
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     def observe(self, **signals: Any) -> None:
         """Tell the next :meth:`step` what is known about it.
 

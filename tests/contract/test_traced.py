@@ -196,13 +196,17 @@ def test_many_steps_between_two_calls():
     assert run.opt.summary()["steps"] == 30
 
 
-def test_the_whole_training_step_is_compiled():
+@pytest.mark.parametrize("observed", [False, True])
+def test_the_whole_training_step_is_compiled(observed):
     run = Run(fullgraph=False)
 
     @torch.compile(backend="eager")
     def train(x):
         run.opt.zero_grad()
-        run.model(x).sub(1).pow(2).mean().backward()
+        loss = run.model(x).sub(1).pow(2).mean()
+        loss.backward()
+        if observed:
+            run.opt.observe(loss=loss.detach())
         run.opt.step()
 
     for step in range(8):
