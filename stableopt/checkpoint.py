@@ -9,6 +9,7 @@ from typing import Any
 from stableopt.errors import ConfigError
 from stableopt.guard import Guard
 from stableopt.guard.policy import Policy
+from stableopt.health.rule_book import RuleBook
 from stableopt.health.spikes import SpikeDetector
 from stableopt.sensing import check_sensing
 from stableopt.telemetry.ledger import clocks_of
@@ -30,6 +31,8 @@ def check_checkpoint(state: object) -> None:
     try:
         if isinstance(state, Mapping):
             clocks_of(state)
+            int(state.get("calm", 0))
+            RuleBook(()).load_state_dict(state.get("rules", {}))
             Policy(Guard()).load_state_dict(_numbers(state.get("policy", {})))
             if "baselines" in state:
                 SpikeDetector(None, None).load_state_dict(_numbers(state["baselines"]))

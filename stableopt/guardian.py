@@ -150,7 +150,7 @@ class Guardian:
 
         A snapshot with a fault in it is given up, and the policy asked again.
         """
-        goes_back = verdict.rollback is not None
+        goes_back, given_up = verdict.rollback is not None, 0
         while verdict.rollback is not None:
             restored = self._keeper.restore(verdict.rollback, self._goes_back)
             if restored is not None:
@@ -161,7 +161,11 @@ class Guardian:
                 if self._buffers is not None:
                     self._buffers.refresh()
                 return _with(verdict, verdict.rollback, restored.left_behind)
-            verdict = self.decide_on(verdict.findings, step)
+            verdict, given_up = self.decide_on(verdict.findings, step), given_up + 1
+        if given_up and verdict.reason:
+            several = "s were" if given_up > 1 else " was"
+            lost = f"{given_up} snapshot{several} found damaged and given up"
+            verdict = replace(verdict, reason=f"{verdict.reason} ({lost})")
         if goes_back and verdict.action is Action.TAKE:
             # It was asked for by hand, and there is nothing left to go back to.
             reason = "no snapshot is left for the rollback that was asked for; the batch is skipped"
@@ -194,7 +198,7 @@ class Guardian:
             return
         spikes = tuple(f for f in verdict.findings if f.scope is Scope.SPIKE)
         if spikes:
-            self._judge.spikes.note_spike(spikes)
+            self._judge.spikes.note_spike()
         else:
             self._judge.learn(observation)
         if not (spikes or self._endangered()):
@@ -210,7 +214,7 @@ class Guardian:
         if self._buffers is not None:
             self._buffers.restore()
         if all(finding.scope is Scope.SPIKE for finding in verdict.findings):
-            self._judge.spikes.note_spike(verdict.findings)
+            self._judge.spikes.note_spike()
 
     def _endangered(self) -> bool:
         """Tell whether sensors or rules see a danger that this guard acts upon."""

@@ -133,8 +133,8 @@ class GradientNorms:
         total: The global norm, 0-dim; never overflowed while the gradients are finite.
         total_value: ``total`` on the host.
         nonfinite: Positions in ``owners`` whose gradients hold a NaN or an Inf.
-        groups: The norm of each parameter group on the host, by its number; empty where there
-            is one group, or more than are looked at singly.
+        groups: The norm of each parameter group on the host, by its number; of many groups that
+            of some neighbours together, by the number of the first. Empty where there is one group.
     """
 
     owners: Sequence[tuple[int, int]]
@@ -146,8 +146,9 @@ class GradientNorms:
     groups: Mapping[int, float] = field(default_factory=dict)
 
     def of_group(self, number: int) -> GradientNorms:
-        """Return the part that belongs to one parameter group."""
-        members = [i for i, (group, _) in enumerate(self.owners) if group == number]
+        """Return the part that belongs to one entry of ``groups``."""
+        after = min((n for n in self.groups if n > number), default=math.inf)
+        members = [i for i, (group, _) in enumerate(self.owners) if number <= group < after]
         return replace(
             self,
             owners=[self.owners[i] for i in members],
@@ -179,9 +180,10 @@ class Finding:
     Attributes:
         kind: ``"nonfinite_"`` before ``"loss"``, ``"gradient"``, ``"weight"``, ``"state"``,
             ``"buffer"`` or ``"tracked"``; ``"huge_weight"``, ``"huge_state"``, ``"huge_buffer"``;
-            ``"jumped_weight"``; ``"moment_bound"``, ``"negative_moment"``; ``"loss_spike"``,
-            ``"gradient_spike"``; ``"risk_warning"``, ``"risk_danger"``, ``"risk_instability"``;
-            ``"rule"``.
+            ``"jumped_weight"``; ``"moment_bound"``, ``"negative_moment"``, ``"vanished_state"``;
+            ``"nonfinite_frozen"``, ``"changed_frozen"``, ``"stalled_weight"``, ``"large_update"``;
+            ``"loss_spike"``, ``"gradient_spike"``; ``"risk_warning"``, ``"risk_danger"``,
+            ``"risk_instability"``; ``"rule"``.
         message: The finding as a sentence.
         scope: What it is held against.
         where: Names of the parameters concerned, in the optimizer's order.

@@ -453,3 +453,13 @@ def test_no_warning_in_an_ordinary_loop(model, adamw):
             backward(model)
             opt.step()
             scheduler.step()
+
+
+def test_the_summary_is_strict_json_whatever_happened():
+    w = torch.nn.Parameter(torch.ones(2))
+    opt = StableOptimizer(torch.optim.SGD([w], lr=0.1))
+    for value in (1.0, float("nan"), float("inf")):
+        opt.observe(loss=value)
+        w.grad = torch.full((2,), value)
+        opt.step()
+    assert json.loads(json.dumps(opt.summary(), allow_nan=False))["ledger"][0]["loss"] == "NaN"

@@ -20,6 +20,7 @@ _LOOKS = {
     "gradient_spike": "gradient_spike",
     "jumped_weight": "weight_jump",
     "vanished_state": "moment_drop",
+    "moment_bound": "moment_drop",
 }
 """Causes, and the option without which nobody looks for them."""
 
@@ -51,8 +52,8 @@ class Guard:
             if that growth is out of proportion, too (:mod:`stableopt.health.jumps`); ``None`` not
             to look, e.g. where weights are exchanged on purpose in the middle of training.
         moment_drop: How many times smaller than its decay allows the norm of a second moment may
-            become (:mod:`stableopt.health.vanished`); ``None`` not to look, e.g. where they are
-            set to zero on purpose, as ReLoRA does.
+            become (:mod:`stableopt.health.vanished`); ``None`` not to hold moments to any law that
+            knows their past, e.g. where they are pruned on purpose, as ReLoRA does.
         act_on_risk: Whether a risk level of the spectral sensors is answered when it rises:
             ``WARNING`` by a snapshot, ``DANGER`` by one and ``lr_backoff``, ``INSTABILITY`` by a
             rollback with ``lr_backoff``, within ``max_rollbacks``. Otherwise it is only told.

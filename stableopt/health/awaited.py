@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from stableopt.health.signal_statistics import split_metric
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
@@ -32,8 +34,11 @@ class Awaited:
         if self._names and self._steps == PATIENCE:
             logger.warning(
                 "no value of %s has been observed in %d steps, and what reads it does nothing: "
-                "call opt.observe(%s=...) before step(), or look for a typing error",
+                "call opt.observe(%s) before step(), or look for a typing error",
                 ", ".join(sorted(self._names)),
                 PATIENCE,
-                min(self._names),
+                ", ".join(
+                    f"{name}=..."
+                    for name in sorted({split_metric(name)[0] for name in self._names})
+                ),
             )

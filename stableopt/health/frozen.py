@@ -30,8 +30,8 @@ class FrozenWatch:
 
     Frozen is what does not require a gradient, in the model or in the optimizer: the base of a
     LoRA, a frozen encoder. What changes between the first two looks at it is meant to change (the
-    teacher of a distillation that follows its student) and is left alone; so is what was reported
-    and then goes on changing. A change is told once.
+    teacher of a distillation that follows its student) and is left alone. A change is told once:
+    what was told is left alone from then on, because some change it now and then (target networks).
 
     Snapshots hold only what the optimizer holds: nothing here can bring a frozen weight back.
 
@@ -60,7 +60,8 @@ class FrozenWatch:
         self._asked = []
         for name, tensor in self._parts.pop():
             if tensor.requires_grad:
-                continue  # it is trained now
+                self._known.pop(name, None)  # it is trained now
+                continue
             total = bit_sum(tensor)
             if name in self._known and self._known[name].total.device == total.device:
                 self._asked.append((name, total))
@@ -71,13 +72,13 @@ class FrozenWatch:
     def findings(self, differ: Sequence[float]) -> tuple[Finding, ...]:
         """Return what has changed, given the numbers of :meth:`start`."""
         changed = []
-        for (name, total), differs in zip(self._asked, differ, strict=True):
+        for (name, _), differs in zip(self._asked, differ, strict=True):
             known = self._known[name]
             if not differs:
                 known.steady = True
             elif known.steady:
                 changed.append(name)
-                self._known[name] = _Known(total)
+                self._moving.add(name)
             else:
                 self._moving.add(name)
         self._asked = []

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_GROUPS = 16
-"""Parameter groups whose norms are looked at singly; of more only the global norm is."""
+"""Norms that are looked at beside the global one; of more groups, neighbours share one."""
 
 
 @torch.no_grad()
@@ -83,10 +83,15 @@ def measure_gradients(
 
 
 def _group_totals(owners: Sequence[tuple[int, int]], norms: Sequence[Tensor]) -> dict[int, Tensor]:
-    """Return the norm of every parameter group, if there are some, but not too many."""
+    """Return the norm of every parameter group, or of some that follow each other, by the first."""
     together: dict[int, list[Tensor]] = {}
     for (group, _), norm in zip(owners, norms, strict=True):
         together.setdefault(group, []).append(norm)
-    if not 1 < len(together) <= MOST_GROUPS:
+    if len(together) < 2:
         return {}
-    return {group: total_norm(members) for group, members in together.items()}
+    numbers = sorted(together)
+    size = -(-len(numbers) // MOST_GROUPS)
+    return {
+        numbers[i]: total_norm([norm for n in numbers[i : i + size] for norm in together[n]])
+        for i in range(0, len(numbers), size)
+    }

@@ -45,6 +45,7 @@ class Inspector:
         self.exempt: set[Label] = set()
         self.history = NormHistory(weight_jump)
         self.moments = MomentHistory(moment_drop)
+        self._laws = moment_drop is not None
         self._optimizer = optimizer
         self._max_weight = max_weight
         self._finite: set[Label] = set()
@@ -55,6 +56,8 @@ class Inspector:
 
     def bound(self, group: int, dtype: torch.dtype) -> tuple[float, float] | None:
         """Return the bound on first moments; see :class:`~stableopt.health.laws.MomentLaws`."""
+        if not self._laws:
+            return None
         return self.laws.bound(group, self._optimizer.param_groups[group], dtype)
 
     def decay(self, group: int, key: str) -> float | None:

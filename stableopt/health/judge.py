@@ -147,6 +147,8 @@ class Judge:
         self.accepted = True
         self._inspector.forget()
         self._frozen.forget()
+        self._scan.restart()
+        self.updates.forget()
         everything = self._everything()
         numbers = read_scalars(everything.start())
         faults = everything.faults(numbers)

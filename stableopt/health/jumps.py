@@ -31,7 +31,7 @@ class NormHistory:
     training moves a norm by about what it moved it before. A jump is a norm that is
 
     - ``factor`` times what it was,
-    - by more than ``factor`` times the largest growth so far, of which at least two are known,
+    - by more than ``factor`` times the largest change so far, of which at least two are known,
     - and larger than 4 times ``√(numel / fan-in)``: what grew from next to nothing to the size of
       a weight was no weight before.
 
@@ -68,7 +68,7 @@ class NormHistory:
         if known is None:
             self._known[part] = _Known(norm)
             return
-        largest = max(known.largest, norm - known.norm)
+        largest = max(known.largest, abs(norm - known.norm))
         self._known[part] = replace(known, norm=norm, largest=largest, count=known.count + 1)
 
     def forget(self) -> None:

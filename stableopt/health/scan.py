@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 from stableopt.health.inspection import Inspection, spans
-from stableopt.runtime.state_copy import positions
+from stableopt.runtime.state_copy import parameter_at, positions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
@@ -61,9 +61,11 @@ class RotatingScan:
             self._parts = self._plan()
             for owner, buffer in self._buffers():
                 inspection.add_buffer(owner, buffer)
-        groups, state = self._optimizer.param_groups, self._optimizer.state
+        state = self._optimizer.state
         for place, span in self._parts.pop():
-            parameter = groups[place.group]["params"][place.place]
+            parameter = parameter_at(self._optimizer, place)
+            if parameter is None or (span is not None and parameter.numel() < span[1]):
+                continue  # it is another one now, and looked at in the next round
             inspection.add_part(place, parameter, state.get(parameter, {}), span)
         return inspection
 

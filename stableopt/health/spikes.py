@@ -167,7 +167,7 @@ class SpikeDetector:
     A loss is a spike if it lies more than ``loss_limit`` spreads above the recent median
     (a spread is at least 2% of the first losses: near zero nothing is a spike), and three
     times further than any of the newest. What has stood alone twice is a tail of the data, and
-    no spike any more.
+    no spike any more; so it is for the gradient of a parameter group, not for all of them.
 
     A gradient norm is one if its logarithm lies so many spreads above (a spread is at least
     0.8, so that six are a factor of 121), if it is three times as large as any of the newest,
@@ -180,7 +180,7 @@ class SpikeDetector:
         gradient_limit: The same for the gradient norm.
 
     Cost:
-        About 3 µs per step, and 2 µs more for each of up to 16 parameter groups.
+        About 3 µs per step, and 2 µs more for each of up to 16 parameter groups or neighbours.
     """
 
     def __init__(self, loss_limit: float | None, gradient_limit: float | None) -> None:
@@ -189,9 +189,11 @@ class SpikeDetector:
         self._loss = Baseline()
         self._gradient = Baseline()
         self._groups: dict[int, Baseline] = {}
+        self._out: list[tuple[Baseline, float]] = []
 
     def judge(self, observation: Observation) -> tuple[Finding, ...]:
         """Return what stands out in an observation that is finite."""
+        self._out = []
         findings = []
         if self._loss_limit is not None and observation.loss is not None and self._loss.ready:
             findings += self._judge_loss(observation.loss, self._loss_limit)
@@ -219,6 +221,7 @@ class SpikeDetector:
         # At most so many times as far out as what is known of the tail.
         further = (1 - 1 / TAIL_FACTOR) * out
         if score > limit and beyond and not base.has_tail_to(loss, further):
+            self._out.append((base, loss))
             return [_spike("loss", loss, base.median, score)]
         return []
 
@@ -232,7 +235,9 @@ class SpikeDetector:
             return []
         score = base.score(value, GRADIENT_FLOOR)
         beyond = value > max(base.largest + GRADIENT_REACH, base.first_median or 0.0)
-        if score > limit and beyond:
+        tailed = base is not self._gradient and base.has_tail_to(value, math.log(TAIL_FACTOR))
+        if score > limit and beyond and not tailed:
+            self._out.append((base, value))
             return [_spike(subject, norm, math.exp(base.median), score)]
         return []
 
@@ -246,11 +251,11 @@ class SpikeDetector:
         for number, of_group in _groups(observation):
             self._groups.setdefault(number, Baseline()).add(math.log(of_group))
 
-    def note_spike(self, findings: tuple[Finding, ...]) -> None:
-        """Remember that a step was skipped for its spikes alone."""
-        for finding in findings:
-            if finding.kind == "loss_spike" and finding.value is not None:
-                self._loss.flag(finding.value)
+    def note_spike(self) -> None:
+        """Remember that the step that was judged last stood out by its spikes alone."""
+        for base, value in self._out:
+            base.flag(value)
+        self._out = []
 
     def reset(self) -> None:
         """Forget what was normal: something else is, from here on."""

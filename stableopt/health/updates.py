@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from stableopt.functional import dense_values, tensor_norms
-from stableopt.runtime.state_copy import positions
+from stableopt.functional import tensor_norms
+from stableopt.inner import requires_closure
+from stableopt.runtime.state_copy import parameter_at, positions
 from stableopt.types import Finding, Scope
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 MOST = 1 << 16
 """Elements of a weight that are looked at."""
+
+SHARE = 0.9
+"""Of the elements with a gradient: if so many do not move, the weight does not."""
 
 STILL = 3
 """Looks in a row at which a weight has not moved, after which it is told."""
@@ -50,6 +54,7 @@ class _Look:
     old: Tensor
     unit: float
     first: int
+    slope: Tensor
     asked: list[float | Tensor]
 
 
@@ -59,8 +64,8 @@ class UpdateWatch:
     The update-to-weight ratio ‖ΔW‖ / ‖W‖ is about 1e-3 in healthy training. Two things that it
     can be are told, and nothing is done about them unless somebody asks:
 
-    - a weight has not moved by a bit at three looks in a row, though it has a gradient and a
-      learning rate: the learning rate is stuck, or too small for the dtype;
+    - at three looks in a row nine in ten elements of a weight that have a gradient have not moved
+      by a bit, though there is a learning rate: it is stuck, or too small for the dtype;
     - an update was longer than the weight itself (or than one that keeps the size of its inputs,
       if that is longer), and eight times as long as any that was seen of it.
 
@@ -77,40 +82,43 @@ class UpdateWatch:
         self._courses: dict[Position, _Course] = {}
         self._look: _Look | None = None
         self._calls = 0
+        # What searches along a line stands still where it has arrived.
+        self._looks = not requires_closure(optimizer)
 
     @torch.no_grad()
     def before(self) -> None:
         """Copy a part of the weight whose turn it is; the inner update comes next."""
         self._look, self._calls = None, self._calls + 1
-        if not self._waiting:
+        if not self._waiting and self._looks:
             known = positions(self._optimizer)
             self._waiting = [place for place, weight in known.items() if weight.dim() > 1][::-1]
         if not self._waiting:
             return
         place = self._waiting.pop()
-        weight = self._weight(place)
-        if weight.grad is None or not _is_plain(weight):
+        weight = parameter_at(self._optimizer, place)
+        if weight is None or weight.grad is None or not _is_plain(weight, weight.grad):
             return
         looks = self._courses.setdefault(place, _Course(since=self._calls)).looks
         first = MOST * (looks % max(1, weight.numel() // MOST))
         part = weight.detach().reshape(-1)[first : first + MOST]
-        (slope,) = tensor_norms([dense_values(weight.grad)])
+        slope = weight.grad.detach().reshape(-1)[first : first + MOST] != 0
         rate = self._optimizer.param_groups[place.group].get("lr", math.nan)
         unit = math.sqrt(part.numel() / weight[0].numel())
-        self._look = _Look(place, part.clone(), unit, first, [slope, rate])
+        self._look = _Look(place, part.clone(), unit, first, slope, [rate])
 
     @torch.no_grad()
     def after(self) -> None:
         """Measure how far it was moved."""
         if self._look is None:
             return
-        weight = self._weight(self._look.place).detach()
-        part = weight.reshape(-1)[self._look.first : self._look.first + MOST]
-        self._look.asked += tensor_norms([part - self._look.old, self._look.old])
-
-    def _weight(self, place: Position) -> Tensor:
-        weight: Tensor = self._optimizer.param_groups[place.group]["params"][place.place]
-        return weight
+        look = self._look
+        weight = parameter_at(self._optimizer, look.place)
+        part = None if weight is None else weight.detach().reshape(-1)[look.first :][:MOST]
+        if part is None or part.shape != look.old.shape:
+            self._look = None
+            return
+        sloped, still = look.slope.sum(), (look.slope & (part == look.old)).sum()
+        look.asked += [sloped, still, *tensor_norms([part - look.old, look.old])]
 
     def start(self) -> list[float | Tensor]:
         """Return the numbers that :meth:`findings` needs read."""
@@ -126,14 +134,14 @@ class UpdateWatch:
             names: Returns those of the parameters.
         """
         look, self._look = self._look, None
-        if look is None or len(numbers) < 4:
+        if look is None or len(numbers) < 5:
             return ()
-        slope, rate, moved, size = numbers
+        rate, sloped, unmoved, moved, size = numbers
         course = self._courses[look.place]
         course.looks += 1
         if not all(map(math.isfinite, (moved, size))) or size == 0:
             return ()
-        still = moved == 0 and slope > 0 and rate > 0
+        still = rate > 0 and sloped > 0 and unmoved >= SHARE * sloped
         course.still = course.still + 1 if still else 0
         if course.still == 0:
             course.since = self._calls
@@ -159,6 +167,11 @@ class UpdateWatch:
             ),
         )
 
+    def forget(self) -> None:
+        """Begin anew: other weights may stand in the same places."""
+        self._look, self._waiting = None, []
+        self._courses.clear()
+
     def restart(self) -> None:
         """Forget a look that was not judged: the weights have gone back."""
         self._look = None
@@ -168,17 +181,19 @@ class UpdateWatch:
         return {**self.__dict__, "_look": None}
 
 
-def _is_plain(weight: Tensor) -> bool:
+def _is_plain(weight: Tensor, gradient: Tensor) -> bool:
     plain = type(weight) in (torch.Tensor, torch.nn.Parameter)
-    return plain and weight.numel() > 0 and weight.is_contiguous() and not weight.is_complex()
+    dense = gradient.layout is torch.strided and weight.is_contiguous()
+    return plain and dense and weight.numel() > 0 and not weight.is_complex()
 
 
 def _stalled(name: str, count: int, rate: float) -> Finding:
     return Finding(
         kind="stalled_weight",
         message=(
-            f"{name} has not moved by a bit for some {count} steps, though it has a gradient: its "
-            f"learning rate ({rate:.3g}) is too small for its values"
+            f"nine in ten elements of {name} have not moved by a bit for some {count} steps, "
+            f"though they have a gradient: its learning rate ({rate:.3g}) is too small for its "
+            "values, or for their dtype"
         ),
         scope=Scope.NOTICE,
         where=(name,),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class StateCopy:
         self._state: dict[Any, Any] = {}
         self._groups: list[dict[str, Any]] = []
         self._reserved: dict[Any, Any] = {}
-        self._shape: list[int] = []
+        self._shape: _Shape = []
         self.tensors: list[Tensor] = []
 
     @torch.no_grad()
@@ -115,7 +115,7 @@ class StateCopy:
         self._reserved = {k: v for k, v in missing.items() if k not in self._state}
 
     def fits(self, optimizer: Optimizer) -> bool:
-        """Tell whether ``optimizer`` still has as many parameters as when it was copied."""
+        """Tell whether ``optimizer`` still has the parameters that were copied, in their shapes."""
         return self._shape == _shape(optimizer)
 
     @property
@@ -134,8 +134,24 @@ def positions(optimizer: Optimizer) -> dict[Position, Tensor]:
     }
 
 
-def _shape(optimizer: Optimizer) -> list[int]:
-    return [len(group["params"]) for group in optimizer.param_groups]
+def parameter_at(optimizer: Optimizer, place: Position) -> Tensor | None:
+    """Return the parameter that stands there now; ``None`` if none does."""
+    groups = optimizer.param_groups
+    if place.group >= len(groups) or place.place >= len(groups[place.group]["params"]):
+        return None
+    found: Tensor = groups[place.group]["params"][place.place]
+    return None if is_lazy(found) else found
+
+
+_Shape: TypeAlias = "list[list[tuple[int, torch.Size | None]]]"
+
+
+def _shape(optimizer: Optimizer) -> _Shape:
+    """Return what a copy is bound to: which parameters there are, and how large they are."""
+    return [
+        [(id(p), None if is_lazy(p) else p.shape) for p in group["params"]]
+        for group in optimizer.param_groups
+    ]
 
 
 def state_bytes(optimizer: Optimizer) -> int:

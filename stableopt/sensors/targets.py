@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 HEADS = ("head", "classifier", "logits", "embed_out")
 """What the names of output layers have in them."""
 
+POSITIONS = ("wpe", "position", "pos_emb", "posemb")
+"""What the names of learned positions have in them: neighbours are alike in a healthy run."""
+
 
 class Targets:
     """The weights that can be measured, by name.
@@ -36,7 +39,7 @@ class Targets:
         heads: Patterns of the names of output layers; ``None`` for those that look like one.
 
     Attributes:
-        heads: The names of output layers, as of the last :meth:`weights`.
+        heads: The names of output layers and of learned positions, as of the last :meth:`weights`.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class Targets:
         return {name: p.detach() for name, p in found.items() if _has_spectrum(p)}
 
     def _find_heads(self) -> frozenset[str]:
-        """Return the names of output layers."""
+        """Return the names of output layers, and of tables of positions."""
         if self._heads is not None:
             patterns = self._heads
             return frozenset(n for n in self._names if any(fnmatchcase(n, p) for p in patterns))
@@ -93,7 +96,9 @@ class Targets:
         return frozenset(
             name
             for name, (g, i) in self._names.items()
-            if looks_like_head(name) or any(groups[g]["params"][i] is w for w in outputs)
+            if looks_like_head(name)
+            or any(part in name.lower() for part in POSITIONS)
+            or any(groups[g]["params"][i] is w for w in outputs)
         )
 
 

@@ -25,10 +25,11 @@ def encode(record: Mapping[str, Any], indent: int | None = None) -> str:
         >>> encode({"loss": float("nan"), "note": "x" * 300})
         '{"loss": "NaN", "note": "<redacted: 300 characters>"}'
     """
-    return json.dumps(_plain(record), indent=indent, allow_nan=False, ensure_ascii=False)
+    return json.dumps(plain(record), indent=indent, allow_nan=False, ensure_ascii=False)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return ``value`` as JSON can hold it, see :func:`encode`."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -37,11 +38,11 @@ def _plain(value: Any) -> Any:
         return float(value) if math.isfinite(value) else _spelled(value)
     if isinstance(value, Mapping):
         return {
-            _short(str(k)): _clean(v) if k in _OURS and isinstance(v, str) else _plain(v)
+            _short(str(k)): _clean(v) if k in _OURS and isinstance(v, str) else plain(v)
             for k, v in value.items()
         }
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return _short(str(value))
 
 

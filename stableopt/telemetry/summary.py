@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from stableopt.telemetry.encode import plain
 from stableopt.types import Action
 from stableopt.version import __version__
 
@@ -46,7 +47,7 @@ def summarize(
         "baseline_resets": ledger.count(Action.TAKE),
         "back_offs": ledger.back_offs,
         "stops": stops,
-        "last_loss": ledger.last_loss,
+        "last_loss": plain(ledger.last_loss),
         **setup,
         "telemetry": None if telemetry is None else telemetry.losses(),
         "versions": {
@@ -55,5 +56,5 @@ def summarize(
             "python": platform.python_version(),
         },
         # The whole ledger is in the event file; here it would make every rewrite slower.
-        "ledger": [event.to_dict() for event in ledger.entries[-NEWEST:]],
+        "ledger": [plain(event.to_dict()) for event in ledger.entries[-NEWEST:]],
     }

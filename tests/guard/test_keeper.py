@@ -334,6 +334,49 @@ class TestSafety:
         assert "not what it was" not in caplog.text
         assert opt.optimizer.state[model[0].weight]["of"] is model[0].bias
 
+    @pytest.mark.parametrize("how", ["another", "larger", "fewer"])
+    def test_parameters_that_are_replaced_begin_anew(self, how):
+        """What was copied of the old one is never written into the new one."""
+        torch.manual_seed(0)
+        body, head = torch.nn.Linear(64, 64), torch.nn.Linear(64, 4)
+        groups = [{"params": body.parameters()}, {"params": head.parameters()}]
+        opt = StableOptimizer(torch.optim.AdamW(groups), sensors=(), guard=Guard(every=4))
+
+        def steps(count):
+            for _ in range(count):
+                opt.zero_grad()
+                (head(body(torch.randn(8, 64))) - 1).pow(2).mean().backward()
+                opt.step()
+
+        steps(30)
+        old = head.weight.detach().clone()
+        for parameter in head.parameters():
+            del opt.optimizer.state[parameter]
+        head = torch.nn.Linear(64, 9 if how == "larger" else 4)
+        if how == "fewer":
+            opt.param_groups.pop()
+        else:
+            opt.param_groups[1]["params"] = list(head.parameters())
+        steps(1)
+        new = head.weight.detach().clone()
+        corrupt_weight(opt, math.nan, name="0.0")
+        steps(25)
+        assert opt.summary()["rollbacks"] == 1
+        assert torch.isfinite(body.weight).all()
+        if how != "larger":
+            weight = head.weight.detach()
+            assert float((weight - new).norm()) < float((weight - old).norm())
+        assert opt.summary()["integrity"] == "OK"
+
+    def test_snapshots_that_were_all_damaged_are_told_with_the_end(self):
+        model, opt = start(every=2, confirm=2, slots=3)
+        train(model, opt, steps=12)
+        for snapshot in opt._loop.guardian._keeper._snapshots:
+            flip_bit(snapshot._state._params[0], 5, index=3)
+        corrupt_weight(opt, math.nan)
+        with pytest.raises(DivergenceError, match="3 snapshots were found damaged and given up"):
+            train(model, opt, first=12)
+
     def test_a_stop_leaves_the_newest_verified_weights(self):
         model, opt = start(every=2, confirm=2, max_rollbacks=0)
         train(model, opt, steps=8)

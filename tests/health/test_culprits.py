@@ -133,12 +133,26 @@ class TestGroups:
         (finding,) = run.opt.verdict.findings
         assert "group" not in finding.message
 
-    def test_of_many_groups_only_the_global_norm_is_judged(self):
-        run = Groups(MOST_GROUPS + 1)
+    def test_of_many_groups_neighbours_are_judged_together(self):
+        run = Groups(2 * MOST_GROUPS + 1)
+        assert len(run.step()._loop.optimizer.param_groups) == 2 * MOST_GROUPS + 1
         for _ in range(60):
             run.step()
-        run.step(400.0)
-        assert not run.opt.ledger
+        assert run.step(4000.0).verdict.action is Action.SKIP
+        assert "the gradient norm of group 3 is" in run.opt.verdict.reason
+        named = {name.split(".")[0] for f in run.opt.verdict.findings for name in f.where}
+        assert len(named) > MOST_GROUPS // 2
+
+    def test_a_task_that_comes_now_and_then_is_trained(self):
+        """Its gradients are large and rare: twice they are spikes, then a tail of the data."""
+        run = Groups()
+        taken = 0
+        for step in range(400):
+            rare = step > 60 and step % 20 == 0
+            run.step(3000.0 if rare else 1.0)
+            taken += rare and run.opt.verdict.action is Action.TAKE
+        assert run.opt.summary()["skips"] == 2
+        assert taken == 14
 
     def test_not_looking(self):
         run = Groups(gradient_spike=None)

@@ -100,7 +100,7 @@ class TestGradient:
         for _ in range(6):
             found = detector.judge(seen(norm=1000.0))
             assert found != ()
-            detector.note_spike(found)
+            detector.note_spike()
             detector.learn(seen(norm=1.0))
 
     def test_in_warm_up_a_hundredfold_norm_is_one(self):

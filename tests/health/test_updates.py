@@ -59,6 +59,22 @@ class TestStalled:
         run = Run(lr=1e-6, make=torch.optim.SGD, dtype=torch.bfloat16)
         assert sorted(run.steps(12)) == STALLED
 
+    def test_an_embedding_of_which_little_is_used_is_not_still(self):
+        """Most of its rows have no gradient: of those that have one all move."""
+        table = nn.Embedding(MOST // 4, 16)
+        opt = StableOptimizer(torch.optim.Adam(table.parameters()), sensors=())
+        for step in range(60):
+            opt.zero_grad()
+            table(torch.arange(40) + step % 3).sub(1).pow(2).mean().backward()
+            opt.step()
+        assert not opt.ledger
+
+    def test_what_is_mostly_rounded_away_is_still(self):
+        run = Run(lr=1e-5, dtype=torch.bfloat16, width=64)
+        assert {kind for kind, _ in run.steps(60)} == {"stalled_weight"}
+        quiet = Run(lr=1e-5, width=64)
+        assert quiet.steps(60) == []
+
     @pytest.mark.parametrize(
         "still", [{"lr": 0.0}, {"frozen": True}, {"zero": True}], ids=["lr", "frozen", "zero"]
     )
@@ -74,7 +90,7 @@ class TestStalled:
 
     def test_stopping_instead(self):
         run = Run(lr=1e-20, responses={"stalled_weight": "stop"})
-        with pytest.raises(DivergenceError, match="has not moved by a bit"):
+        with pytest.raises(DivergenceError, match="have not moved by a bit"):
             run.steps(12)
 
 

@@ -34,8 +34,8 @@ JUDGEMENT_MUTANTS = {
     ),
     "a spike that is only warned of is the new normal": Mutant(
         "stableopt.guardian",
-        "        if spikes:\n            self._judge.spikes.note_spike(spikes)",
-        "        if False:\n            self._judge.spikes.note_spike(spikes)",
+        "        if spikes:\n            self._judge.spikes.note_spike()",
+        "        if False:\n            self._judge.spikes.note_spike()",
         (f"{CAUSES}::TestSpikes::test_a_warning_takes_the_step_and_teaches_nothing",),
     ),
     "a rule that runs out of skips resets baselines": Mutant(
@@ -226,8 +226,8 @@ JUDGEMENT_MUTANTS = {
     ),
     "zero gradients stall a weight": Mutant(
         "stableopt.health.updates",
-        "moved == 0 and slope > 0 and rate > 0",
-        "moved == 0",
+        "rate > 0 and sloped > 0 and unmoved",
+        "unmoved",
         ("tests/health/test_updates.py::TestStalled",),
     ),
     "updates may be of any length": Mutant(
