@@ -282,9 +282,10 @@ class SpikeDetector:
 
 
 def _spike(subject: str, value: float, usual: float, score: float) -> Finding:
+    how = f"robust z {score:.3g}" if math.isfinite(score) else "a hundredfold of all before it"
     return Finding(
         kind=f"{subject.split()[0]}_spike",
-        message=f"the {subject} is {value:.4g} where {usual:.4g} is usual (robust z {score:.3g})",
+        message=f"the {subject} is {value:.4g} where {usual:.4g} is usual ({how})",
         scope=Scope.SPIKE,
         value=value,
     )

@@ -65,7 +65,8 @@ class UpdateWatch:
     can be are told, and nothing is done about them unless somebody asks:
 
     - at three looks in a row nine in ten elements of a weight that have a gradient have not moved
-      by a bit, though there is a learning rate: it is stuck, or too small for the dtype;
+      by a bit, though there is a learning rate: it is stuck, or too small for the dtype. Of many
+      such weights the first is told, until one that is looked at moves;
     - an update was longer than the weight itself (or than one that keeps the size of its inputs,
       if that is longer), and eight times as long as any that was seen of it.
 
@@ -82,6 +83,7 @@ class UpdateWatch:
         self._courses: dict[Position, _Course] = {}
         self._look: _Look | None = None
         self._calls = 0
+        self._told = False
         # What searches along a line stands still where it has arrived.
         self._looks = not requires_closure(optimizer)
 
@@ -145,8 +147,9 @@ class UpdateWatch:
         course.still = course.still + 1 if still else 0
         if course.still == 0:
             course.since = self._calls
-        if course.still == STILL:
-            count = self._calls - course.since
+            self._told = False
+        if course.still == STILL and not self._told:
+            self._told, count = True, self._calls - course.since
             return (_stalled(names()[look.place], count, rate),)
         ratio, usual = moved / max(size, look.unit), course.largest
         course.largest = max(usual, ratio)

@@ -35,7 +35,7 @@ class Run:
         return [(f.kind, f.where) for event in self.opt.ledger for f in event.findings]
 
 
-STALLED = [("stalled_weight", ("0.weight",)), ("stalled_weight", ("2.weight",))]
+STALLED = [("stalled_weight", ("0.weight",))]
 
 
 class TestStalled:
@@ -43,21 +43,21 @@ class TestStalled:
         run = Run()
         assert run.steps(50) == []
         run.group["lr"] = 1e-20
-        assert sorted(run.steps(9)) == STALLED
+        assert run.steps(9) == STALLED
         assert {event.action for event in run.opt.ledger} == {Action.TAKE}
         assert not any(event.intervened for event in run.opt.ledger)
         assert "its learning rate (1e-20) is too small" in run.opt.ledger[0].reason
         run.steps(50)
-        assert len(run.opt.ledger) == 2  # told once
+        assert len(run.opt.ledger) == 1  # told once
         run.group["lr"] = 1e-3
         run.steps(10)
         run.group["lr"] = 1e-20
         run.steps(10)
-        assert len(run.opt.ledger) == 4  # and again
+        assert len(run.opt.ledger) == 2  # and again
 
     def test_bfloat16_that_rounds_every_update_away(self):
         run = Run(lr=1e-6, make=torch.optim.SGD, dtype=torch.bfloat16)
-        assert sorted(run.steps(12)) == STALLED
+        assert run.steps(12) == STALLED
 
     def test_an_embedding_of_which_little_is_used_is_not_still(self):
         """Most of its rows have no gradient: of those that have one all move."""
