@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.workload import make_model
 from stableopt import ClipGradNorm, StableOptimizer, presets
+from stableopt.compiled import CompiledUpdate
 from stableopt.functional import assr_condition_number, assr_fiedler
 from stableopt.sensors import Sensors
 
@@ -158,6 +159,22 @@ def _robust(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
     return _learner_of(model, StableOptimizer(optimizer, model=model, **presets.robust()))
 
 
+def _compiled(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
+    bare = _uncompiled(optimizer)
+    update = CompiledUpdate(bare, {})
+    return Learner(model=model, optimizer=bare, update=lambda loss: update())
+
+
+def _stable_compiled(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
+    return _learner_of(model, StableOptimizer(_uncompiled(optimizer), compile=True))
+
+
+def _uncompiled(optimizer: Optimizer) -> torch.optim.AdamW:
+    """Return the same AdamW without kernels of its own, for the compiler to make some."""
+    options = {key: optimizer.defaults[key] for key in ("lr", "betas", "eps", "weight_decay")}
+    return torch.optim.AdamW(optimizer.param_groups[0]["params"], **options)
+
+
 def _stable_telemetry(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
     stable = StableOptimizer(optimizer, telemetry=directory)
     learner = _learner_of(model, stable)
@@ -218,6 +235,10 @@ VARIANTS = {
     "stable+clip": Variant(label="`StableOptimizer` + `ClipGradNorm`", build=_stable_clipped),
     "robust": Variant(
         label="`StableOptimizer(AdamW, **presets.robust())`: it clips as well", build=_robust
+    ),
+    "adamw-compiled": Variant(label="AdamW, its update compiled", build=_compiled),
+    "stable-compiled": Variant(
+        label="`StableOptimizer(AdamW, compile=True)`", build=_stable_compiled
     ),
     "stable+telemetry": Variant(
         label="`StableOptimizer` + telemetry and `observe(loss=)`", build=_stable_telemetry
