@@ -41,7 +41,7 @@ def test_the_digest_counts_what_was_told():
     assert "10,000 healthy steps of 1 models" in text
     assert "**1 interventions**" in text
     assert "| `risk_warning` | 3 | 3.0 |" in text
-    assert "`loss_spike`" in text.split("Told")[0]
+    assert "`loss_spike`" in text.split("95% confidence")[0]
     assert "at most 1.2% from a tenth of a run to its end, 0 files" in text
     assert "below 3.0 in 10,000" in text
 
