@@ -17,7 +17,7 @@ COMPILED_MUTANTS = {
     "the learning rate stays a tensor": Mutant(
         "stableopt.compiled",
         'group["lr"] = lr\n',
-        "pass",
+        "pass\n",
         (f"{UPDATE}::test_one_graph_and_no_recompilation",),
     ),
     "optimizers share a limit": Mutant(
