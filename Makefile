@@ -15,7 +15,7 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt
 	$(PIP) -e '.[$*]'
 	@touch $@
 
-demo: $(VENV)/.installed-all ## train a small GPT, inject a fault, watch it survive (ARGS=...)
+demo: $(VENV)/.installed-cli,report ## train a small GPT, inject a fault, watch it survive (ARGS=...)
 	$(BIN)/stableopt demo $(ARGS)
 
 test: $(VENV)/.installed-test ## run the tests on two cores (ARGS=...)
