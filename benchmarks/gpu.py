@@ -25,7 +25,7 @@ import torch
 from benchmarks.command import results_directory, silent
 from benchmarks.environment import ROOT, describe_environment
 from benchmarks.gpu_report import render
-from stableopt import StableOptimizer
+from stableopt import Guard, StableOptimizer
 from stableopt.demo.model import GPT, ModelOptions
 
 if TYPE_CHECKING:
@@ -134,9 +134,15 @@ WAYS: dict[str, Callable[[Loop], Callable[[], Any]]] = {
     "bare, fused": lambda loop: loop.inner(fused=True).step,
     "guard, fused": lambda loop: loop.wrap(loop.inner(fused=True), sensors=()).step,
     "guard and sensors, fused": lambda loop: loop.wrap(loop.inner(fused=True)).step,
+    "guard and sensors, fused, sync=lagged": lambda loop: (
+        loop.wrap(loop.inner(fused=True), guard=Guard(sync="lagged")).step
+    ),
     "bare, compiled": _bare_compiled,
     "guard and sensors, compile=True": lambda loop: (
         loop.wrap(loop.inner(fused=False), compile=True).step
+    ),
+    "guard and sensors, compile=True, sync=lagged": lambda loop: (
+        loop.wrap(loop.inner(fused=False), compile=True, guard=Guard(sync="lagged")).step
     ),
     "guard and sensors, torch.compile(step)": _traced,
 }

@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 logger = logging.getLogger("stableopt")
+
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+"""Modes of ``torch.compile`` that record CUDA graphs."""
 
 MOST_KINDS = 4
 """Different options of the groups, the learning rate aside, that are worth a graph each."""
@@ -36,14 +40,21 @@ class CompiledUpdate:
     Args:
         optimizer: The inner optimizer.
         options: For ``torch.compile``.
+        take: What takes the step in its place, inside of the graph; ``None`` for its own.
 
     Attributes:
         reason: Why nothing is compiled; empty while it is.
     """
 
-    def __init__(self, optimizer: Optimizer, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        options: Mapping[str, Any],
+        take: Callable[[], Any] | None = None,
+    ) -> None:
         self._optimizer = optimizer
         self._options = dict(options)
+        self._take = take
         self._rates: list[Tensor] = []
         self._kinds: set[tuple[Any, ...]] = set()
         self._step: Callable[[Optimizer], Any] | None = None
@@ -61,6 +72,11 @@ class CompiledUpdate:
         with self._rates_in_tensors():
             return self._step(self._optimizer)
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether the graph leaves the step out where it has to."""
+        return self._take is not None and not self.reason
+
     def _obstacle(self) -> str:
         if any(group.get("fused") for group in self._optimizer.param_groups):
             return "its fused kernels are compiled already"
@@ -74,18 +90,21 @@ class CompiledUpdate:
 
     def _compile(self) -> Callable[[Optimizer], Any]:
         """Return the step with its hooks; it is traced when it is first called."""
-        optimizer, step = self._optimizer, inspect.unwrap(type(self._optimizer).step)
+        optimizer = self._optimizer
+        step = partial(inspect.unwrap(type(optimizer).step), optimizer)
+        take = self._take or step
 
         def update() -> Any:
             with torch.no_grad():
-                return step(optimizer)
+                return take()
 
         def compiled(optimizer: Optimizer) -> Any:
             try:
                 return traced()
             except torch._dynamo.exc.TorchDynamoException as error:
                 self._give_up(" ".join(str(error).split("\n")[:2]).strip())
-            return update()
+            with torch.no_grad():
+                return step()
 
         update.__code__ = update.__code__.replace(co_name=f"update_{type(optimizer).__name__}")
         traced: Callable[[], Any] = torch.compile(
@@ -104,7 +123,7 @@ class CompiledUpdate:
     def _rates_in_tensors(self) -> Iterator[None]:
         groups = self._optimizer.param_groups
         while len(self._rates) < len(groups):
-            self._rates.append(torch.zeros((), dtype=torch.float64))
+            self._rates.append(torch.zeros((), dtype=torch.float64, device=self._device()))
         given = [(group.get("lr"), group.get("foreach")) for group in groups]
         try:
             for group, rate, (lr, foreach) in zip(groups, self._rates, given, strict=False):
@@ -120,12 +139,19 @@ class CompiledUpdate:
                     if foreach:
                         group["foreach"] = foreach
 
+    def _device(self) -> torch.device:
+        """Return where the learning rates lie: a CUDA graph takes nothing from the host."""
+        places = {p.device for group in self._optimizer.param_groups for p in group["params"]}
+        graphs = self._options.get("mode") in CUDA_GRAPHS
+        on_gpu = [place for place in places if place.type == "cuda"]
+        return on_gpu[0] if graphs and on_gpu else torch.device("cpu")
+
     def __getstate__(self) -> dict[str, Any]:
         """Give copies and pickles what a graph of their own is made from."""
-        return {"optimizer": self._optimizer, "options": self._options}
+        return {"optimizer": self._optimizer, "options": self._options, "take": self._take}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["optimizer"], state["options"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
 
 def _kind_of(optimizer: Optimizer) -> tuple[Any, ...]:

@@ -187,12 +187,30 @@ class Guardian:
         self._manual = None
         if verdict.action is Action.TAKE:
             self._settle_taken(verdict, observation, step)
-        elif verdict.rollback is None:
-            self._settle_skipped(verdict)
+        elif verdict.rollback is None and _is_spike(verdict):
+            self._judge.spikes.note_spike()
+
+    def keep_buffers(self, verdict: Verdict) -> None:
+        """Remember the buffers of a step that was taken, or put them back if it was left out."""
+        if self._buffers is None or verdict.rollback is not None:
+            return
+        if verdict.action is Action.TAKE:
+            self._buffers.refresh()
+        else:
+            self._buffers.restore()
+
+    def keep_buffers_if(self, sound: Tensor) -> None:
+        """The same for a step whose fate is known on the device alone."""
+        if self._buffers is not None:
+            self._buffers.refresh_if(sound)
+
+    def keep_buffers_late(self, verdict: Verdict) -> None:
+        """The same when the next forward pass may have run: what it has spoilt is not taken."""
+        taken = verdict.action is Action.TAKE
+        if self._buffers is not None and not (taken and self._buffers.spoilt()):
+            self.keep_buffers(verdict)
 
     def _settle_taken(self, verdict: Verdict, observation: Observation, step: int) -> None:
-        if self._buffers is not None:
-            self._buffers.refresh()
         if verdict.baseline_reset:
             self._judge.spikes.reset()
             return
@@ -209,12 +227,6 @@ class Guardian:
         self._suspect = bool(found)
         if self._untold and self._keeper.taken > 1:
             self._tell_untracked()
-
-    def _settle_skipped(self, verdict: Verdict) -> None:
-        if self._buffers is not None:
-            self._buffers.restore()
-        if all(finding.scope is Scope.SPIKE for finding in verdict.findings):
-            self._judge.spikes.note_spike()
 
     def _endangered(self) -> bool:
         """Tell whether sensors or rules see a danger that this guard acts upon."""
@@ -253,6 +265,7 @@ class Guardian:
             forgotten.append("scheduler")
         if self._scaled and not self.tracked.scalers:
             forgotten.append("scaler")
+        forgotten = [name for name in forgotten if name not in self.tracked.declined]
         if forgotten:
             names = ", ".join(f"{name}={name}" for name in forgotten)
             logger.warning(
@@ -330,6 +343,10 @@ class Guardian:
             "tracked": list(self.tracked.names),
             "snapshots": self._keeper.summary(),
         }
+
+
+def _is_spike(verdict: Verdict) -> bool:
+    return all(finding.scope is Scope.SPIKE for finding in verdict.findings)
 
 
 def _with(verdict: Verdict, rollback: Rollback, left_behind: tuple[str, ...]) -> Verdict:

@@ -6,6 +6,7 @@ import inspect
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -52,6 +53,31 @@ class Replay:
     def _fingerprint(self) -> list[tuple[int, int, int]]:
         params = (p for group in self._optimizer.param_groups for p in group["params"])
         return [(p._version, id(p.grad), -1 if p.grad is None else p.grad._version) for p in params]
+
+
+def obeys_found_inf(optimizer: Optimizer) -> bool:
+    """Tell whether the kernels of ``optimizer`` leave a step out by themselves if told to."""
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    return fused and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+@contextmanager
+def found_inf(optimizer: Optimizer, found: Tensor) -> Iterator[None]:
+    """Have the next step do nothing if ``found`` holds; the host does not learn of it.
+
+    It is what a gradient scaler tells to fused kernels, which do not move weights, moments or step
+    counters then.
+
+    Args:
+        optimizer: One that :func:`obeys_found_inf`.
+        found: A 0-dim bool tensor.
+    """
+    told: Any = optimizer
+    told.grad_scale, told.found_inf = None, found.to(torch.float32)
+    try:
+        yield
+    finally:
+        del told.grad_scale, told.found_inf
 
 
 class OptionWatch:

@@ -186,7 +186,7 @@ class StableOptimizer(Optimizer):
         Cost:
             No host synchronisation here; the loss joins that of the step.
         """
-        self._loop.settle()
+        self._loop.settle(lagged=False)
         loss = self._loop.signals.add(signals)
         if loss is not None:
             self._loop.traced.hear(loss)
@@ -201,7 +201,8 @@ class StableOptimizer(Optimizer):
         a pickle of the optimizer tracks nothing.
 
         Args:
-            **items: Objects by name; ``None`` ends the tracking of a name. What is called
+            **items: Objects by name; ``None`` ends the tracking of a name, and says of a
+                scheduler or a scaler that it is meant to stay as it is. What is called
                 ``dataloader`` or ``generators`` goes back in the first rollback of an
                 episode alone, so that a batch that fails twice is passed by.
 
@@ -342,7 +343,7 @@ class StableOptimizer(Optimizer):
         if torch.compiler.is_compiling():
             self.optimizer.zero_grad(set_to_none=set_to_none)
             return
-        self._loop.settle()
+        self._loop.settle(lagged=False)
         self.optimizer.zero_grad(set_to_none=set_to_none)
         self._loop.signals.end_batch()
 
@@ -359,7 +360,7 @@ class StableOptimizer(Optimizer):
         bare = {key: value for key, value in param_group.items() if key != "transforms"}
         self.optimizer.add_param_group(bare)
         try:
-            self._loop.transforming.add(transforms, len(self.param_groups) - 1)
+            self._loop.add_transforms(transforms, len(self.param_groups) - 1)
         except BaseException:
             self.param_groups.pop()
             raise
@@ -434,6 +435,7 @@ class StableOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Give copies and pickles everything but the writers."""
+        self._loop.settle()
         return {"optimizer": self.optimizer, "loop": self._loop}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from stableopt.lagged import too_late
 from stableopt.runtime.scalars import read_scalars
 from stableopt.sensing import Sensed
 from stableopt.types import Action, Finding, Observation, Verdict
@@ -49,7 +50,8 @@ class Settlement:
         skipped = counts.calls - counts.taken - counts.vetoed
         for _ in range(counts.vetoed):
             reason = "the gradients of a compiled step may be those of weights that have gone back"
-            loop.finish(Verdict(action=Action.SKIP, reason=reason), Observation(), Sensed())
+            veto = Verdict(action=Action.SKIP, reason=reason)
+            loop.finish(veto, Observation(), Sensed(), buffers=guardian.keep_buffers_late)
         for _ in range(skipped - counts.row):
             self._skip(guardian)
         for _ in range(counts.taken - 1):
@@ -83,8 +85,7 @@ class Settlement:
             unjudged, numbers[len(told) :], steps, sensed.risen, suspect=suspect
         )
         if verdict.action is Action.SKIP:
-            reason = f"{verdict.reason}: too late, the step was compiled and is taken"
-            verdict = replace(verdict, action=Action.TAKE, reason=reason)
+            verdict = too_late(verdict)
         self._finish(guardian, verdict, observation, sensed)
 
     def _skip(self, guardian: Guardian) -> bool:
@@ -97,7 +98,7 @@ class Settlement:
         self, guardian: Guardian, verdict: Verdict, observation: Observation, sensed: Sensed
     ) -> bool:
         guardian.begin(self._loop.ledger.steps + (verdict.action is Action.TAKE))
-        self._loop.finish(verdict, observation, sensed)
+        self._loop.finish(verdict, observation, sensed, buffers=guardian.keep_buffers_late)
         went_back = self._loop.verdict is not None and self._loop.verdict.rollback is not None
         if went_back:
             self._loop.traced.veto()

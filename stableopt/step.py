@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,13 @@ from stableopt.health.gradients import measure_gradients
 from stableopt.health.signals import Signals, loss_of, summarize_signals
 from stableopt.health.stability import COOLDOWN, Stability
 from stableopt.inner import Replay, is_priming, learning_rates, requires_closure
+from stableopt.lagged import LaggedStep
 from stableopt.runtime.scalars import read_scalars
 from stableopt.runtime.state_copy import StateCopy
 from stableopt.sensing import Sensed, Sensing
 from stableopt.settlement import Settlement
 from stableopt.telemetry.ledger import Ledger
+from stableopt.telemetry.setup import hyperparameters
 from stableopt.telemetry.summary import summarize
 from stableopt.traced import TracedStep
 from stableopt.transforming import Transforming
@@ -73,9 +75,7 @@ class StepLoop:
     ) -> None:
         self.optimizer = optimizer
         self._requires_closure = requires_closure(optimizer)
-        self._update = None
-        if compiles is not None:
-            self._update = CompiledUpdate(optimizer, compiles)
+        self._hyperparameters = hyperparameters(optimizer)
         self.telemetry = telemetry
         self.ledger = Ledger()
         self.signals = Signals()
@@ -93,23 +93,32 @@ class StepLoop:
         self._told_untraced = False
         self._unanswered: tuple[Finding, ...] = ()
         self._before = StateCopy()
+        self.lagged = None
+        if guard is not None and guard.sync == "lagged":
+            self.lagged = LaggedStep(self)
+        self.compiled = None
+        if compiles is not None:
+            take = self.traced if self.lagged and not self.traced.obstacle else None
+            self.compiled = CompiledUpdate(optimizer, compiles, take)
         self.adopt_group_transforms()
         self.traced.look(transforms=bool(self.transforming), guarded=guard is not None)
         if telemetry is not None:
             telemetry.send_summary(self.summary)
+            telemetry.before_exit(self.close)
 
     def __call__(self, closure: Callable[[], Any] | None) -> Any:
         """Run one step; see the module for its order."""
         self.called = True
+        if self.lagged is not None and self.lagged.is_ready():
+            return self.lagged(closure)
         self.settle()
-        loss = self._evaluate(closure)
+        loss = self.evaluate(closure)
         observation, numbers = self._observe(loss)
         told = closure is not None or observation.loss is not None
         if not told and is_priming(self.optimizer, _norm(observation)):
             return self.optimizer.step()
-        sensed = Sensed() if self.sensing is None else self.sensing.join(self.ledger.steps)
-        self.transforming.note(sensed)
-        verdict, result = self._decide(observation, numbers, sensed), None
+        sensed = self.sense()
+        verdict, result = self.decide(observation, numbers, sensed), None
         if verdict.action is Action.TAKE:
             result, late = self._take(closure, loss, observation)
             if late and self.guardian is not None:
@@ -117,12 +126,29 @@ class StepLoop:
         self.finish(verdict, observation, sensed)
         return result if closure is None else loss
 
-    def finish(self, verdict: Verdict, observation: Observation, sensed: Sensed) -> None:
-        """Carry out what is not a step, remember it, and tell it."""
-        verdict = self._settle(verdict, observation)
+    def finish(
+        self,
+        verdict: Verdict,
+        observation: Observation,
+        sensed: Sensed,
+        *,
+        buffers: Callable[[Verdict], None] | bool = True,
+        lr: tuple[float, ...] | None = None,
+    ) -> None:
+        """Carry out what is not a step, remember it, and tell it.
+
+        Args:
+            verdict: What was decided.
+            observation: What was known.
+            sensed: What the sensors had read.
+            buffers: What becomes of the model's buffers, if it is not what usually does; ``False``
+                if that has happened already.
+            lr: The learning rates of the step, if they may have moved since.
+        """
+        verdict = self._settle(verdict, observation, buffers)
         if self.sensing is not None and verdict.action is Action.TAKE:
             self.sensing.launch(self.ledger.steps)
-        self._record(verdict, observation, sensed)
+        self._record(verdict, observation, sensed, lr)
 
     def tell_untraced(self) -> None:
         """Say once why a step that is compiled from outside runs as Python."""
@@ -139,11 +165,18 @@ class StepLoop:
         self.ledger.calls += 1
         self.ledger.steps += 1
 
-    def settle(self) -> None:
-        """Account for steps that were taken inside of compiled code since the last time."""
+    def settle(self, *, lagged: bool = True) -> None:
+        """Account for steps that nobody has judged yet.
+
+        Args:
+            lagged: Whether to wait for what is on its way to the host; steps inside of compiled
+                code are accounted for in any case.
+        """
         counts = self.traced.take_counts()
         if counts is not None:
             Settlement(self).settle(counts)
+        if lagged and self.lagged is not None:
+            self.lagged.settle()
 
     def adopt_group_transforms(self) -> None:
         """Take the transforms out of the parameter groups that bring some, and have them act.
@@ -157,9 +190,19 @@ class StepLoop:
             if "transforms" in group
         ]
         for number, group in bringing:
-            self.transforming.add(group_transforms(group), number)
+            self.add_transforms(group_transforms(group), number)
         for _, group in bringing:
             del group["transforms"]
+
+    def add_transforms(self, transforms: Sequence[Transform], group: int) -> None:
+        """Have transforms act on a parameter group.
+
+        Raises:
+            ConfigError: One of them cannot work.
+        """
+        if self.lagged is not None:
+            self.lagged.check(bool(transforms))
+        self.transforming.add(transforms, group)
 
     def __getstate__(self) -> dict[str, Any]:
         """Give copies and pickles everything but the writers and scratch memory."""
@@ -167,7 +210,8 @@ class StepLoop:
 
     # observe
 
-    def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
+    def evaluate(self, closure: Callable[[], Any] | None) -> Any:
+        """Return what the closure does, its gradients taken; ``None`` without one."""
         if closure is None:
             return None
         try:
@@ -176,6 +220,12 @@ class StepLoop:
         except BaseException:
             self.signals.take()  # they belong to a step that will not be
             raise
+
+    def sense(self) -> Sensed:
+        """Return what the sensors have read since the last step."""
+        sensed = Sensed() if self.sensing is None else self.sensing.join(self.ledger.steps)
+        self.transforming.note(sensed)
+        return sensed
 
     def _observe(self, closure_loss: Any) -> tuple[Observation, list[float]]:
         """Return what is known about the step, and the numbers that the guardian asked for."""
@@ -200,9 +250,8 @@ class StepLoop:
         observation = Observation(loss=loss, gradients=gradients, signals=signals)
         return observation, values[len(losses) :]
 
-    def _decide(
-        self, observation: Observation, numbers: Sequence[float], sensed: Sensed
-    ) -> Verdict:
+    def decide(self, observation: Observation, numbers: Sequence[float], sensed: Sensed) -> Verdict:
+        """Return what is to be done about a step, given the numbers that the guardian asked for."""
         risen = (*self._unanswered, *sensed.risen)
         if self.guardian is None:
             return _unjudged(risen)
@@ -232,7 +281,7 @@ class StepLoop:
         self, closure: Callable[[], Any] | None, loss: Any
     ) -> tuple[Any, tuple[Finding, ...]]:
         if closure is None or not self._requires_closure:
-            return (self._update or self.optimizer.step)(), ()
+            return self.update(), ()
         if self.guardian is None:
             return self.optimizer.step(self._replay(closure, loss)), ()
         self._before.take(self.optimizer)
@@ -242,12 +291,21 @@ class StepLoop:
             self._before.restore(self.optimizer)
             return None, bad.findings
 
+    def update(self) -> Any:
+        """Take a step of the inner optimizer, compiled if that was asked for."""
+        if self.compiled is None:
+            return self.optimizer.step()
+        result = self.compiled()
+        if self.compiled.leaves_out:
+            self.traced.forget()  # what became of it is known otherwise
+        return result
+
     def _replay(self, closure: Callable[[], Any], loss: Any) -> Replay:
         return Replay(self.optimizer, loss, partial(self._evaluate_again, closure))
 
     def _evaluate_again(self, closure: Callable[[], Any]) -> Any:
         """Evaluate the closure at another point, as a line search does, and judge it."""
-        loss = self._evaluate(closure)
+        loss = self.evaluate(closure)
         losses, signals = self.signals.take()
         observation, _ = self._measure(losses or loss_of(loss), signals, ())
         if self.guardian is not None and (findings := self.guardian.nonfinite(observation)):
@@ -255,11 +313,18 @@ class StepLoop:
         self.transforming.change_gradients(observation)
         return loss
 
-    def _settle(self, verdict: Verdict, observation: Observation) -> Verdict:
+    def _settle(
+        self,
+        verdict: Verdict,
+        observation: Observation,
+        buffers: Callable[[Verdict], None] | bool,
+    ) -> Verdict:
         """Carry out what is not a step; return what was done in the end."""
         step = self.ledger.steps
         if self.guardian is not None:
             verdict = self.guardian.go_back(verdict, step)
+            if buffers:
+                (self.guardian.keep_buffers if buffers is True else buffers)(verdict)
             self.guardian.settle(verdict, observation, step)
         self.verdict = verdict
         self.ledger.calls += 1
@@ -270,7 +335,13 @@ class StepLoop:
 
     # record
 
-    def _record(self, verdict: Verdict, observation: Observation, sensed: Sensed) -> None:
+    def _record(
+        self,
+        verdict: Verdict,
+        observation: Observation,
+        sensed: Sensed,
+        lr: tuple[float, ...] | None,
+    ) -> None:
         if verdict.action is Action.TAKE:
             self.ledger.last_loss = observation.loss
         always = bool(sensed.readings) or (self.sensing is not None and self.sensing.bursts)
@@ -291,7 +362,7 @@ class StepLoop:
             lr_scale=self.lr_scale,
             loss=observation.loss,
             grad_norm=_norm(observation),
-            lr=learning_rates(self.optimizer),
+            lr=learning_rates(self.optimizer) if lr is None else lr,
             signals=summarize_signals(observation.signals),
             readings=sensed.readings,
             risk=self.risk,
@@ -374,17 +445,20 @@ class StepLoop:
         guardian = self.guardian
         setup = {
             "optimizer": type(self.optimizer).__name__,
+            "hyperparameters": self._hyperparameters,
             "parameters": sum(p.numel() for g in groups for p in g["params"] if not is_lazy(p)),
             "guard": False if guardian is None else guardian.options.as_config(),
             "transforms": self.transforming.summary(),
             "sensors": False if self.sensing is None else self.sensing.summary(),
-            "compiled": self._update is not None and (self._update.reason or True),
+            "compiled": self.compiled is not None and (self.compiled.reason or True),
             **({} if guardian is None else guardian.summary()),
         }
         return summarize(self.ledger, setup, self.telemetry, status)
 
     def close(self) -> None:
         """Write the last summary and let the writers go; a second call does nothing."""
+        with suppress(DivergenceError):  # it is in the summary
+            self.settle()
         if self.telemetry is not None:
             self.telemetry.close(partial(self.summary, "closed"))
 

@@ -158,9 +158,14 @@ class TracedStep:
         if self.used:
             self._loss.add_(loss)
 
-    def veto(self) -> None:
-        """Have the next step left out: its gradients may be those of weights that are gone."""
-        self._veto.fill_(True)
+    def veto(self, holds: Tensor | bool = True) -> None:
+        """Have the next step left out if ``holds``."""
+        self._veto.copy_(torch.as_tensor(holds, device=self._veto.device))
+
+    def forget(self) -> None:
+        """Count nothing of what happened since the last time."""
+        self.called = False
+        self._counts.zero_()
 
     def take_counts(self) -> Counts | None:
         """Return what happened since the last time; ``None`` if nothing did.

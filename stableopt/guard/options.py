@@ -61,6 +61,9 @@ class Guard:
             The documentation lists every cause, and what may be done about it.
         rules: What signals of ``observe()`` have to be like, as
             :class:`~stableopt.SignalRule`.
+        sync: When a step is judged: ``"exact"`` before it is taken, for which the host waits until
+            the gradients are known; ``"lagged"`` at the next call, for which it never waits while
+            all is well (see ``docs/compile.md`` for what that gives up).
         memory: Where snapshots lie: ``"device"``, ``"host"`` (pinned, for an accelerator) or
             ``"auto"``, the first of these where they fit.
 
@@ -96,6 +99,7 @@ how many steps in a row may be skipped
     act_on_risk: bool = False
     responses: Mapping[str, str] | Pairs = ()
     rules: Sequence[SignalRule] = ()
+    sync: str = "exact"
     memory: str = "auto"
 
     def __post_init__(self) -> None:
@@ -126,6 +130,10 @@ how many steps in a row may be skipped
         object.__setattr__(self, "responses", check_responses(self.responses))
         object.__setattr__(self, "rules", check_rules(self.rules))
         self._check_together()
+        if self.sync not in ("exact", "lagged"):
+            raise ConfigError(
+                f"sync={self.sync!r} must be 'exact' or 'lagged': when a step is judged"
+            )
         if self.memory not in ("auto", "device", "host"):
             raise ConfigError(
                 f"memory={self.memory!r} must be 'auto', 'device' or 'host': where snapshots lie"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -19,12 +20,86 @@ from stableopt.runtime.scalars import read_scalars
 from stableopt.types import GradientNorms
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
 MOST_GROUPS = 16
 """Norms that are looked at beside the global one; of more groups, neighbours share one."""
+
+
+class GradientMeasurement(NamedTuple):
+    """Norms that the device has, or will have, computed; nothing of it is on the host yet.
+
+    Attributes:
+        owners: ``(group, index)`` of each parameter that has a gradient.
+        values: The stored values of each gradient.
+        norms: The norm of each, 0-dim.
+        total: The global norm, 0-dim.
+        groups: The norm of each parameter group, as :class:`~stableopt.types.GradientNorms` has
+            them.
+    """
+
+    owners: Sequence[tuple[int, int]]
+    values: Sequence[Tensor]
+    norms: Sequence[Tensor]
+    total: Tensor
+    groups: dict[int, Tensor]
+
+    @property
+    def asked(self) -> list[Tensor]:
+        """The numbers that :meth:`finish` needs read."""
+        return [self.total, *self.groups.values()]
+
+    def finish(self, numbers: Sequence[float]) -> GradientNorms:
+        """Return the norms, given the numbers of ``asked``.
+
+        A norm that is not finite is confirmed element by element, because the norm of huge
+        finite gradients overflows: only a NaN or an Inf in a gradient makes it ``nonfinite``.
+        """
+        total, total_value, *rest = self.total, *numbers
+        nonfinite: list[int] = []
+        if not math.isfinite(total_value):
+            nonfinite = [
+                i
+                for i, (norm, value) in enumerate(zip(self.norms, self.values, strict=True))
+                if not math.isfinite(float(norm)) and not all_finite(value)
+            ]
+            if not nonfinite:
+                total_value = safe_norm(self.values)
+                wide = widest_real(total.device)
+                total = torch.tensor(total_value, device=total.device, dtype=wide)
+        return GradientNorms(
+            owners=self.owners,
+            values=self.values,
+            norms=self.norms,
+            total=total,
+            total_value=total_value,
+            nonfinite=nonfinite,
+            groups=dict(zip(self.groups, rest, strict=True)),
+        )
+
+
+@torch.no_grad()
+def start_gradients(param_groups: Sequence[dict[str, Any]]) -> GradientMeasurement | None:
+    """Have the norm of every gradient computed; ``None`` where no parameter has a gradient.
+
+    Args:
+        param_groups: The groups of the inner optimizer.
+
+    Cost:
+        One read of the gradients, and no host synchronisation.
+    """
+    owners, values = [], []
+    for g, group in enumerate(param_groups):
+        for i, parameter in enumerate(group["params"]):
+            if parameter.grad is not None:
+                owners.append((g, i))
+                values.append(dense_values(parameter.grad))
+    if not values:
+        return None
+    norms = tensor_norms(values)
+    return GradientMeasurement(
+        owners, values, norms, total_norm(norms), _group_totals(owners, norms)
+    )
 
 
 @torch.no_grad()
@@ -32,9 +107,6 @@ def measure_gradients(
     param_groups: Sequence[dict[str, Any]], beside: Sequence[float | Tensor] = ()
 ) -> tuple[GradientNorms | None, list[float]]:
     """Measure the norm of every gradient, and read other scalars in the same transfer.
-
-    A norm that is not finite is confirmed element by element, because the norm of huge
-    finite gradients overflows: only a NaN or an Inf in a gradient makes it ``nonfinite``.
 
     Args:
         param_groups: The groups of the inner optimizer.
@@ -46,40 +118,12 @@ def measure_gradients(
     Cost:
         One read of the gradients and one host synchronisation while all is finite.
     """
-    owners, values = [], []
-    for g, group in enumerate(param_groups):
-        for i, parameter in enumerate(group["params"]):
-            if parameter.grad is not None:
-                owners.append((g, i))
-                values.append(dense_values(parameter.grad))
-    if not values:
+    started = start_gradients(param_groups)
+    if started is None:
         return None, read_scalars(beside)
-    norms = tensor_norms(values)
-    total = total_norm(norms)
-    totals = _group_totals(owners, norms)
-    total_value, *rest = read_scalars([total, *totals.values(), *beside])
-    groups = dict(zip(totals, rest, strict=False))
-    rest = rest[len(groups) :]
-    nonfinite: list[int] = []
-    if not math.isfinite(total_value):
-        nonfinite = [
-            i
-            for i, (norm, value) in enumerate(zip(norms, values, strict=True))
-            if not math.isfinite(float(norm)) and not all_finite(value)
-        ]
-        if not nonfinite:
-            total_value = safe_norm(values)
-            wide = widest_real(total.device)
-            total = torch.tensor(total_value, device=total.device, dtype=wide)
-    return GradientNorms(
-        owners=owners,
-        values=values,
-        norms=norms,
-        total=total,
-        total_value=total_value,
-        nonfinite=nonfinite,
-        groups=groups,
-    ), rest
+    asked = started.asked
+    numbers = read_scalars([*asked, *beside])
+    return started.finish(numbers[: len(asked)]), numbers[len(asked) :]
 
 
 def _group_totals(owners: Sequence[tuple[int, int]], norms: Sequence[Tensor]) -> dict[int, Tensor]:

@@ -41,6 +41,25 @@ class BufferShadow:
     @torch.no_grad()
     def refresh(self) -> None:
         """Make the shadow equal to the buffers as they are now."""
+        copies, lives = self._walk()
+        if lives:
+            torch._foreach_copy_(copies, lives)
+
+    @torch.no_grad()
+    def refresh_if(self, sound: Tensor) -> None:
+        """Refresh the shadow if ``sound`` holds, and restore the buffers if not: no host waits.
+
+        A buffer that is new, or has another shape than before, is taken as it is.
+
+        Args:
+            sound: A 0-dim bool tensor.
+        """
+        for copy, live in zip(*self._walk(), strict=True):
+            copy.copy_(torch.where(sound.to(live.device), live, copy))
+            live.data.copy_(copy)
+
+    def _walk(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Find the buffers that there are; return copies of before, and what they are copies of."""
         old, self._slots = self._slots, {}
         seen: set[int] = set()
         copies, lives = [], []
@@ -57,8 +76,7 @@ class BufferShadow:
                     copies.append(copy)
                     lives.append(live)
                 self._slots[id(owner), key] = owner, key, copy
-        if lives:
-            torch._foreach_copy_(copies, lives)
+        return copies, lives
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -30,6 +30,7 @@ from stableopt import (
     StableOptimizer,
     UpdateCap,
 )
+from stableopt.inner import requires_closure
 from stableopt.sensors import ConditionNumber, SampledSpectrum, Sampler, Sensors, SpectralNorm
 from stableopt.transforms import WhereFound
 from tests.contract.specs import Spec
@@ -72,7 +73,13 @@ def guarded(inner: Optimizer, model: nn.Module) -> Optimizer:
     )
 
 
-WRAPS: dict[str, Wrap] = {"wrapped": wrapped, "guarded": guarded}
+def lagged(inner: Optimizer, model: nn.Module) -> Optimizer:
+    """Every step taken at once, and judged at the next call."""
+    sync = "exact" if requires_closure(inner) else "lagged"
+    return StableOptimizer(inner, model=model, guard=Guard(every=3, sync=sync))
+
+
+WRAPS: dict[str, Wrap] = {"wrapped": wrapped, "guarded": guarded, "lagged": lagged}
 """How the suite wraps; a later feature is switched on here and meets every promise."""
 
 

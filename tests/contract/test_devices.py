@@ -14,8 +14,9 @@ from tests.contract.bits import assert_same
 from tests.contract.scenario import copied
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+LAGGED = ("fused, lagged", "compile=True, lagged")
 DEVICES = ["cpu", pytest.param("cuda", marks=CUDA)]
-WAYS = ("fused", "foreach", "compile=True", "torch.compile(step)")
+WAYS = ("fused", "foreach", "compile=True", "torch.compile(step)", *LAGGED)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -37,7 +38,9 @@ class Run:
             nn.Linear(16, 32), nn.BatchNorm1d(32), nn.Tanh(), nn.Linear(32, 16)
         ).to(device)
         options = {"lr": torch.tensor(1e-2)} if way.startswith("torch") else {"lr": 1e-2}
-        options |= {way: True} if way in ("fused", "foreach") else {}
+        kernel, *lagged = way.split(", ")
+        options |= {kernel: True} if kernel in ("fused", "foreach") else {}
+        sync = "lagged" if lagged else "exact"
         if way.startswith("torch") and device != "cpu":
             options["capturable"] = True  # step counters on the device, as the flag is
         inner = torch.optim.AdamW(self.model.parameters(), **options)
@@ -45,8 +48,8 @@ class Run:
         self.opt = StableOptimizer(
             inner,
             model=self.model,
-            guard=Guard(**{"every": 10, "confirm": 5, **guard}),
-            compile=backend if way == "compile=True" else False,
+            guard=Guard(**{"every": 10, "confirm": 5, "sync": sync, **guard}),
+            compile=backend if kernel == "compile=True" else False,
         )
         self.step = self.opt.step
         if way.startswith("torch"):
@@ -101,6 +104,48 @@ def test_sensors_read_beside_it(device, way):
     assert {"0.weight", "3.weight"} <= set(run.opt.readings)
     assert run.opt.summary()["integrity"] == "OK"
     assert not run.opt.ledger
+
+
+@CUDA
+@pytest.mark.parametrize("way", LAGGED)
+def test_the_host_never_waits(way):
+    """But for the first two steps and for the scan before a snapshot; no sensor is late either."""
+    run = Run("cuda", way, every=50)
+    run.steps(48)
+    loss = run.model(torch.randn(8, 16, device="cuda")).pow(2).mean()
+    run.opt.zero_grad()
+    loss.backward()
+    run.opt.observe(loss=loss)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert run.opt.summary()["steps"] == 49
+
+
+@CUDA
+def test_a_recorded_graph_steps_skips_and_goes_back():
+    """compile=dict(mode="reduce-overhead"): the update is one CUDA graph."""
+    torch.manual_seed(0)
+    model = nn.Linear(64, 64).cuda()
+    opt = StableOptimizer(
+        torch.optim.AdamW(model.parameters(), lr=1e-3),
+        model=model,
+        guard=Guard(every=10, confirm=5),
+        compile={"mode": "reduce-overhead"},
+    )
+    for step in range(40):
+        if step == 25:
+            corrupt_weight(opt, math.nan, model=model)
+        opt.zero_grad()
+        x = torch.randn(8, 64, device="cuda") * (math.nan if step == 12 else 1.0)
+        model(x).pow(2).mean().backward()
+        opt.step()
+    summary = opt.summary()
+    assert summary["compiled"] is True
+    assert (summary["skips"], summary["rollbacks"]) == (1, 1)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -181,6 +181,24 @@ def test_gradients_that_never_become_finite_end_the_run():
         run.steps(40, first=20, bad=range(20, 60))
 
 
+@pytest.mark.parametrize("order", ["zero_grad first", "zero_grad between"])
+def test_what_a_batch_did_to_running_statistics_is_undone(order):
+    """Also where the loop first calls anything of ours after the forward pass has spoilt them."""
+    run = Run()
+    run.model.insert(1, nn.BatchNorm1d(6, affine=False))
+    for step in range(12):
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        if order == "zero_grad first":
+            run.opt.zero_grad()
+        loss = run.model(x * math.nan if step in (5, 6) else x).sub(1).pow(2).mean()
+        if order == "zero_grad between":
+            run.opt.zero_grad()
+        loss.backward()
+        run.compiled()
+    assert run.opt.summary()["skips"] == 2
+    assert all(torch.isfinite(value).all() for value in run.model.state_dict().values())
+
+
 def test_many_steps_between_two_calls():
     """Nobody calls anything else: they are accounted for when somebody does."""
     run = Run(guard=Guard(every=10))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 TRACED = "tests/contract/test_traced.py"
+LAGGED = "tests/contract/test_lagged.py"
 UPDATE = "tests/contract/test_compiled_update.py"
 
 COMPILED_MUTANTS = {
@@ -103,5 +104,65 @@ COMPILED_MUTANTS = {
         "[places[place].data for place in self._places]",
         "[places[place].detach() for place in self._places]",
         (f"{TRACED}::test_weights_that_are_lost_go_back_at_the_next_call",),
+    ),
+    "what a batch has spoilt is taken over": Mutant(
+        "stableopt.guardian",
+        "if self._buffers is not None and not (taken and self._buffers.spoilt()):",
+        "if self._buffers is not None:",
+        (f"{TRACED}::test_what_a_batch_did_to_running_statistics_is_undone",),
+    ),
+    "the device is not told of a bad step": Mutant(
+        "stableopt.lagged",
+        "with found_inf(loop.optimizer, ~sound):",
+        "with found_inf(loop.optimizer, torch.zeros_like(sound)):",
+        (f"{LAGGED}::test_a_bad_batch_never_happened", "-k", "AdamW"),
+    ),
+    "a graph is not told of a bad step": Mutant(
+        "stableopt.lagged",
+        "loop.traced.veto(~sound)",
+        "pass",
+        (f"{LAGGED}::test_a_bad_loss_leaves_a_compiled_step_out",),
+    ),
+    "what was taken counts as left out": Mutant(
+        "stableopt.lagged",
+        "if verdict.action is Action.SKIP and (is_finite(observation) or not self._leaves_out):",
+        "if False:",
+        (f"{LAGGED}::test_a_spike_is_told_too_late_and_learned_from_by_nobody",),
+    ),
+    "a lagged step uses gradients of weights that are gone": Mutant(
+        "stableopt.lagged",
+        "        if self._gone:\n",
+        "        if False:\n",
+        (f"{LAGGED}::test_a_lost_weight_goes_back_one_call_later", "-k", "AdamW"),
+    ),
+    "the step that creates the state is not judged first": Mutant(
+        "stableopt.lagged",
+        "return self._loop.ledger.steps > 0",
+        "return True",
+        (f"{LAGGED}::test_a_bad_batch_never_happened", "-k", "momentum"),
+    ),
+    "a lagged batch leaves its traces in buffers": Mutant(
+        "stableopt.lagged",
+        "guardian.keep_buffers_if(sound)",
+        "guardian.keep_buffers_if(torch.ones_like(sound))",
+        (f"{LAGGED}::test_a_bad_batch_never_happened", "-k", "AdamW"),
+    ),
+    "what is sent is waited for": Mutant(
+        "stableopt.runtime.sent",
+        "self._errands.append((some, others, errand))",
+        "self._errands.append((some, others, errand)), errand.wait()",
+        (f"{LAGGED}::test_nothing_is_waited_for_but_by_a_snapshot",),
+    ),
+    "whoever asks gets old news": Mutant(
+        "stableopt.step",
+        "if lagged and self.lagged is not None:",
+        "if False:",
+        (f"{LAGGED}::test_whoever_asks_waits",),
+    ),
+    "a step is told with the rates of the next": Mutant(
+        "stableopt.step",
+        "lr=learning_rates(self.optimizer) if lr is None else lr,",
+        "lr=learning_rates(self.optimizer),",
+        (f"{LAGGED}::test_the_telemetry_says_what_every_step_was_taken_with",),
     ),
 }

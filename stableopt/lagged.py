@@ -1,0 +1,253 @@
+"""Steps that nobody waits for: taken at once, and judged at the next call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from stableopt.errors import ConfigError
+from stableopt.functional import widest_real
+from stableopt.health.gradients import start_gradients
+from stableopt.health.judge import is_finite
+from stableopt.health.signals import loss_of
+from stableopt.inner import found_inf, learning_rates, obeys_found_inf, requires_closure
+from stableopt.runtime.lane import Lane
+from stableopt.runtime.sent import Sent
+from stableopt.types import Action, Observation, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from stableopt.guardian import Guardian
+    from stableopt.health.gradients import GradientMeasurement
+    from stableopt.sensing import Sensed
+    from stableopt.step import StepLoop
+
+GONE = Verdict(
+    action=Action.SKIP,
+    reason="the gradients are those of weights that have gone back",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pending:
+    """What is on its way to the host about a step that was taken, or left out by the device.
+
+    Attributes:
+        sent: Losses, norms, and what the guardian asked for; norms of single gradients, signals.
+        losses: How many losses there are.
+        gradients: What the norms belong to.
+        signals: Everything else that was observed; its tensors are in ``sent``.
+        sensed: What the sensors had read before it.
+        lr: The learning rates it was taken with.
+    """
+
+    sent: Sent
+    losses: int
+    gradients: GradientMeasurement | None
+    signals: dict[str, Any]
+    sensed: Sensed
+    lr: tuple[float, ...] | None
+
+    def arrive(self) -> tuple[Observation, list[float]]:
+        """Return what is known about the step, and the numbers that the guardian asked for."""
+        numbers, tensors = self.sent.wait()
+        loss = sum(numbers[: self.losses]) / self.losses if self.losses else None
+        norms, rest, arrived = None, numbers[self.losses :], iter(tensors)
+        if (gradients := self.gradients) is not None:
+            asked, single = len(gradients.asked), next(arrived)
+            # Not the gradients themselves: they would lie beside those of the next step.
+            gradients = gradients._replace(norms=[*single], values=[*single])
+            norms, rest = gradients.finish(rest[:asked]), rest[asked:]
+        signals = _filled(self.signals, arrived)
+        return Observation(loss=loss, gradients=norms, signals=signals), rest
+
+
+class LaggedStep:
+    """Takes each step before anything about it is known on the host.
+
+    The device decides whether it counts: kernels that obey ``found_inf`` (fused Adam, AdamW, SGD,
+    Adagrad), and a compiled update, leave everything as it was where the loss or the norm of a
+    gradient is not finite. All others take it, and a NaN goes back to a snapshot one call later.
+    The first step of all is judged before it is taken: what it creates could not be undone.
+    What is judged arrives at the next call, together with a scan of what the step left behind.
+
+    Args:
+        loop: The loop whose steps they are.
+
+    Raises:
+        ConfigError: The inner optimizer asks for its closure, or there are transforms.
+    """
+
+    def __init__(self, loop: StepLoop) -> None:
+        self._loop = loop
+        self.check(bool(loop.transforming))
+        if requires_closure(loop.optimizer):
+            name = type(loop.optimizer).__name__
+            raise ConfigError(
+                f"sync='lagged' must not be asked for with {name}, whose line search waits for "
+                "every loss: use sync='exact'"
+            )
+        self._lane = Lane()
+        self._pending: _Pending | None = None
+        self._gone = False
+
+    def is_ready(self) -> bool:
+        """Tell whether the step that creates the optimizer's state is behind us."""
+        self._loop.adopt_group_transforms()
+        return self._loop.ledger.steps > 0
+
+    def check(self, transforms: bool) -> None:
+        """Refuse transforms.
+
+        Raises:
+            ConfigError: There are some.
+        """
+        if transforms:
+            raise ConfigError(
+                "sync='lagged' must not be asked for with transforms, which act on what is known "
+                "of a step before it is taken: use sync='exact'"
+            )
+
+    def __call__(self, closure: Callable[[], Any] | None) -> Any:
+        """Take the step, and judge the one before it."""
+        loop = self._loop
+        loss = loop.evaluate(closure)
+        loop.settle()
+        guardian = loop.guardian
+        if guardian is None or self._is_gone(closure):
+            return loss
+        losses, signals = loop.signals.take()
+        losses = losses or loss_of(loss)
+        sensed = loop.sense()
+        gradients = start_gradients(loop.optimizer.param_groups)
+        rates = _rates(loop)
+        sound = self._is_sound(losses, gradients)
+        with guardian.step(loop.ledger.steps):
+            result = self._take(sound)
+        guardian.keep_buffers_if(sound)
+        self._pending = _Pending(
+            sent=self._send(losses, gradients, guardian, signals),
+            losses=len(losses),
+            gradients=None if gradients is None else gradients._replace(values=()),
+            signals=signals,
+            sensed=sensed,
+            lr=rates,
+        )
+        if loop.sensing is not None:
+            loop.sensing.launch(loop.ledger.steps + 1)
+        return result if closure is None else loss
+
+    def settle(self) -> None:
+        """Judge the step that was taken last, if it is not judged yet.
+
+        Raises:
+            DivergenceError: Nothing helped.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        loop = self._loop
+        observation, numbers = pending.arrive()
+        verdict = loop.decide(observation, numbers, pending.sensed)
+        if verdict.action is Action.SKIP and (is_finite(observation) or not self._leaves_out):
+            verdict = too_late(verdict)
+        loop.finish(verdict, observation, pending.sensed, lr=pending.lr, buffers=False)
+        self._gone = loop.verdict is not None and loop.verdict.rollback is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give copies nothing that is under way."""
+        return {**self.__dict__, "_pending": None}
+
+    def _is_gone(self, closure: Callable[[], Any] | None) -> bool:
+        """Leave a step out whose gradients are of no use: the weights have just gone back."""
+        if self._gone:
+            self._gone = False
+            self._loop.signals.take()
+            self._loop.finish(GONE, Observation(), self._loop.sense())
+            return True
+        return False
+
+    @property
+    def _leaves_out(self) -> bool:
+        """Whether the device leaves a bad step out by itself."""
+        compiled = self._loop.compiled
+        if compiled is not None and not compiled.reason:
+            return compiled.leaves_out
+        return obeys_found_inf(self._loop.optimizer)
+
+    def _is_sound(
+        self, losses: Sequence[float | Tensor], gradients: GradientMeasurement | None
+    ) -> Tensor:
+        """Return whether loss and gradients are finite, as a tensor where the gradients are."""
+        device = torch.device("cpu") if gradients is None else gradients.total.device
+        wide = widest_real(device)
+        told = [
+            loss.to(device, wide, non_blocking=True)
+            if isinstance(loss, Tensor)
+            else torch.full((), loss, dtype=wide, device=device)
+            for loss in losses
+        ]
+        if gradients is not None:
+            told.append(gradients.total.to(wide))
+        if not told:
+            return torch.ones((), dtype=torch.bool, device=device)
+        return torch.stack([number.detach().reshape(()) for number in told]).isfinite().all()
+
+    def _take(self, sound: Tensor) -> Any:
+        loop = self._loop
+        if not self._leaves_out:
+            return loop.update()
+        if loop.compiled is not None and loop.compiled.leaves_out:
+            loop.traced.veto(~sound)
+            return loop.update()
+        with found_inf(loop.optimizer, ~sound):
+            return loop.update()
+
+    def _send(
+        self,
+        losses: Sequence[float | Tensor],
+        gradients: GradientMeasurement | None,
+        guardian: Guardian,
+        signals: dict[str, Any],
+    ) -> Sent:
+        asked = [] if gradients is None else gradients.asked
+        norms = [] if gradients is None else [torch.stack(_alike(gradients.norms))]
+        numbers = [*losses, *asked, *guardian.start()]
+        return Sent(self._lane, numbers, [*norms, *_tensors(signals)])
+
+
+def too_late(verdict: Verdict) -> Verdict:
+    """Return a verdict to skip a step that has been taken already as what it comes to."""
+    reason = f"{verdict.reason}: too late, the step has been taken"
+    return replace(verdict, action=Action.TAKE, reason=reason)
+
+
+def _rates(loop: StepLoop) -> tuple[float, ...] | None:
+    """Return the learning rates, unless that would wait for a device."""
+    rates = [group.get("lr") for group in loop.optimizer.param_groups]
+    if any(isinstance(rate, Tensor) and rate.device.type != "cpu" for rate in rates):
+        return None
+    return learning_rates(loop.optimizer)
+
+
+def _alike(norms: Sequence[Tensor]) -> list[Tensor]:
+    """Return norms of several dtypes and devices in one of each."""
+    wide = max((norm.dtype for norm in norms), key=lambda dtype: torch.finfo(dtype).bits)
+    return [norm.to(norms[0].device, wide) for norm in norms]
+
+
+def _tensors(signals: Any) -> list[Tensor]:
+    if isinstance(signals, dict):
+        return [tensor for value in signals.values() for tensor in _tensors(value)]
+    return [signals] if isinstance(signals, Tensor) else []
+
+
+def _filled(signals: Any, arrived: Any) -> Any:
+    """Return ``signals`` with the tensors that have arrived in their places."""
+    if isinstance(signals, dict):
+        return {name: _filled(value, arrived) for name, value in signals.items()}
+    return next(arrived) if isinstance(signals, Tensor) else signals

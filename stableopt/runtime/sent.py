@@ -1,0 +1,73 @@
+"""Numbers that are sent to the host now, and read when somebody needs them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from stableopt.functional import widest_real
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stableopt.runtime.lane import Errand, Lane
+
+
+class Sent:
+    """Scalars and tensors on their way to the host, behind the work that computes them.
+
+    Args:
+        lane: Copies what is on an accelerator to pinned memory, without a wait.
+        scalars: Python numbers and one-element real tensors, on any devices.
+        tensors: Tensors that nobody writes to any more.
+
+    Cost:
+        One small copy per accelerator, and one per tensor on one.
+    """
+
+    def __init__(
+        self, lane: Lane, scalars: Sequence[float | Tensor], tensors: Sequence[Tensor] = ()
+    ) -> None:
+        self._scalars = [0.0] * len(scalars)
+        self._tensors = list(tensors)
+        self._errands: list[tuple[list[int], list[int], Errand]] = []
+        remote: dict[torch.device, tuple[list[int], list[int]]] = {}
+        for i, value in enumerate(scalars):
+            if isinstance(value, Tensor) and is_remote(value):
+                remote.setdefault(value.device, ([], []))[0].append(i)
+            else:
+                self._scalars[i] = float(value)
+        for i, tensor in enumerate(tensors):
+            if is_remote(tensor):
+                remote.setdefault(tensor.device, ([], []))[1].append(i)
+        # Held until they are read: the allocator must not give their memory away before.
+        self._held = (tuple(scalars), tuple(tensors))
+        for device, (some, others) in remote.items():
+            errand = lane.run(device, partial(self._gather, device, some, others))
+            self._errands.append((some, others, errand))
+
+    def _gather(self, device: torch.device, some: list[int], others: list[int]) -> list[Tensor]:
+        scalars, tensors = self._held
+        wide = widest_real(device)
+        numbers = [torch.as_tensor(scalars[i]).detach().reshape(()).to(wide) for i in some]
+        stacked = torch.stack(numbers) if numbers else torch.empty(0, device=device, dtype=wide)
+        return [stacked, *(tensors[i] for i in others)]
+
+    def wait(self) -> tuple[list[float], list[Tensor]]:
+        """Return the scalars and the tensors, on the host."""
+        for some, others, errand in self._errands:
+            numbers, *found = errand.wait()
+            for i, number in zip(some, numbers.tolist(), strict=True):
+                self._scalars[i] = number
+            for i, tensor in zip(others, found, strict=True):
+                self._tensors[i] = tensor
+        self._errands, self._held = [], ((), ())
+        return self._scalars, self._tensors
+
+
+def is_remote(tensor: Tensor) -> bool:
+    """Tell whether the host has to wait for what is in ``tensor``."""
+    return tensor.device.type != "cpu"
