@@ -1,4 +1,4 @@
-"""sync="lagged": each step is taken at once, left out by the device if need be, judged at the next."""
+"""sync="lagged": a step is taken at once, left out by the device if need be, and judged later."""
 
 from __future__ import annotations
 
