@@ -132,20 +132,15 @@ def render(result: Mapping[str, Any]) -> str:
     cells = {(*_key(cell), cell["wrapped"]): cell for cell in result["cells"]}
     rows = dict.fromkeys((cell["optimizer"], cell["rate"]) for cell in result["cells"])
     for optimizer, rate in rows:
-        pairs = [
-            f"{_told(cells[optimizer, rate, mode, True])} ({_told(cells[optimizer, rate, mode, False])})"
-            for mode in MODES
-        ]
+        told = [_told(cells[optimizer, rate, mode, True]) for mode in MODES]
+        bare = [_told(cells[optimizer, rate, mode, False]) for mode in MODES]
+        pairs = [f"{ours} ({other})" for ours, other in zip(told, bare, strict=True)]
         lines.append(f"| {optimizer} | {rate} | " + " | ".join(pairs) + " |")
     worse = worse_than_bare(result["cells"])
-    lines += (
-        ["", "Worse than bare torch:", *(f"- {line}" for line in worse)]
-        if worse
-        else [
-            "",
-            "Nowhere more breaks or recompilations than bare torch.",
-        ]
-    )
+    if worse:
+        lines += ["", "Worse than bare torch:", "", *(f"- {line}" for line in worse)]
+    else:
+        lines += ["", "Nowhere more breaks or recompilations than bare torch."]
     return "\n".join([*lines, ""])
 
 
