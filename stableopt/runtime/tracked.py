@@ -33,10 +33,14 @@ class Tracked:
     Modules are copied tensor by tensor, buffers that are not persistent included; anything
     else through ``state_dict`` and ``load_state_dict``, or through the pair of methods that
     generators have.
+
+    Attributes:
+        declined: Names that were given as ``None``: nobody is asked whether they were forgotten.
     """
 
     def __init__(self) -> None:
         self._items: dict[str, tuple[Any, ...]] = {}
+        self.declined: set[str] = set()
 
     def add(self, items: Mapping[str, Any]) -> None:
         """Track ``items``; ``None`` ends the tracking of a name.
@@ -46,6 +50,7 @@ class Tracked:
         """
         given = {name: _members(name, item) for name, item in items.items()}
         self._items.update(given)
+        self.declined |= {name for name, members in given.items() if not members}
         for name in [name for name, members in self._items.items() if not members]:
             del self._items[name]
 
@@ -73,7 +78,7 @@ class Tracked:
 
     def __getstate__(self) -> dict[str, Any]:
         """Track nothing in a copy: what is tracked here belongs to the original."""
-        return {"_items": {}}
+        return {"_items": {}, "declined": set()}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors of tracked modules (an EMA), and what they are called."""

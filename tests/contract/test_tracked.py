@@ -157,6 +157,15 @@ def test_what_is_not_tracked_is_told_once(caplog):
     assert "opt.track(scheduler=scheduler, scaler=scaler)" in told[0]
 
 
+def test_what_is_declined_is_not_asked_for(caplog):
+    world = World("LambdaLR")
+    world.opt.track(scheduler=None)
+    for call in range(8):
+        world.step(call)
+    (told,) = [record.message for record in caplog.records]
+    assert "there seems to be a scaler that is not tracked" in told
+
+
 def test_the_second_rollback_passes_the_batches_by():
     """Data and noise are replayed once; what fails twice is not tried a third time."""
     w = torch.nn.Parameter(torch.zeros(2))
