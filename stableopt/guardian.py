@@ -65,6 +65,7 @@ class Guardian:
         self._suspect = False
         self._manual: str | None = None
         self._asked_by_scaler = 0
+        self._asks: int | None = None
         self._scaled = False
         self._untold = True
 
@@ -82,6 +83,9 @@ class Guardian:
 
     def start(self) -> list[float | Tensor]:
         """Return the scalars that :meth:`decide` needs read."""
+        if self._asked_by_scaler:
+            asks = self._asked_by_scaler
+            self._asks = asks if self._asks is None else min(self._asks, asks)
         self._asked_by_scaler = 0
         return self._judge.start()
 
@@ -296,14 +300,15 @@ class Guardian:
 
         A scaler that finds an overflow does not call the optimizer. If weights are not finite
         it would find one every time, and the run would be lost without a word: when it asks
-        again and was not heard of in between, the weights are looked at.
+        more often than it has before any step (torch once, Lightning three times), the weights are
+        looked at.
         """
         self._scaled = True
         self._asked_by_scaler += 1
         if self._buffers is not None and self._buffers.spoilt():
             # The scaler will skip this batch: what it did to the running statistics stays.
             self._buffers.restore()
-        return self._asked_by_scaler > 1 and bool(self._judge.damage())
+        return self._asked_by_scaler > (self._asks or 1) and bool(self._judge.damage())
 
     # checkpoints, copies and summaries
 

@@ -11,17 +11,48 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 SHOWS = {
+    "accelerate_loop.py": (
+        "call 85: skip, because the loss is nan",
+        "back at step 64",
+        "integrity OK",
+    ),
     "compiled_loop.py": (
         "call 61: skip, because",
         "call 121: roll_back, because",
         "compiled: True",
         "graphs since step 30: 0",
     ),
+    "hf_trainer.py": (
+        "'stable/loss': 'nan'",
+        "call 71: roll_back, because",
+        "roll back from step 70 to 60",
+        "integrity OK",
+    ),
+    "lightning_module.py": (
+        "epoch,loss,stable/loss",
+        "call 101: skip, because the loss is nan",
+        "call 181: roll_back, because",
+        "integrity OK",
+    ),
     "lora.py": (
         "free     loss",
         "clamped  loss",
         "largest delta 3.00",
         "LoRANormClamp moves the lora_delta_norm of 0.lora_B from",
+    ),
+    "mlflow_run.py": (
+        "run FINISHED trial trial-7",
+        "integrity OK",
+        "skips 1.0",
+        "because the loss is nan",
+        "artifacts stable/summary.json stable/telemetry.jsonl",
+        "ml.run.stop trial-7 ['duration_ms', 'calls', 'steps']",
+    ),
+    "optuna_study.py": (
+        "trial  0  COMPLETE",
+        "PRUNED    loss -",
+        "best loss 1.",
+        "its options: {'transforms': (",
     ),
     "plain_loop.py": (
         "call 151: skip, because the loss is nan",

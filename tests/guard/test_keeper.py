@@ -267,6 +267,26 @@ class TestWhatUsersDo:
         assert opt.ledger == ()
         assert opt.summary()["steps"] == 37
 
+    @pytest.mark.parametrize("asks", [1, 3], ids=["torch", "Lightning"])
+    def test_a_scaler_that_asks_several_times_costs_no_scan(self, asks, monkeypatch):
+        """Lightning asks three times before each step, and so it is when a step is left out."""
+        model, opt = start()
+        looked, damage = [], opt._loop.guardian._judge.damage
+        monkeypatch.setattr(
+            opt._loop.guardian._judge, "damage", lambda: (looked.append(1), damage())[1]
+        )
+        for call in range(12):
+            told = [opt._step_supports_amp_scaling for _ in range(asks)]
+            assert not any(told)
+            train(model, opt, steps=1, first=call)
+        looked.clear()
+        train(model, opt, steps=1, first=12)
+        told = [opt._step_supports_amp_scaling for _ in range(asks)]
+        assert not looked
+        corrupt_weight(opt, math.nan, model=model)
+        told = [opt._step_supports_amp_scaling for _ in range(asks)]
+        assert all(told)  # nobody called step() in between
+
     def test_what_cannot_go_back_is_named_and_the_rest_goes_back(self, caplog):
         class Stuck:
             def state_dict(self):

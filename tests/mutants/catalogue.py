@@ -6,6 +6,7 @@ from tests.mutants.compiled import COMPILED_MUTANTS
 from tests.mutants.judgement import JUDGEMENT_MUTANTS
 from tests.mutants.mutant import Mutant
 from tests.mutants.sensors import SENSOR_MUTANTS
+from tests.mutants.trainers import TRAINER_MUTANTS
 from tests.mutants.transforms import TRANSFORM_MUTANTS
 
 OPTIMIZER = "tests/test_optimizer.py::TestContract"
@@ -321,9 +322,15 @@ MUTANTS = {
     ),
     "a scaler never hears of lost weights": Mutant(
         "stableopt.guardian",
-        "return self._asked_by_scaler > 1 and bool(self._judge.damage())",
+        "return self._asked_by_scaler > (self._asks or 1) and bool(self._judge.damage())",
         "return False",
         (f"{TRACKED}::test_everything_goes_back_together",),
+    ),
+    "a scaler that asks twice has all weights read": Mutant(
+        "stableopt.guardian",
+        "self._asked_by_scaler > (self._asks or 1)",
+        "self._asked_by_scaler > 1",
+        (f"{KEEPER}::TestWhatUsersDo::test_a_scaler_that_asks_several_times_costs_no_scan",),
     ),
     "noise is replayed for ever": Mutant(
         "stableopt.guard.policy",
@@ -484,6 +491,7 @@ MUTANTS = {
     ),
     **JUDGEMENT_MUTANTS,
     **COMPILED_MUTANTS,
+    **TRAINER_MUTANTS,
     **SENSOR_MUTANTS,
     **TRANSFORM_MUTANTS,
 }

@@ -1,0 +1,192 @@
+"""One callback that puts a ``StableOptimizer`` into the ``Trainer`` of Lightning."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from stableopt.errors import ConfigError, MissingExtraError
+from stableopt.integrations.trainers import (
+    MeanLoss,
+    check_options,
+    check_reopened,
+    stability_metrics,
+    stable_optimizer_of,
+    track,
+)
+from stableopt.optimizer import StableOptimizer
+
+try:
+    from lightning.pytorch import Callback
+except ImportError as error:
+    raise MissingExtraError("stableopt.integrations.lightning", "lightning") from error
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger("stableopt")
+
+
+class StableCallback(Callback):
+    """Wrap the optimizer of a ``LightningModule`` once it is configured.
+
+    ``Trainer(…, callbacks=[StableCallback(telemetry="runs/x")])`` is all: what
+    ``configure_optimizers`` returned is wrapped in ``on_fit_start``, before a checkpoint is loaded
+    into it. A ``StableOptimizer`` that it returned is used as it is. Training stays bit-identical
+    while nothing is wrong.
+
+    - The loss that is judged is that of every micro-batch as ``training_step`` returned it, also
+      in mixed precision and in manual optimization, where no closure tells it.
+    - The loggers get ``stable/loss`` (the mean of the true loss since the last time),
+      ``stable/skips``, ``stable/rollbacks``, ``stable/step``, ``stable/lr_scale`` and
+      ``stable/risk``, every ``log_every_n_steps``.
+    - A rollback takes back weights, optimizer state, buffers, random states and the gradient
+      scaler. ``global_step``, the data and the learning rate schedules go on: the trainer counts
+      batches, and a schedule that goes back would not reach its end.
+    - ``DivergenceError`` leaves ``fit()`` with the newest verified weights in the module, after
+      ``on_exception`` of every callback: ``ModelCheckpoint(save_on_exception=True)`` saves them.
+
+    Several optimizers (manual optimization) are for ``configure_optimizers`` to wrap, each with
+    the part of the module that it trains; whose loss it is nobody knows then, so call
+    ``observe()`` there.
+
+    Args:
+        log: Whether the loggers of the trainer get ``stable/…``.
+        rewind_schedule: Whether a rollback takes the learning rate schedule back, too.
+        **options: Those of :class:`~stableopt.StableOptimizer`, but for ``optimizer`` and
+            ``model``.
+
+    Raises:
+        ConfigError: An option is unknown or out of range; when training begins, there are several
+            optimizers that are not wrapped, or options beside one that is.
+
+    Cost:
+        That of the wrapper. Losses are summed on their device, and read when they are logged.
+
+    Example:
+        >>> from stableopt.integrations.lightning import StableCallback
+        >>> print(StableCallback(sensors=()).optimizer)
+        None
+    """
+
+    def __init__(self, *, log: bool = True, rewind_schedule: bool = False, **options: Any) -> None:
+        self._options = check_options(type(self).__name__, options)
+        self._logs = log
+        self._rewind_schedule = rewind_schedule
+        self._opts: tuple[StableOptimizer, ...] = ()
+        self._alone = True
+        self._made: StableOptimizer | None = None
+        self._opened = False
+        self._mean = MeanLoss()
+        self._stepped = 0
+        self._told_clipped = False
+
+    @property
+    def optimizer(self) -> StableOptimizer | None:
+        """The wrapper that trains, or trained last; ``None`` if there is none, or several."""
+        return self._opts[0] if len(self._opts) == 1 else None
+
+    # hooks of the trainer
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Wrap the optimizer, and say what goes back with it."""
+        strategy = trainer.strategy
+        self._alone = len(strategy.optimizers) == 1
+        if self._alone:
+            strategy.optimizers = [self._wrapped(strategy.optimizers[0], pl_module)]
+        found = [stable_optimizer_of(optimizer) for optimizer in strategy.optimizers]
+        if not any(found) or (self._options and not self._alone):
+            raise ConfigError(
+                f"optimizers={len(found)} must be wrapped in configure_optimizers, each with its "
+                "options and with model= the part of the module that it trains"
+            )
+        self._opts = tuple(opt for opt in found if opt is not None)
+        self._mean = MeanLoss()
+        configs = trainer.lr_scheduler_configs
+        for opt in self._opts:
+            mine = [c.scheduler for c in configs if c.scheduler.optimizer in (opt, opt.optimizer)]
+            for scheduler in mine:
+                scheduler.optimizer = opt  # it asks whether a step came before its own
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            track(opt, scheduler=mine, scaler=scaler, rewind_schedule=self._rewind_schedule)
+        if trainer.gradient_clip_val and not self._told_clipped:
+            self._told_clipped = True
+            logger.warning(
+                "gradient_clip_val=%g clips gradients before they are judged, which hides their "
+                "spikes: leave it out and use transforms=[ClipGradNorm(%g)] for the same numbers "
+                "with the spikes seen",
+                trainer.gradient_clip_val,
+                trainer.gradient_clip_val,
+            )
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin to count where a checkpoint left off."""
+        self._stepped = trainer.global_step
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        """Tell the loss of a micro-batch, without the factors that a backward pass needs."""
+        if not self._alone or self.optimizer is None:
+            return  # whose loss it is, of several optimizers, nobody knows
+        told = loss.detach().float()
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            told = told / scaler.get_scale()
+        if pl_module.automatic_optimization:
+            told = told * trainer.accumulate_grad_batches
+        self._mean.add(told)
+        self.optimizer.observe(loss=told)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log, when the trainer does."""
+        stepped, self._stepped = trainer.global_step != self._stepped, trainer.global_step
+        due = stepped and trainer._logger_connector.should_update_logs
+        if not (due and self._logs and self._opts):
+            return
+        mean = self._mean.take()
+        told = {} if mean is None else {"stable/loss": mean}
+        metrics = {**told, **self._metrics()}
+        for target in trainer.loggers:
+            target.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Write the last summary of a run that failed."""
+        self._close()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Write the last summary."""
+        if stage == "fit":
+            self._close()
+
+    # ours
+
+    def _wrapped(self, optimizer: Any, pl_module: Any) -> Any:
+        known = stable_optimizer_of(optimizer)
+        if known is not None:
+            if self._options:
+                raise ConfigError(
+                    f"options={sorted(self._options)} must not be given beside an optimizer that "
+                    "is a StableOptimizer already: give them to that one"
+                )
+            return optimizer
+        if self._opened:
+            check_reopened(self._options.get("telemetry"))
+        self._opened = True
+        self._made = StableOptimizer(optimizer, model=pl_module, **self._options)
+        return self._made
+
+    def _metrics(self) -> dict[str, float]:
+        """Return the metrics of the optimizer, or of each by its number."""
+        if len(self._opts) == 1:
+            return stability_metrics(self._opts[0])
+        return {
+            key.replace("stable/", f"stable/{number}/"): value
+            for number, opt in enumerate(self._opts)
+            for key, value in stability_metrics(opt).items()
+        }
+
+    def _close(self) -> None:
+        made, self._made = self._made, None
+        if made is not None:
+            made.close()

@@ -1,0 +1,145 @@
+"""What the callbacks for trainers have in common."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import TYPE_CHECKING, Any
+
+from torch.optim import Optimizer
+
+from stableopt import config as checks
+from stableopt.errors import ConfigError, unknown_name
+from stableopt.optimizer import StableOptimizer
+from stableopt.types import RiskLevel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+GIVEN = frozenset({"self", "optimizer", "model"})
+"""Arguments of ``StableOptimizer`` that a trainer brings."""
+
+
+def stable_optimizer_of(optimizer: object) -> StableOptimizer | None:
+    """Return the ``StableOptimizer`` that ``optimizer`` is or wraps, as accelerate does.
+
+    Args:
+        optimizer: Any object; what has an attribute ``optimizer`` is looked into.
+
+    Example:
+        >>> import torch
+        >>> opt = StableOptimizer(torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1))
+        >>> stable_optimizer_of(opt) is opt
+        True
+        >>> print(stable_optimizer_of(opt.optimizer))
+        None
+    """
+    seen = optimizer
+    while seen is not None and not isinstance(seen, StableOptimizer):
+        # Attributes of a class are no wrapped optimizer; a mock has an attribute of any name.
+        seen = vars(seen).get("optimizer") if isinstance(seen, Optimizer) else None
+    return seen
+
+
+def check_options(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a ``StableOptimizer`` that is built later, checked now.
+
+    Args:
+        owner: Whose options they are, for the message.
+        options: Keyword arguments of :class:`~stableopt.StableOptimizer`.
+
+    Raises:
+        ConfigError: One of them is unknown, brought by the trainer, or out of range.
+    """
+    for name in GIVEN & options.keys():
+        given = type(options[name]).__name__
+        raise ConfigError(f"{name}={given} object is what the trainer brings: leave it out")
+    known = inspect.signature(StableOptimizer.__init__).parameters.keys() - GIVEN
+    for name in options:
+        if name not in known:
+            raise unknown_name(f"{owner} option", name, known)
+    guard = checks.make_guard(options.get("guard"))
+    checks.make_sensors(options.get("sensors"), guard)
+    checks.make_transforms(options.get("transforms", ()))
+    return dict(options)
+
+
+def check_reopened(telemetry: object) -> None:
+    """Refuse a writer that was closed together with the run before this one.
+
+    Raises:
+        ConfigError: ``telemetry`` is no directory.
+    """
+    if not isinstance(telemetry, (str, os.PathLike, type(None))):
+        raise ConfigError(
+            f"telemetry={telemetry!r} was closed at the end of the training before this one: give "
+            "a directory, which gets new files for each training, or a new callback"
+        )
+
+
+def track(
+    opt: StableOptimizer, *, scheduler: object, scaler: object, rewind_schedule: bool
+) -> None:
+    """Have the scaler go back with the weights, and the schedule too if that is asked for.
+
+    A trainer counts batches, and never goes back: neither does its schedule, which would end
+    before its end otherwise. What the user tracks already stays tracked.
+    """
+    summary = opt.summary()
+    if summary["guard"] is False:
+        return
+    wanted = {"scheduler": scheduler if rewind_schedule else None, "scaler": scaler}
+    opt.track(**{name: item for name, item in wanted.items() if name not in summary["tracked"]})
+
+
+def stability_metrics(opt: StableOptimizer) -> dict[str, float]:
+    """Return the numbers of a run that a trainer logs, by the keys they have there.
+
+    Returns:
+        ``stable/skips``, ``stable/rollbacks``, ``stable/step`` (updates behind the weights)
+        and ``stable/lr_scale``; ``stable/risk`` from 0 (stable) to 4 (instability) once it is
+        known.
+
+    Cost:
+        One :meth:`~stableopt.StableOptimizer.summary`: below a millisecond where little has
+        happened, some where the ledger is long.
+
+    Example:
+        >>> import torch
+        >>> opt = StableOptimizer(torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1))
+        >>> stability_metrics(opt)["stable/lr_scale"]
+        1.0
+    """
+    summary = opt.summary()
+    found = {f"stable/{name}": float(summary[name]) for name in ("skips", "rollbacks")}
+    found["stable/step"] = float(summary["steps"])
+    found["stable/lr_scale"] = float(summary.get("lr_scale", 1.0))
+    risk = opt.risk
+    if isinstance(risk, RiskLevel):
+        found["stable/risk"] = float(risk.rank)
+    return found
+
+
+class MeanLoss:
+    """The mean of the losses since it was last asked for, kept on their device.
+
+    One that is not finite makes the mean what it is: nothing is filtered.
+    """
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._count = 0
+
+    def add(self, loss: Tensor) -> None:
+        """Add one loss; no host synchronisation."""
+        wide = loss.detach().double() if loss.device.type != "mps" else loss.detach().float()
+        self._sum = wide if self._sum is None else self._sum + wide
+        self._count += 1
+
+    def take(self) -> float | None:
+        """Return the mean, and begin anew; ``None`` if there was no loss."""
+        total, count = self._sum, self._count
+        self._sum, self._count = None, 0
+        return None if total is None else float(total) / count

@@ -1,0 +1,287 @@
+"""One callback that puts a ``StableOptimizer`` into the ``Trainer`` of transformers."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from contextlib import contextmanager, nullcontext
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any
+
+from stableopt.errors import ConfigError, DivergenceError, MissingExtraError
+from stableopt.integrations.trainers import (
+    MeanLoss,
+    check_options,
+    check_reopened,
+    stability_metrics,
+    stable_optimizer_of,
+    track,
+)
+from stableopt.optimizer import StableOptimizer
+
+try:
+    from accelerate.optimizer import AcceleratedOptimizer  # type: ignore[import-untyped]
+    from transformers import TrainerCallback
+except ImportError as error:
+    raise MissingExtraError("stableopt.integrations.transformers", "transformers") from error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+logger = logging.getLogger("stableopt")
+
+
+class StableTrainerCallback(TrainerCallback):
+    """Wrap the optimizer of a ``Trainer`` as soon as the trainer has made it.
+
+    ``Trainer(…, callbacks=[StableTrainerCallback(telemetry="runs/x")])`` is all: whatever the
+    trainer's ``create_optimizer`` makes is wrapped before accelerate prepares it and before a
+    resume loads a checkpoint into it. An optimizer that is wrapped already
+    (``optimizers=(opt, None)``) is used as it is. Training stays bit-identical while nothing is
+    wrong.
+
+    - The loss that is judged is what ``training_step`` returned, summed over the micro-batches of
+      a step as the trainer does, and never filtered: ``logging_nan_inf_filter`` does not reach it.
+    - The logs of the trainer, and so W&B, TensorBoard and the console, get ``stable/loss`` (the
+      mean of the true loss since the last log), ``stable/skips``, ``stable/rollbacks``,
+      ``stable/step``, ``stable/lr_scale`` and ``stable/risk``.
+    - A rollback takes back weights, optimizer state, buffers, random states and the gradient
+      scaler. ``global_step``, the data and the learning rate schedule go on: the trainer counts
+      batches, and stops after a number of them, so a schedule that goes back would not reach its
+      end.
+    - ``DivergenceError`` leaves ``train()`` with the newest verified weights in the model
+      (``trainer.save_model()`` saves them), after ``on_train_end`` of every callback. In a
+      hyperparameter search by Optuna the trial is pruned instead.
+
+    A ``Trainer`` gives its callbacks no reference to itself. This one finds it on the call stack
+    of the constructor, and replaces four methods of that instance by ones that call them:
+    ``create_optimizer``, ``training_step``, ``log`` and ``train``. Where it was not given to the
+    constructor, call :meth:`attach`; training refuses to begin otherwise.
+
+    Args:
+        per_trial: In a hyperparameter search called with each trial, before its optimizer is
+            made; returns options that come on top of the others, e.g.
+            :func:`stableopt.integrations.optuna.suggest_stability`.
+        prune: Called after each step with the trial of a search and the optimizer; may raise
+            ``optuna.TrialPruned``, as :func:`stableopt.integrations.optuna.prune_on_instability`
+            does.
+        log: Whether the logs of the trainer get ``stable/…``.
+        rewind_schedule: Whether a rollback takes the learning rate schedule back, too.
+        **options: Those of :class:`~stableopt.StableOptimizer`, but for ``optimizer`` and
+            ``model``.
+
+    Raises:
+        ConfigError: An option is unknown or out of range; when training begins, the trainer was
+            not found, or options were given beside an optimizer that is wrapped already.
+
+    Cost:
+        That of the wrapper. Losses are summed on their device, and read when the trainer logs.
+
+    Example:
+        >>> from stableopt.integrations.transformers import StableTrainerCallback
+        >>> StableTrainerCallback(guards=None)
+        Traceback (most recent call last):
+            ...
+        stableopt.errors.ConfigError: StableTrainerCallback option='guards' is not known: \
+use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
+    """
+
+    def __init__(
+        self,
+        *,
+        per_trial: Callable[[Any], Mapping[str, Any]] | None = None,
+        prune: Callable[[Any, StableOptimizer], None] | None = None,
+        log: bool = True,
+        rewind_schedule: bool = False,
+        **options: Any,
+    ) -> None:
+        self._options = check_options(type(self).__name__, options)
+        self._per_trial = per_trial
+        self._prune = prune
+        self._logs = log
+        self._rewind_schedule = rewind_schedule
+        self._trainer: Any = None
+        self._trial: Any = None
+        self._opt: StableOptimizer | None = None
+        self._made: StableOptimizer | None = None
+        self._ended = True
+        self._opened = False
+        self._loss: Tensor | None = None
+        self._mean = MeanLoss()
+        self._told_clipped = False
+
+    @property
+    def optimizer(self) -> StableOptimizer | None:
+        """The wrapper that trains, or trained last; ``None`` before the first training."""
+        return self._opt
+
+    def attach(self, trainer: Any) -> None:
+        """Take hold of a trainer that was built without this callback.
+
+        Args:
+            trainer: A ``transformers.Trainer``, before ``train()``. The callback is added to its
+                callbacks if it is not one of them.
+        """
+        known = vars(trainer).get("train")
+        if isinstance(known, partial) and getattr(known.func, "__self__", None) is self:
+            return
+        if not any(callback is self for callback in trainer.callback_handler.callbacks):
+            trainer.add_callback(self)
+        for name in ("create_optimizer", "training_step", "log", "train"):
+            method = getattr(trainer, name)
+            ours = partial(getattr(self, f"_{name}"), trainer, method)
+            setattr(trainer, name, wraps(method)(ours))
+
+    # events of the trainer
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Find the trainer whose constructor this is."""
+        frame = inspect.currentframe()
+        while frame is not None:
+            owner = frame.f_locals.get("self")
+            handler = getattr(owner, "callback_handler", None)
+            if any(callback is self for callback in getattr(handler, "callbacks", ())):
+                self.attach(owner)
+                return
+            frame = frame.f_back
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        """Make sure that it is our wrapper that trains, and say what goes back with it."""
+        opt = stable_optimizer_of(optimizer)
+        if opt is None or opt is not self._opt:
+            raise ConfigError(
+                f"optimizer={type(optimizer).__name__} object was made before "
+                f"{type(self).__name__} got hold of the trainer: give the callback in "
+                "Trainer(callbacks=[...]), or call callback.attach(trainer) before train()"
+            )
+        self._loss, self._mean = None, MeanLoss()
+        scaler = self._trainer.accelerator.scaler
+        schedule = kwargs.get("lr_scheduler")
+        track(opt, scheduler=schedule, scaler=scaler, rewind_schedule=self._rewind_schedule)
+        if args.max_grad_norm and not self._told_clipped:
+            self._told_clipped = True
+            logger.warning(
+                "max_grad_norm=%g clips gradients before they are judged, which hides their "
+                "spikes: use max_grad_norm=0 and transforms=[ClipGradNorm(%g)] for the same "
+                "numbers with the spikes seen",
+                args.max_grad_norm,
+                args.max_grad_norm,
+            )
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell the loss of the step that comes."""
+        loss, self._loss = self._loss, None
+        if self._opt is not None and loss is not None:
+            self._mean.add(loss)
+            self._opt.observe(loss=loss)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Forget a loss that nobody asked for, and let a hopeless trial go."""
+        if self._opt is None:
+            return
+        if self._trainer.accelerator.optimizer_step_was_skipped:
+            self._opt.zero_grad()  # gradients are gone already; what was observed goes, too
+        if self._prune is not None and self._trial is not None:
+            try:
+                self._prune(self._trial, self._opt)
+            except Exception:
+                # As the trainer does where it prunes: every callback closes what it has open.
+                self._trainer.callback_handler.on_train_end(args, state, control)
+                raise
+
+    # methods of the trainer
+
+    def _create_optimizer(
+        self, trainer: Any, create: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        create(*args, **kwargs)
+        trainer.optimizer = self._wrapped(trainer.optimizer, trainer.model)
+        return trainer.optimizer
+
+    def _wrapped(self, optimizer: Any, model: Any) -> Any:
+        known = stable_optimizer_of(optimizer)
+        if known is not None and known is not self._made:
+            return self._adopt(known, optimizer)
+        if known is not None and not self._ended:
+            return optimizer  # another attempt of the same training, with smaller batches
+        while isinstance(optimizer, (AcceleratedOptimizer, StableOptimizer)):
+            optimizer = optimizer.optimizer
+        self._opt = self._made = StableOptimizer(optimizer, model=model, **self._options_now())
+        self._ended = False
+        if known is not None:
+            # Trained before: its counts go on, its snapshots belong to weights of another time.
+            self._opt.load_state_dict(known.state_dict())
+        return self._opt
+
+    def _adopt(self, known: StableOptimizer, optimizer: Optimizer) -> Optimizer:
+        """Use an optimizer that the user has wrapped."""
+        if self._options or self._per_trial is not None:
+            raise ConfigError(
+                f"options={sorted(self._options) or ['per_trial']} must not be given beside an "
+                "optimizer that is a StableOptimizer already: give them to that one"
+            )
+        if known is self._opt:
+            known.load_state_dict(known.state_dict())  # begin with the weights that are there now
+        self._opt = known
+        return optimizer
+
+    def _options_now(self) -> dict[str, Any]:
+        if self._per_trial is not None and self._trial is not None:
+            chosen = check_options(type(self).__name__, self._per_trial(self._trial))
+            return {**self._options, **chosen}
+        if self._opened:
+            check_reopened(self._options.get("telemetry"))
+        self._opened = True
+        return self._options
+
+    def _training_step(
+        self, trainer: Any, training_step: Callable[..., Tensor], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        loss = training_step(*args, **kwargs)
+        # The trainer has divided each by their number, or by all their tokens: the sum is the loss.
+        told = loss.detach().float()
+        self._loss = told if self._loss is None else self._loss + told
+        return loss
+
+    def _log(
+        self, trainer: Any, log: Callable[..., None], logs: dict[str, float], *args: Any, **kw: Any
+    ) -> None:
+        if self._logs and self._opt is not None and "loss" in logs:
+            mean = self._mean.take()
+            told = {} if mean is None else {"stable/loss": mean}
+            logs = {**logs, **told, **stability_metrics(self._opt)}
+        log(logs, *args, **kw)
+
+    def _train(self, trainer: Any, train: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._trainer = trainer  # the one of several that trains
+        self._trial = kwargs.get("trial", args[1] if len(args) > 1 else None)
+        try:
+            with self._recorded(), self._ending(trainer):
+                return train(*args, **kwargs)
+        finally:
+            self._ended, self._trial = True, None
+            if self._made is not None:
+                self._made.close()
+
+    @contextmanager
+    def _ending(self, trainer: Any) -> Iterator[None]:
+        """Let every callback close what it has open where a run is ended by us."""
+        try:
+            yield
+        except DivergenceError:
+            trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+            raise
+
+    def _recorded(self) -> AbstractContextManager[Any]:
+        """Have Optuna know what became of its trial."""
+        if not hasattr(self._trial, "set_user_attr"):
+            return nullcontext()
+        from stableopt.integrations.optuna import stable_trial
+
+        return stable_trial(self._trial, self)
