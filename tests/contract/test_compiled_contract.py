@@ -26,7 +26,7 @@ TRACED = [
 LOOPS = {
     "accumulated, a late group": {"accumulate": 2, "add_group": "late", "named": True},
     "closure, gradients that are not there": {"closure": True, "grad_none": True},
-    "OneCycleLR": {"scheduler": "OneCycleLR", "scheduler_on": "inner"},
+    "a schedule on the inner one": {"scheduler": "LambdaLR", "scheduler_on": "inner"},
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
