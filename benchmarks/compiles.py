@@ -31,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line; ``None`` for that of the process.
 
     Returns:
-        The exit status: 0 if no cell has more breaks or recompilations than bare torch, and all
-        of ours leave out the NaN.
+        The exit status: 0 if there are no breaks and recompilations where bare torch has none,
+        and all of ours leave out the NaN.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
@@ -81,9 +81,17 @@ def _parser() -> argparse.ArgumentParser:
 def worse_than_bare(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return where ours breaks or recompiles what torch alone does not, or takes a NaN.
 
-    ``update`` is compared with zero: it is ours alone. Graphs of options that change at every
-    step are counted as what they are, a handful and then none.
+    ``update`` is compared with zero: it is ours alone.
     """
+    return _compared(cells, zeros=True)
+
+
+def more_than_bare(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return where both break or recompile, and ours does so more often."""
+    return _compared(cells, zeros=False)
+
+
+def _compared(cells: Sequence[Mapping[str, Any]], *, zeros: bool) -> list[str]:
     found = []
     bare = {_key(cell): cell for cell in cells if not cell["wrapped"]}
     for cell in cells:
@@ -92,12 +100,13 @@ def worse_than_bare(cells: Sequence[Mapping[str, Any]]) -> list[str]:
             continue
         where = ", ".join(_key(cell))
         ours_alone = cell["mode"] == "update"
-        if cell["error"]:
+        if zeros and cell["error"]:
             found.append(f"{where}: {cell['error']}")
-        if not cell["skips"]:
+        if zeros and not cell["skips"]:
             found.append(f"{where}: the NaN was taken")
         for what in ("breaks", "recompiled"):
-            if cell[what] > (0 if ours_alone else other[what]):
+            least = 0 if ours_alone else other[what]
+            if cell[what] > least and zeros is (least == 0):
                 found.append(f"{where}: {cell[what]} {what}, {other[what]} without us")
     return found
 
@@ -140,7 +149,10 @@ def render(result: Mapping[str, Any]) -> str:
     if worse:
         lines += ["", "Worse than bare torch:", "", *(f"- {line}" for line in worse)]
     else:
-        lines += ["", "Nowhere more breaks or recompilations than bare torch."]
+        lines += ["", "No break and no recompilation where bare torch has none, and no NaN taken."]
+    if more := more_than_bare(result["cells"]):
+        lines += ["", "More of them than bare torch, which has some:", ""]
+        lines += [f"- {line}" for line in more]
     return "\n".join([*lines, ""])
 
 
