@@ -125,6 +125,11 @@ def point_to_files(
         say(console, f"summary    {summary}")
 
 
+def point_to_report(console: Console, path: Path) -> None:
+    """Say where the page about the requested run is: the last thing that is said."""
+    say(console, f"report     {path}  (open it in a browser)")
+
+
 def say(console: Console, text: str, style: str = "") -> None:
     """Print a line as it is: no markup, and no breaks in the middle of a path."""
     console.print(Text(text, style=style), soft_wrap=True)

@@ -12,6 +12,7 @@ from stableopt.demo.model import GPT
 from stableopt.demo.options import claim_directory
 from stableopt.demo.outcome import judge_outcome
 from stableopt.demo.train import identical, train, train_bare
+from stableopt.report import write_report
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,7 +54,11 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     pictures = draw_curves(runs, options.fault, options.out)
     summary = None if options.fault is None else options.out / SUMMARY
     report.point_to_files(console, runs, pictures, summary)
-    return 0 if _conclude(options, console, runs) else 1
+    good = _conclude(options, console, runs)
+    requested = next(iter(runs.values()))
+    if requested.telemetry is not None:
+        report.point_to_report(console, write_report(requested.telemetry).path)
+    return 0 if good else 1
 
 
 def _conclude(options: DemoOptions, console: Console, runs: dict[str, Run]) -> bool:

@@ -58,7 +58,7 @@ def recorder():
 @pytest.fixture
 def demo(monkeypatch, tmp_path, tiny_recipe):
     """Run ``stableopt demo`` with a tiny model; ``.out`` is the directory."""
-    monkeypatch.setattr(cli, "Recipe", tiny_recipe)
+    monkeypatch.setattr("stableopt.cli.demo.Recipe", tiny_recipe)
 
     def invoke(*options, out=tmp_path / "out"):
         # Wide enough that no sentence is broken.

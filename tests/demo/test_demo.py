@@ -68,6 +68,9 @@ def test_files_are_where_the_text_says(demo):
     assert (demo.out / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (demo.out / "curves.svg").read_text()
     assert str(demo.out / "curves.png") in result.stdout
+    last = result.stdout.splitlines()[-1].split()
+    assert last[:2] == ["report", str(demo.out / "guarded" / "report.html")]
+    assert "Rolled back" in (demo.out / "guarded" / "report.html").read_text()
 
 
 def test_a_second_demo_keeps_the_first(demo):
@@ -278,7 +281,8 @@ def test_as_a_module(tmp_path):
 
 @pytest.mark.parametrize("package", ["typer", "rich.console"])
 def test_missing_cli_extra(monkeypatch, capsys, package):
-    monkeypatch.delitem(sys.modules, "stableopt.cli")
+    for name in [name for name in sys.modules if name.startswith("stableopt.cli")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SystemExit) as exit_:
         __main__.main()

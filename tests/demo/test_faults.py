@@ -54,7 +54,7 @@ def test_a_nan_in_a_weight_is_rolled_back_and_told(demo):
     undone = "undone     in step 131 rolled back from step 130 to step 100: 30 updates lost"
     assert undone in result.stdout
     assert "left       nothing of it: no weight, moment or buffer is damaged" in result.stdout
-    last = result.stdout.splitlines()[-1]
+    last = result.stdout.splitlines()[-2]
     assert re.match(r"Recovered: integrity OK, final validation loss \d\.\d+, within noise", last)
 
 
@@ -138,7 +138,7 @@ def test_a_fault_that_is_found_too_late_is_told(demo):
 
     assert result.exit_code == 1
     assert "found      by nobody: the run ended before the guard had looked" in result.stdout
-    last = result.stdout.splitlines()[-1]
+    last = result.stdout.splitlines()[-2]
     assert last.startswith("Survived, with the fault in it: integrity OK (as far as the guard had")
 
 
@@ -249,7 +249,7 @@ def test_noise(change, within):
 def test_a_loss_beyond_the_noise_is_told(demo, monkeypatch):
     validate = training._validate
     monkeypatch.setattr(training, "_validate", lambda *args: (validate(*args)[0], 1e-9))
-    last = demo("--steps", "20").stdout.splitlines()[-1]
+    last = demo("--steps", "20").stdout.splitlines()[-2]
 
     assert "beyond the noise of the clean run's" in last
 

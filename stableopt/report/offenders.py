@@ -1,0 +1,94 @@
+"""Which layers were named most, and which of their readings lie beyond a limit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from stableopt.functional import gaussian_effective_rank
+from stableopt.health.tiers import SMALLEST, TIERS
+from stableopt.report.run import LayerTally
+from stableopt.report.values import natural, spell
+from stableopt.sensors.targets import looks_like_head
+from stableopt.types import Standing
+
+if TYPE_CHECKING:
+    from stableopt.report.run import Run
+
+
+class Offender(NamedTuple):
+    """A layer that something was said about.
+
+    Attributes:
+        name: Of the parameter.
+        tally: How often it was named.
+        standing: The worst of its newest readings.
+        reading: That reading in words; empty if none lies beyond a limit.
+    """
+
+    name: str
+    tally: LayerTally
+    standing: Standing
+    reading: str
+
+
+def top_offenders(run: Run, most: int = 10) -> list[Offender]:
+    """Return the layers that stand out, the worst first.
+
+    Those in danger come first, then those beyond a warning limit, then by how often
+    interventions, rises of the risk and transforms have named them.
+
+    Args:
+        run: Which.
+        most: How many at most.
+    """
+    named = set(run.layers)
+    for metric in TIERS:
+        named |= set(run.readings.get(metric, ()))
+    found = [_look_at(run, name) for name in named]
+    found = [o for o in found if o.reading or o.tally.faults or o.tally.risks or o.tally.acts]
+    return sorted(found, key=_badness)[:most]
+
+
+def _look_at(run: Run, name: str) -> Offender:
+    standing, words = Standing.HEALTHY, []
+    for metric, tier in TIERS.items():
+        now = judge(run, metric, name, run.newest(metric, name))
+        if now in (Standing.WARNING, Standing.DANGER):
+            limit = tier.danger if now is Standing.DANGER else tier.warning
+            side = "below" if tier.low_is_bad else "above"
+            words.append(f"{metric} {spell(run.newest(metric, name), 3)}, {side} {limit:g}")
+            standing = Standing.DANGER if Standing.DANGER in (now, standing) else now
+    return Offender(name, run.layers.get(name, LayerTally()), standing, "; ".join(words))
+
+
+def _badness(offender: Offender) -> tuple[int, int, int, int, object]:
+    order = [Standing.DANGER, Standing.WARNING, Standing.HEALTHY].index(offender.standing)
+    tally = offender.tally
+    return (order, -tally.faults, -tally.risks, -tally.acts, natural(offender.name))
+
+
+def judge(run: Run, metric: str, name: str, value: float | None) -> Standing:
+    """Return on which side of its limits a reading lies, where limits apply to that weight.
+
+    They do not for an output layer, nor for a weight of fewer than 16 rows or columns. The size is
+    not in the records; the effective rank that a random matrix of its shape has is.
+
+    Args:
+        run: Which.
+        metric: What was read.
+        name: Of the layer.
+        value: What was read there.
+    """
+    tier = TIERS.get(metric)
+    if tier is None or value is None or looks_like_head(name):
+        return Standing.UNJUDGED
+    rank = run.newest("effective_rank", name)
+    relative = run.newest("relative_rank", name)
+    if rank is None or relative is None or not relative > 0:
+        return tier.standing(value)
+    if rank / relative < _LEAST_RANK * (1 - 1e-3):
+        return Standing.UNJUDGED
+    return tier.standing(value)
+
+
+_LEAST_RANK = gaussian_effective_rank(SMALLEST, SMALLEST)
