@@ -1,8 +1,8 @@
 """One line around any torch optimizer that keeps a training run alive."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from stableopt.lazy import lazily
 from stableopt.version import __version__
 
 if TYPE_CHECKING:
@@ -56,8 +56,10 @@ _HOMES = {
 }
 """Where each public name comes from: it is imported when it is first asked for."""
 
-_ROOMS = frozenset(
-    {
+__getattr__, __dir__ = lazily(
+    __name__,
+    _HOMES,
+    modules=(
         "errors",
         "functional",
         "guard",
@@ -68,7 +70,7 @@ _ROOMS = frozenset(
         "transforms",
         "triggers",
         "types",
-    }
+    ),
 )
 
 __all__ = [
@@ -100,18 +102,3 @@ __all__ = [
     "drift",
     "layers",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(import_module(f"stableopt.{_HOMES[name]}"), name)
-    elif name in _ROOMS:
-        value = import_module(f"stableopt.{name}")
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_ROOMS})

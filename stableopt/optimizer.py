@@ -163,7 +163,9 @@ class StableOptimizer(Optimizer):
             >>> guard["max_skips"]
             3
         """
-        return cls(optimizer, model=model, **checks.arguments_from(config))
+        from stableopt.config_reader import arguments_from  # builds on everything there is
+
+        return cls(optimizer, model=model, **arguments_from(config))
 
     # What stableopt adds
 

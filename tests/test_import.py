@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 import subprocess
 import sys
 
@@ -56,3 +59,13 @@ def test_names_that_are_not_there():
     with pytest.raises(AttributeError, match="has no attribute 'StableOptimiser'"):
         stableopt.StableOptimiser  # noqa: B018
     assert not hasattr(stableopt, "cli2")
+
+
+@pytest.mark.parametrize("package", ["stableopt", "stableopt.telemetry", "stableopt.transforms"])
+def test_no_lazy_name_is_that_of_a_module(package):
+    """Whoever imported the module would then get it in place of what the name stands for."""
+    found = importlib.import_module(package)
+    modules = {module.name for module in pkgutil.iter_modules(found.__path__)}
+    assert not modules & set(found.__all__)
+    for name in found.__all__:
+        assert not inspect.ismodule(getattr(found, name))

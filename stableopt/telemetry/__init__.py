@@ -1,6 +1,47 @@
 """What to tell about a run: the ledger, the summary, and writers that never get in the way."""
 
-from stableopt.telemetry.json_lines import JsonLines, read_events
-from stableopt.telemetry.writer import Writer
+from typing import TYPE_CHECKING
 
-__all__ = ["JsonLines", "Writer", "read_events"]
+from stableopt.lazy import lazily
+
+if TYPE_CHECKING:
+    from stableopt.telemetry.json_lines import JsonLines, read_events
+    from stableopt.telemetry.lifecycle import LifecycleEvents
+    from stableopt.telemetry.logging_writer import LoggingWriter
+    from stableopt.telemetry.ml_run_events import InvalidEventError, schema, validate_event
+    from stableopt.telemetry.outbox import RefusedError
+    from stableopt.telemetry.sinks import EventFile, HttpEndpoint, Sink
+    from stableopt.telemetry.writer import Writer
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "EventFile": "sinks",
+        "HttpEndpoint": "sinks",
+        "InvalidEventError": "ml_run_events",
+        "JsonLines": "json_lines",
+        "LifecycleEvents": "lifecycle",
+        "LoggingWriter": "logging_writer",
+        "RefusedError": "outbox",
+        "Sink": "sinks",
+        "Writer": "writer",
+        "read_events": "json_lines",
+        "schema": "ml_run_events",
+        "validate_event": "ml_run_events",
+    },
+)
+
+__all__ = [
+    "EventFile",
+    "HttpEndpoint",
+    "InvalidEventError",
+    "JsonLines",
+    "LifecycleEvents",
+    "LoggingWriter",
+    "RefusedError",
+    "Sink",
+    "Writer",
+    "read_events",
+    "schema",
+    "validate_event",
+]

@@ -9,7 +9,14 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stableopt.telemetry.writer import wants, write_summary
+from stableopt.telemetry.writer import (
+    flush,
+    introduce,
+    losses,
+    patience,
+    wants,
+    write_summary,
+)
 from stableopt.types import Event
 
 if TYPE_CHECKING:
@@ -41,6 +48,7 @@ class Dispatcher:
     """
 
     def __init__(self, writers: Sequence[Writer]) -> None:
+        introduce(writers)
         self._channels = [_Channel(writer) for writer in writers]
         self._closed = False
 
@@ -67,28 +75,37 @@ class Dispatcher:
         waiting = [channel.flush() for channel in self._channels]
         return all(done.wait(max(0.0, deadline - time.monotonic())) for done in waiting)
 
+    def before_exit(self, close: Callable[[], None]) -> None:
+        """Give ``close`` to the writers that have to be closed early when the interpreter exits."""
+        for channel in self._channels:
+            method = getattr(channel.writer, "before_exit", None)
+            if method is not None:
+                method(close)
+
     def close(self, make: Callable[[], dict[str, Any]], timeout: float = PATIENCE) -> None:
         """Write what is queued and a last summary, and close the writers.
 
         Args:
             make: Makes the last summary.
-            timeout: Seconds to wait for writers that are slow.
+            timeout: Seconds to wait for writers that are slow, and do not say how slow.
         """
         if self._closed:
             return
         self.send_summary(make)
         self._closed = True
-        deadline = time.monotonic() + timeout
+        began = time.monotonic()
         for channel in self._channels:
             channel.finish()
         for channel in self._channels:
-            channel.join(max(0.0, deadline - time.monotonic()))
+            left = began + patience(channel.writer, timeout) - time.monotonic()
+            channel.join(max(0.0, left))
 
     def losses(self) -> dict[str, int]:
         """Return how many events were dropped, and how often a writer failed."""
+        theirs = [losses(channel.writer) for channel in self._channels]
         return {
-            "dropped": sum(channel.dropped for channel in self._channels),
-            "failed": sum(channel.failed for channel in self._channels),
+            "dropped": sum(c.dropped for c in self._channels) + sum(d for d, _ in theirs),
+            "failed": sum(c.failed for c in self._channels) + sum(f for _, f in theirs),
         }
 
 
@@ -150,6 +167,7 @@ class _Channel:
                 item = None
             if isinstance(item, threading.Event):
                 self._write_summary()
+                self._try(lambda: flush(self.writer))
                 item.set()
             elif item is not None:
                 self._try(partial(self.writer.write, item))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from stableopt.types import Event
+
+_CLOSED = -1
+"""No file: the number of a closed one may by now be that of another."""
 
 
 class JsonLines:
@@ -31,6 +35,7 @@ class JsonLines:
     Attributes:
         path: The event file.
         summary_path: The summary file.
+        closed: Set once both are complete, for those who copy them.
 
     Raises:
         ConfigError: The directory cannot be made or written, or ``every`` is not positive.
@@ -50,6 +55,7 @@ class JsonLines:
             raise ConfigError(f"directory={directory!r} must be a path")
         self.every = every
         self._torn = False
+        self.closed = threading.Event()
         self._file, self.path, self.summary_path = _claim(Path(directory))
 
     def write(self, event: Event) -> None:
@@ -78,9 +84,11 @@ class JsonLines:
 
     def close(self) -> None:
         """Flush to the disk and close."""
-        with contextlib.suppress(OSError):
-            os.fsync(self._file)
-        os.close(self._file)
+        file, self._file = self._file, _CLOSED
+        with contextlib.suppress(OSError, ValueError):  # ValueError: closed already
+            os.fsync(file)
+        os.close(file)
+        self.closed.set()
 
 
 def _claim(directory: Path) -> tuple[int, Path, Path]:

@@ -149,3 +149,67 @@ def test_the_event_that_stops_a_run_is_written_before_the_error(events):
         opt.step()
     assert [e.action.value for e in events.seen] == ["stop"]
     assert events.summaries[-1]["status"] == "stopped"
+
+
+def test_what_a_writer_has_lost_itself_is_in_the_summary(events):
+    class Lossy(type(events)):
+        dropped, failed = 3, 2
+
+    class Foreign(type(events)):
+        dropped, failed, patience = [], None, "long"
+
+    opt = make([Lossy(), Foreign(), events])
+    opt.step()
+    opt.close()
+    assert opt.summary()["telemetry"] == {"dropped": 3, "failed": 2}
+
+
+def test_a_flush_reaches_what_a_writer_holds_back(events):
+    class Holding(type(events)):
+        flushed = 0
+
+        def flush(self):
+            self.flushed = len(self.seen)
+
+    writer = Holding()
+    opt = make(writer)
+    opt.step()
+    opt.step()
+    assert opt._loop.telemetry.flush()
+    assert writer.flushed == 2
+    opt.close()
+
+
+def test_closing_waits_as_long_as_a_writer_asks_for(events, monkeypatch):
+    release = threading.Event()
+
+    class Slow(type(events)):
+        patience = 60.0
+
+        def close(self):
+            release.wait()
+            super().close()
+
+    writer = Slow()
+    opt = make(writer)
+    threading.Timer(0.05, release.set).start()
+    opt._loop.telemetry.close(dict, timeout=0.0)
+    assert writer.closed == 1
+
+
+def test_writers_are_told_of_each_other_and_of_what_closes_the_run(events):
+    class Curious(type(events)):
+        def beside(self, writers):
+            self.others = list(writers)
+
+        def before_exit(self, close):
+            self.close_run = close
+
+    writer = Curious()
+    opt = make([writer, events])
+    assert writer.others == [events]
+    opt.step()
+    writer.close_run()
+    assert writer.closed == events.closed == 1
+    opt.close()  # a second time
+    assert writer.closed == 1

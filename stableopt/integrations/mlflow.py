@@ -1,0 +1,214 @@
+"""Telemetry in MLflow: parameters, metrics, tags and artifacts of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from stableopt.errors import ConfigError, MissingExtraError, require_int, require_number
+from stableopt.integrations.mlflow_store import MLflowStore, check_tracking
+from stableopt.telemetry.encode import encode
+from stableopt.telemetry.ending import COMPLETED, KILLED, Ending
+from stableopt.telemetry.json_lines import JsonLines
+from stableopt.telemetry.lifecycle import LifecycleEvents, check_id
+from stableopt.telemetry.metrics import PREFIX, RunMetrics, check_prefix
+from stableopt.telemetry.outbox import Outbox
+from stableopt.telemetry.setup import flat_setup
+
+try:
+    import mlflow
+except ImportError as error:
+    raise MissingExtraError("MLflowWriter", "mlflow") from error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from stableopt.integrations.mlflow_store import Row
+    from stableopt.telemetry.writer import Writer
+    from stableopt.types import Event
+
+_BESIDE = 2.0
+"""Seconds to wait for the files that are written beside."""
+
+
+class MLflowWriter:
+    """Log a run to MLflow, in batches, on a thread of its own.
+
+    Into the run that is active when this is made (``mlflow.start_run()`` in the same thread), into
+    ``run_id``, or into one that is created, and ended with the optimizer: ``FINISHED``, ``FAILED``
+    if the guard stopped it or its program died, ``KILLED`` by an interrupt. A server that is down
+    is tried again; a run that was begun without it is created once it is there.
+
+    Metrics have the call of ``step()`` for their step, the number that a trainer calls its global
+    step: it never goes back. Parameters are the options of the optimizer, the guard, sensors and
+    transforms. Tags: ``trial_id``, ``model_run_id``, ``stable.integrity``, ``stable.status``,
+    ``stable.last_intervention``; ``stable.changed_params`` where a run that is continued has
+    other parameters now, which MLflow cannot change. Artifacts in ``stable/``: ``summary.json``,
+    and ``telemetry.jsonl`` if a ``JsonLines`` is among the writers.
+
+    MLflow has NaN; ±Inf it keeps as ±1.8e308. Characters that it refuses in names become ``_``,
+    with a short hash behind the name.
+
+    Args:
+        run_id: Log into this run, and leave it open.
+        tracking_uri: Of the server or database; as MLflow is configured, else
+            ``sqlite:///mlflow.db``, if not given.
+        experiment: Name of the experiment of a run that is created; made if there is none.
+        run_name: Of a run that is created.
+        trial_id: Tag; that of a :class:`~stableopt.telemetry.LifecycleEvents` among the writers
+            if not given.
+        model_run_id: Tag; likewise.
+        tags: More tags.
+        every: Log one healthy step out of so many; interventions, and steps at which sensors were
+            read, always.
+        flush_every: Seconds from one request to the next: metrics that come faster share one.
+        prefix: What the names of metrics and parameters begin with.
+        layers: Whether the readings of each weight are metrics of their own.
+
+    Attributes:
+        run_id: The run in MLflow; ``None`` until it is created.
+        patience: Seconds that closing waits for a store that is slow; one that fails is given up
+            after four.
+
+    Raises:
+        ConfigError: An option is out of range; MLflow refuses the kind of store.
+        MissingExtraError: On import, if MLflow is not installed.
+
+    Cost:
+        None in the training loop but the sharing of the interpreter: some milliseconds of a core
+        per request to a server, some ten where the database is written by this process.
+    """
+
+    patience = 15.0
+
+    def __init__(
+        self,
+        *,
+        run_id: str | None = None,
+        tracking_uri: str | None = None,
+        experiment: str | None = None,
+        run_name: str | None = None,
+        trial_id: str | None = None,
+        model_run_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        every: int = 10,
+        flush_every: float = 0.25,
+        prefix: str = PREFIX,
+        layers: bool = True,
+    ) -> None:
+        require_int("every", every, 1, "log one healthy step out of so many")
+        require_number(
+            "flush_every", flush_every, 3600, "seconds from one request to the next, at least"
+        )
+        self.every = every
+        self._prefix = check_prefix(prefix)
+        self._ids = {
+            "trial_id": check_id("trial_id", trial_id),
+            "model_run_id": check_id("model_run_id", model_run_id),
+        }
+        self._tags = {str(key): str(value) for key, value in (tags or {}).items()}
+        if run_id is not None and experiment is not None:
+            raise ConfigError(
+                f"experiment={experiment!r} is of no use with run_id: the run has one already"
+            )
+        given = check_id("run_id", run_id) or _active_run(tracking_uri, experiment)
+        self._owned = given is None
+        self._store = MLflowStore(
+            check_tracking(tracking_uri), run_id=given, experiment=experiment, run_name=run_name
+        )
+        self._metrics = RunMetrics(prefix, layers=layers)
+        self._ending = Ending()
+        self._summary: dict[str, Any] | None = None
+        self._told: dict[str, str] = {}
+        self._reason: str | None = None
+        self._files: list[JsonLines] = []
+        self._outbox: Outbox[Row | Callable[[], None]] = Outbox(
+            self._store.deliver,
+            name=type(self).__name__,
+            batch=1000,
+            interval=float(flush_every),
+            keeps=callable,
+        )
+
+    @property
+    def run_id(self) -> str | None:
+        """The run in MLflow; ``None`` until it is created."""
+        return self._store.run_id
+
+    @property
+    def dropped(self) -> int:
+        """Events that were not logged, and will not be."""
+        return self._outbox.dropped
+
+    @property
+    def failed(self) -> int:
+        """Requests that failed; most of them are made up for later."""
+        return self._outbox.failed
+
+    def beside(self, writers: Sequence[Writer]) -> None:
+        """Adopt the ids of lifecycle events, and the files that are written beside."""
+        for writer in writers:
+            if isinstance(writer, JsonLines):
+                self._files.append(writer)
+            if isinstance(writer, LifecycleEvents):
+                self._ids["trial_id"] = self._ids["trial_id"] or writer.trial_id
+                self._ids["model_run_id"] = self._ids["model_run_id"] or writer.model_run_id
+
+    def write(self, event: Event) -> None:
+        """Log the metrics of an event."""
+        if event.intervened:
+            self._reason = event.reason
+        row = (event.call, round(event.time * 1000), self._metrics.of(event))
+        self._outbox.put(row)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Log parameters with the first, and tags where they have changed."""
+        if self._summary is None:
+            parameters = {self._prefix + k: _text(v) for k, v in flat_setup(summary).items()}
+            ids = {key: value for key, value in self._ids.items() if value is not None}
+            self._outbox.put(partial(self._store.log_parameters, parameters))
+            self._outbox.put(partial(self._store.set_tags, {**self._tags, **ids}))
+        self._summary = summary
+        tags = {"stable.status": summary["status"], "stable.integrity": summary["integrity"]}
+        if self._reason is not None:
+            tags["stable.last_intervention"] = self._reason
+        if tags != self._told:
+            self._told = tags
+            self._outbox.put(partial(self._store.set_tags, tags))
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until everything is logged; ``False`` if that took too long."""
+        return self._outbox.flush(self.patience if timeout is None else timeout)
+
+    def close(self) -> None:
+        """End the run if it was created here, add the artifacts, log what is left."""
+        summary = self._summary
+        if self._owned:
+            ends = {COMPLETED: "FINISHED", KILLED: "KILLED"}
+            status = ends.get(self._ending.status(summary), "FAILED")
+            self._outbox.put(partial(self._store.terminate, status))
+        if summary is not None:
+            text = encode(summary, indent=2)
+            self._outbox.put(partial(self._store.log_text, "summary.json", text))
+        for file in self._files:
+            self._outbox.put(partial(self._copy, file))
+        self._outbox.close(self.patience - 1.0)
+
+    def _copy(self, file: JsonLines) -> None:
+        file.closed.wait(_BESIDE)
+        self._store.log_file(file.path)
+
+
+def _active_run(tracking_uri: str | None, experiment: str | None) -> str | None:
+    if tracking_uri is not None or experiment is not None:
+        return None
+    active = mlflow.active_run()
+    return None if active is None else str(active.info.run_id)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, default=os.fspath)

@@ -1,0 +1,269 @@
+"""What is asked of an MLflow store: few requests, each within its limits, again if need be."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import posixpath
+import re
+import socket
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from stableopt.errors import ConfigError, MissingExtraError
+from stableopt.telemetry.encode import encode
+from stableopt.telemetry.outbox import RefusedError
+
+try:
+    import mlflow
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.exceptions import MlflowException
+except ImportError as error:
+    raise MissingExtraError("MLflowWriter", "mlflow") from error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import TypeAlias, TypeVar
+
+    Row: TypeAlias = tuple[int, int, Mapping[str, float]]
+    """The call, milliseconds since the epoch, and the metrics of an event."""
+
+    T = TypeVar("T")
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+METRICS_PER_REQUEST = 1000
+PARAMETERS_PER_REQUEST = 100
+LONGEST_NAME = 250
+LONGEST_PARAMETER = 6000
+LONGEST_TAG = 5000
+_CONNECT = 2.0
+"""Seconds to wait for a connection, before MLflow itself would try for minutes."""
+_TRY_AGAIN = frozenset({408, 425, 429})
+_FOLDER = "stable"
+
+
+def check_tracking(uri: str | None) -> str:
+    """Return where to log to.
+
+    Raises:
+        ConfigError: It is no URI, or MLflow refuses it.
+        MissingExtraError: A database is asked for, and what MLflow needs for it is not installed.
+    """
+    if uri is None:
+        known = mlflow.is_tracking_uri_set()  # type: ignore[no-untyped-call]
+        uri = mlflow.get_tracking_uri() if known else DEFAULT_URI
+    if not isinstance(uri, (str, Path)) or not str(uri):
+        raise ConfigError(f"tracking_uri={uri!r} must be a URI, e.g. {DEFAULT_URI!r}")
+    uri = str(uri)
+    scheme = urlsplit(uri).scheme.partition("+")[0]
+    if scheme in ("sqlite", "postgresql", "mysql", "mssql"):
+        if not all(importlib.util.find_spec(name) for name in ("sqlalchemy", "alembic")):
+            raise MissingExtraError(f"tracking_uri={uri!r}", "mlflow")
+    elif scheme in ("", "file"):
+        try:
+            MlflowClient(uri)
+        except MlflowException as error:
+            raise ConfigError(
+                f"tracking_uri={uri!r} is refused by MLflow: use a database, e.g. "
+                f"{DEFAULT_URI!r}, or the address of a server"
+            ) from error
+    return uri
+
+
+class MLflowStore:
+    """One run in a store. Every method may be called again after it has raised.
+
+    Args:
+        uri: Of the server or database.
+        run_id: The run; one is created with the first request if not given.
+        experiment: Of a run that is created.
+        run_name: Of a run that is created.
+
+    Attributes:
+        run_id: The run; ``None`` until it is created.
+    """
+
+    def __init__(
+        self, uri: str, *, run_id: str | None, experiment: str | None, run_name: str | None
+    ) -> None:
+        self._is_default = uri == mlflow.get_tracking_uri()
+        self.run_id = run_id
+        self._uri = uri
+        self._experiment = experiment
+        self._run_name = run_name
+        self._client: MlflowClient | None = None
+
+    def deliver(self, items: Sequence[Row | Callable[[], None]]) -> None:
+        """Log rows of metrics together, and do what else there is to do, in order.
+
+        Raises:
+            RefusedError: MLflow will never take it.
+        """
+        refused = _Refused()
+        with refused(len(items)):
+            self._open()
+        if refused.lost:
+            items = ()
+        rows: list[Row] = []
+        for item in items:
+            if not callable(item):
+                rows.append(item)
+                continue
+            with refused(len(rows)):
+                self._log_rows(rows)
+            rows = []
+            with refused(1):
+                item()
+        with refused(len(rows)):
+            self._log_rows(rows)
+        refused.tell()
+
+    def log_parameters(self, parameters: Mapping[str, str]) -> None:
+        """Log parameters that the run does not have; tag it with those that are others now."""
+        client, run_id = self._opened()
+        known = client.get_run(run_id).data.params
+        wanted = {safe_name(k): v[:LONGEST_PARAMETER] for k, v in parameters.items()}
+        new = [Param(k, v) for k, v in wanted.items() if k not in known]
+        for chunk in _chunks(new, PARAMETERS_PER_REQUEST):
+            client.log_batch(run_id, params=chunk)
+        changed = {k: v for k, v in wanted.items() if known.get(k, v) != v}
+        if changed:
+            self.set_tags({"stable.changed_params": encode(changed)})
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags, some of them anew."""
+        client, run_id = self._opened()
+        made = [RunTag(safe_name(key), value[:LONGEST_TAG]) for key, value in tags.items()]
+        for chunk in _chunks(made, PARAMETERS_PER_REQUEST):
+            client.log_batch(run_id, tags=chunk)
+
+    def log_text(self, name: str, text: str) -> None:
+        """Keep a text as an artifact."""
+        client, run_id = self._opened()
+        client.log_text(run_id, text, f"{_FOLDER}/{name}")
+
+    def log_file(self, path: Path) -> None:
+        """Keep a file as an artifact."""
+        client, run_id = self._opened()
+        if not path.is_file():
+            raise RefusedError(f"{path} is not there any more")
+        client.log_artifact(run_id, str(path), _FOLDER)
+
+    def terminate(self, status: str) -> None:
+        """End the run: ``"FINISHED"``, ``"FAILED"`` or ``"KILLED"``."""
+        client, run_id = self._opened()
+        client.set_terminated(run_id, status)
+
+    def _log_rows(self, rows: Iterable[Row]) -> None:
+        client, run_id = self._opened()
+        metrics = [
+            Metric(safe_name(name), value, milliseconds, call)
+            for call, milliseconds, values in rows
+            for name, value in values.items()
+        ]
+        for chunk in _chunks(metrics, METRICS_PER_REQUEST):
+            client.log_batch(run_id, metrics=chunk)
+
+    def _open(self) -> None:
+        _reach(self._uri)
+        if self._client is None:
+            self._client = MlflowClient(self._uri)
+        if self.run_id is None:
+            run = self._client.create_run(self._experiment_id(), run_name=self._run_name)
+            self.run_id = str(run.info.run_id)
+
+    def _opened(self) -> tuple[MlflowClient, str]:
+        if self._client is None or self.run_id is None:
+            raise RuntimeError("nothing is logged before deliver() has opened the run")
+        return self._client, self.run_id
+
+    def _experiment_id(self) -> str:
+        client = self._client
+        if client is None:
+            raise RuntimeError("there is no client yet")
+        if self._experiment is None:
+            return _active_experiment() if self._is_default else "0"
+        found = client.get_experiment_by_name(self._experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        try:
+            return str(client.create_experiment(self._experiment))
+        except MlflowException:
+            # Another process may have made it in between.
+            found = client.get_experiment_by_name(self._experiment)
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+
+class _Refused:
+    """Counts what MLflow will never take, and lets the rest go on."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+        self._why = ""
+
+    @contextmanager
+    def __call__(self, count: int) -> Iterator[None]:
+        try:
+            yield
+        except RefusedError as error:
+            self._note(count, error)
+        except MlflowException as error:
+            status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+            if not 400 <= status < 500 or status in _TRY_AGAIN:
+                raise
+            self._note(count, error)
+
+    def _note(self, count: int, error: Exception) -> None:
+        self.lost += count
+        self._why = self._why or str(error)
+
+    def tell(self) -> None:
+        """Raise ``RefusedError`` if there was anything."""
+        if self.lost:
+            raise RefusedError(self._why, self.lost)
+
+
+def safe_name(name: str) -> str:
+    """Return a name that MLflow takes; one that had to be changed ends with a hash of it.
+
+    Example:
+        >>> safe_name("stable/loss"), safe_name("top@1")
+        ('stable/loss', 'top_1-c29383')
+    """
+    safe = re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII)
+    if posixpath.normpath(safe) != safe or safe.startswith(("/", "..")) or safe == ".":
+        safe = safe.replace("/", "_").replace("..", "_")
+    if safe == name and len(name) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest()[:6]
+    return f"{safe[: LONGEST_NAME - 7]}-{digest}"
+
+
+def _active_experiment() -> str:
+    # What mlflow.set_experiment and the environment say, as for runs that MLflow starts itself.
+    from mlflow.tracking.fluent import _get_experiment_id
+
+    return _get_experiment_id() or "0"
+
+
+def _reach(uri: str) -> None:
+    """Raise ``OSError`` if nobody listens at the address of a server."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or parts.hostname is None:
+        return
+    if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(
+        parts.hostname
+    ):
+        return  # the proxy knows
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    socket.create_connection((parts.hostname, port), timeout=_CONNECT).close()
+
+
+def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

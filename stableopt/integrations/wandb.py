@@ -1,0 +1,203 @@
+"""Telemetry in Weights & Biases, online or offline."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from stableopt.errors import ConfigError, MissingExtraError, require_int
+from stableopt.telemetry.encode import plain
+from stableopt.telemetry.ending import COMPLETED, Ending
+from stableopt.telemetry.lifecycle import LifecycleEvents, check_id
+from stableopt.telemetry.metrics import PREFIX, RunMetrics, check_prefix
+from stableopt.telemetry.setup import flat_setup
+
+try:
+    import wandb
+except ImportError as error:
+    raise MissingExtraError("WandbWriter", "wandb") from error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from stableopt.telemetry.writer import Writer
+    from stableopt.types import Event
+
+_MODES = ("online", "offline", "disabled")
+_NEWEST = 1000
+"""Interventions that the table of the ledger lists."""
+
+
+class WandbWriter:
+    """Log a run to Weights & Biases, on a thread of its own.
+
+    Into a run of its own, grouped with the one that is active, if there is one: a run has one
+    counter of rows, and what is logged with ``step=`` below it is dropped, so that writing into a
+    run that somebody else logs to could cost them data. Where nobody gives ``step=``, as in the
+    Hugging Face Trainer and in Lightning, hand over the run: ``WandbWriter(run=wandb.run)``.
+
+    Each row has ``stable/call``, the call of ``step()``, as the x-axis of all our metrics: the
+    number that a trainer calls its global step; it never goes back. Configuration under
+    ``stable``; in the summary of the run its integrity, status and counts; as a table,
+    ``stable/ledger``, the newest thousand interventions.
+
+    Args:
+        run: Log into this one, and leave it open.
+        project: Of a run of its own.
+        name: Of a run of its own.
+        directory: Where files go; ``./wandb`` if not given.
+        mode: ``"online"``, ``"offline"`` or ``"disabled"``; as W&B is configured if not given.
+        trial_id: Goes to the configuration; that of a
+            :class:`~stableopt.telemetry.LifecycleEvents` among the writers if not given.
+        model_run_id: Likewise.
+        every: Log one healthy step out of so many; interventions, and steps at which sensors were
+            read, always.
+        prefix: What the names of all metrics begin with.
+        layers: Whether the readings of each weight are metrics of their own.
+
+    Attributes:
+        patience: Seconds that closing waits for W&B, whose process takes some to begin.
+
+    Raises:
+        ConfigError: An option is out of range; W&B would have to ask for an API key.
+        MissingExtraError: On import, if W&B is not installed.
+
+    Cost:
+        None in the training loop; a process of W&B's own.
+    """
+
+    patience = 15.0
+
+    def __init__(
+        self,
+        *,
+        run: Any = None,
+        project: str | None = None,
+        name: str | None = None,
+        directory: str | os.PathLike[str] | None = None,
+        mode: str | None = None,
+        trial_id: str | None = None,
+        model_run_id: str | None = None,
+        every: int = 10,
+        prefix: str = PREFIX,
+        layers: bool = True,
+    ) -> None:
+        require_int("every", every, 1, "log one healthy step out of so many")
+        if mode is not None and mode not in _MODES:
+            raise ConfigError(f"mode={mode!r} must be one of {', '.join(_MODES)}, or None")
+        if run is not None and not callable(getattr(run, "log", None)):
+            raise ConfigError(f"run={run!r} must be a run of W&B: what wandb.init() returns")
+        if run is None:
+            _check_key(mode)
+        self.every = every
+        self._prefix = check_prefix(prefix)
+        self._run, self._owned = run, run is None
+        self._options: dict[str, Any] = {"project": project, "name": name, "mode": mode, **_group()}
+        if directory is not None:
+            self._options["dir"] = os.fspath(directory)
+        self._ids = {
+            "trial_id": check_id("trial_id", trial_id),
+            "model_run_id": check_id("model_run_id", model_run_id),
+        }
+        self._metrics = RunMetrics(prefix, layers=layers)
+        self._ending = Ending()
+        self._ledger: list[tuple[int, str, str]] = []
+        self._summary: dict[str, Any] | None = None
+        self._close_run: Callable[[], None] | None = None
+
+    @property
+    def run(self) -> Any:
+        """The run that is logged into; ``None`` until it is begun."""
+        return self._run
+
+    def beside(self, writers: Sequence[Writer]) -> None:
+        """Adopt the ids of lifecycle events."""
+        for writer in writers:
+            if isinstance(writer, LifecycleEvents):
+                self._ids["trial_id"] = self._ids["trial_id"] or writer.trial_id
+                self._ids["model_run_id"] = self._ids["model_run_id"] or writer.model_run_id
+
+    def before_exit(self, close: Callable[[], None]) -> None:
+        """Remember what closes the run: W&B ends its process in the exit of the interpreter."""
+        self._close_run = close
+
+    def write(self, event: Event) -> None:
+        """Log the metrics of an event as one row."""
+        if event.reason:
+            self._ledger.append((event.call, event.action.value, event.reason))
+            del self._ledger[:-_NEWEST]
+        row = {f"{self._prefix}call": event.call, **self._metrics.of(event)}
+        # Of its own run every row has the call for its step, so that none is merged or dropped.
+        self._opened().log(row, **({"step": event.call} if self._owned else {}))
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Log the configuration with the first, and how the run does."""
+        first, self._summary = self._summary is None, summary
+        run = self._opened()
+        if first:
+            known = {key: value for key, value in self._ids.items() if value is not None}
+            run.config.update(
+                {**known, "stable": plain(flat_setup(summary))}, allow_val_change=True
+            )
+        for key in ("status", "integrity", "steps_lost", "rollbacks", "skips"):
+            run.summary[f"{self._prefix}run/{key}"] = summary[key]
+
+    def close(self) -> None:
+        """Log the ledger, and end the run if it was begun here."""
+        if self._run is None:
+            return
+        try:
+            if self._ledger:
+                table = wandb.Table(columns=["call", "action", "reason"], data=list(self._ledger))
+                self._run.log({f"{self._prefix}ledger": table})
+            if self._owned:
+                completed = self._ending.status(self._summary) == COMPLETED
+                self._run.finish(exit_code=0 if completed else 1)
+        finally:
+            if self._close_run is not None:
+                atexit.unregister(self._close_run)
+                self._close_run = None
+
+    def _opened(self) -> Any:
+        if self._run is None:
+            # Consoles stay as they are: what a program prints is not ours to record.
+            settings = wandb.Settings(console="off")
+            self._run = wandb.init(reinit="create_new", settings=settings, **self._options)
+            self._run.define_metric(f"{self._prefix}call", hidden=True)
+            self._run.define_metric(f"{self._prefix}*", step_metric=f"{self._prefix}call")
+            # After W&B has registered its own end, and so before it.
+            if self._close_run is not None:
+                atexit.register(self._close_run)
+        return self._run
+
+
+def _group() -> dict[str, str]:
+    """Return what puts a run beside the one that is active."""
+    active = wandb.run
+    if active is None:
+        return {}
+    return {"group": active.group or str(active.id), "job_type": "stableopt"}
+
+
+def _check_key(mode: str | None) -> None:
+    """Refuse what would make W&B ask on the terminal, from a thread."""
+    mode = mode or os.environ.get("WANDB_MODE") or "online"
+    if mode in ("online", "run") and not _has_key():
+        raise ConfigError(
+            f"mode={mode!r} needs an API key of W&B: run `wandb login`, set WANDB_API_KEY, or give "
+            'mode="offline"'
+        )
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    # W&B says on its own logger that it found no key, which is what is asked here.
+    quiet, level = logging.getLogger("wandb"), logging.getLogger("wandb").level
+    quiet.setLevel(logging.CRITICAL)
+    try:
+        return bool(wandb.api.api_key)
+    finally:
+        quiet.setLevel(level)

@@ -1,0 +1,106 @@
+"""Telemetry as lines of the standard library's logging."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from stableopt.errors import ConfigError, require_int
+from stableopt.telemetry.metrics import metrics_of
+
+if TYPE_CHECKING:
+    from stableopt.types import Event
+
+_SHOWN = ("loss", "grad_norm", "lr", "lr_scale")
+
+
+class LoggingWriter:
+    """Log one line per event, for whoever collects logs.
+
+    The line is for people; the record has all metrics of the event as ``record.stable``, a dict,
+    for handlers that write JSON. Healthy steps are logged with ``level``, interventions with
+    ``WARNING``. Our own logger ``"stableopt"`` tells every intervention anyway, and why: under
+    loggers of that name only the numbers are logged.
+
+    Args:
+        logger: A logger, or the name of one.
+        every: Log one healthy step out of so many; interventions always.
+        level: Of healthy steps, as in :mod:`logging`.
+
+    Raises:
+        ConfigError: ``logger`` is none, or an option is out of range.
+
+    Example:
+        >>> import logging
+        >>> from stableopt.telemetry import LoggingWriter
+        >>> from stableopt.types import Action, Event
+        >>> records = []
+        >>> handler = logging.Handler()
+        >>> handler.emit = records.append
+        >>> logging.getLogger("train").addHandler(handler)
+        >>> event = Event(call=100, step=100, action=Action.TAKE, loss=0.25, lr=(0.1,))
+        >>> LoggingWriter("train", level=logging.WARNING).write(event)
+        >>> records[0].getMessage()
+        'call 100: take, step 100, loss 0.25, lr 0.1'
+        >>> records[0].stable["loss"]
+        0.25
+    """
+
+    def __init__(
+        self,
+        logger: str | logging.Logger = "stableopt.run",
+        *,
+        every: int = 100,
+        level: int = logging.INFO,
+    ) -> None:
+        require_int("every", every, 1, "log one healthy step out of so many")
+        require_int("level", level, 0, "a level of logging, e.g. logging.INFO")
+        if not isinstance(logger, (str, logging.Logger)):
+            raise ConfigError(f"logger={logger!r} must be a logging.Logger or the name of one")
+        self.every = every
+        self._level = level
+        self._logger = logging.getLogger(logger) if isinstance(logger, str) else logger
+        self._ended: str | None = None
+        self._told_elsewhere = self._logger.name.partition(".")[0] == "stableopt"
+
+    def write(self, event: Event) -> None:
+        """Log one event."""
+        # Every writer gets the steps at which sensors were read.
+        if event.routine and event.step % self.every:
+            return
+        level = self._level if event.routine else logging.WARNING
+        if not self._logger.isEnabledFor(level):
+            return
+        metrics = metrics_of(event)
+        numbers = [f"{n} {v:.6g}" for n, v in metrics.items() if _is_shown(n, v)]
+        if event.risk is not None:
+            numbers.append(f"risk {event.risk.value}")
+        reason = f", because {event.reason}" if event.reason and not self._told_elsewhere else ""
+        line = ", ".join([f"call {event.call}: {event.action.value}, step {event.step}", *numbers])
+        extra = {"stable": {"call": event.call, "action": event.action.value, **metrics}}
+        self._logger.log(level, "%s", line + reason, extra=extra)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Log how a run has ended."""
+        if summary["status"] in ("running", self._ended):
+            return
+        self._ended = summary["status"]
+        level = logging.WARNING if summary["integrity"] == "COMPROMISED" else self._level
+        counts = ", ".join(f"{summary[name]} {name}" for name in ("calls", "skips", "rollbacks"))
+        self._logger.log(
+            level,
+            "run %s: integrity %s, %s",
+            summary["status"],
+            summary["integrity"],
+            counts,
+            extra={"stable": {name: summary[name] for name in ("status", "integrity")}},
+        )
+
+    def close(self) -> None:
+        """Do nothing: loggers belong to the program."""
+
+
+def _is_shown(name: str, value: float) -> bool:
+    if name == "lr_scale" and value == 1.0:
+        return False
+    return name.partition("/")[0] in (*_SHOWN, "signals")
