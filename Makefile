@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := stableopt tests benchmarks examples conftest.py
 
-.PHONY: help demo test lint format bench bench-lr gauntlet soak gpu docs clean
+.PHONY: help demo test lint format bench bench-lr gauntlet soak compatibility gpu docs clean
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -39,6 +39,13 @@ bench: $(VENV)/.installed-bench ## measure overhead, snapshots, sensors and tran
 	$(BIN)/python -m benchmarks.sensor_cost
 	$(BIN)/python -m benchmarks.collapse
 	$(BIN)/python -m benchmarks.closed_loop
+	$(BIN)/python -m benchmarks.compiles
+	$(BIN)/python -m benchmarks.trackers
+	$(BIN)/python -m benchmarks.import_time
+	$(BIN)/python -m benchmarks.readme
+
+compatibility: $(VENV)/.installed-test ## what works with which trainer and tracker (two minutes)
+	$(BIN)/python -m benchmarks.compatibility
 	$(BIN)/python -m benchmarks.readme
 
 bench-lr: $(VENV)/.installed-bench ## sensitivity to the learning rate (an hour on two cores, resumes)

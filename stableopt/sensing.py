@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import zlib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -314,18 +314,31 @@ class Sensing:
 
         Called on the threads of writers, too: what is iterated over is a copy.
         """
-        assessment, weights = self.assessment, tuple(self.weights.values())
+        assessment, known = self.assessment, dict(self.weights)
+        weights = tuple(known.values())
         return {
             "risk": None if assessment is None else assessment.level.value,
             "reason": "" if assessment is None else assessment.reason,
             "where": [] if assessment is None else list(assessment.where),
             "use": [repr(sensor) for sensor in self.options.use],
+            "sampler": asdict(self.options.sampler),
+            "budget": self.options.budget,
+            "params": self.options.params,
+            "heads": self.options.heads,
+            "judged_by": self.options.risk,
             "weights": len(weights),
+            "unjudged": [name for name, health in known.items() if _is_unjudged(health)],
             "undefined": sum(health.level is None for health in weights),
             "share": round(self._governor.share(), 6),
             "postponed": self._governor.postponed,
             "waits": self.waits,
         }
+
+
+def _is_unjudged(health: WeightHealth) -> bool:
+    """Tell whether no limit applies to a weight: an output layer, or one too small for them."""
+    limited = [reading for metric, reading in dict(health.readings).items() if metric in TIERS]
+    return bool(limited) and all(reading.standing is Standing.UNJUDGED for reading in limited)
 
 
 def check_sensing(state: Mapping[str, Any]) -> None:

@@ -70,8 +70,9 @@ def _badness(offender: Offender) -> tuple[int, int, int, int, object]:
 def judge(run: Run, metric: str, name: str, value: float | None) -> Standing:
     """Return on which side of its limits a reading lies, where limits apply to that weight.
 
-    They do not for an output layer, nor for a weight of fewer than 16 rows or columns. The size is
-    not in the records; the effective rank that a random matrix of its shape has is.
+    They do not for an output layer, nor for a weight of fewer than 16 rows or columns: the summary
+    lists those. Without one, names and the effective rank that a random matrix of the shape has
+    tell nearly as well.
 
     Args:
         run: Which.
@@ -80,7 +81,12 @@ def judge(run: Run, metric: str, name: str, value: float | None) -> Standing:
         value: What was read there.
     """
     tier = TIERS.get(metric)
-    if tier is None or value is None or looks_like_head(name):
+    if tier is None or value is None:
+        return Standing.UNJUDGED
+    unjudged = run.setting("sensors", "unjudged")
+    if isinstance(unjudged, list):
+        return Standing.UNJUDGED if name in unjudged else tier.standing(value)
+    if looks_like_head(name):
         return Standing.UNJUDGED
     rank = run.newest("effective_rank", name)
     relative = run.newest("relative_rank", name)

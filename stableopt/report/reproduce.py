@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from stableopt.report.run import Run
 
 
+_SENSING = ("sampler", "budget", "params", "heads")
+
+
 class Recipe(NamedTuple):
     """How to build the same wrapper again.
 
@@ -50,8 +53,12 @@ def recipe_of(run: Run) -> Recipe:
     if sensors is False:
         config["sensors"] = False
     elif isinstance(sensors, dict):
-        config["sensors"] = {"use": list(_sensors(sensors.get("use"), beyond))}
-        beyond.append("The schedule and the budget of the sensors are not recorded.")
+        known = {key: sensors.get(key) for key in _SENSING if sensors.get(key) is not None}
+        if "budget" in sensors and sensors["budget"] is None:
+            known["budget"] = None  # no limit, which is not the default
+        if "judged_by" in sensors:
+            known["risk"] = sensors["judged_by"]
+        config["sensors"] = {"use": list(_sensors(sensors.get("use"), beyond)), **known}
     compiled = run.setting("compiled")
     if compiled:
         config["compile"] = True

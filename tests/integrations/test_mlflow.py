@@ -96,6 +96,7 @@ def agree(found, wanted):
     return {k: repr(v) for k, v in found.items()} == {k: repr(v) for k, v in wanted.items()}
 
 
+@pytest.mark.compatibility("MLflow", "the store holds what the run said")
 def test_the_store_holds_what_the_run_said(events, tmp_path, server, make):
     told = []
     lines = JsonLines(tmp_path / "run")
@@ -136,6 +137,7 @@ def test_the_store_holds_what_the_run_said(events, tmp_path, server, make):
     assert opt.summary()["telemetry"] == {"dropped": 0, "failed": 0}
 
 
+@pytest.mark.compatibility("MLflow", "live")
 def test_a_run_can_be_watched_while_it_goes(events, server, make):
     writer = make()
     opt, _ = train([writer, events], close=False)
@@ -146,6 +148,7 @@ def test_a_run_can_be_watched_while_it_goes(events, server, make):
     opt.close()
 
 
+@pytest.mark.compatibility("MLflow", "active run")
 def test_the_active_run_is_used_and_left_open(events, server, mlflow):
     from stableopt.integrations.mlflow import MLflowWriter
 
@@ -250,6 +253,7 @@ def test_one_request_that_is_refused_does_not_cost_the_others(server, make, capl
 # a tracker that is down, slow or refuses
 
 
+@pytest.mark.compatibility("MLflow", "a server that is down costs a warning")
 def test_a_server_that_is_down_costs_a_warning_and_nothing_else(caplog, monkeypatch, make):
     monkeypatch.setattr(outbox, "PATIENCE", 0.3)
     writer = make(tracking_uri="http://127.0.0.1:9")
@@ -263,6 +267,7 @@ def test_a_server_that_is_down_costs_a_warning_and_nothing_else(caplog, monkeypa
     assert writer.run_id is None
 
 
+@pytest.mark.compatibility("MLflow", "a server that hangs costs a warning")
 def test_a_server_that_hangs_costs_a_warning_and_nothing_else(caplog, make):
     with socket.create_server(("127.0.0.1", 0)) as listening:
         held = []
@@ -316,6 +321,7 @@ def test_a_run_that_does_not_exist_costs_a_warning(caplog, make):
     assert opt.summary()["telemetry"]["dropped"] >= 4
 
 
+@pytest.mark.compatibility("MLflow", "bitwise")
 def test_training_is_the_same_with_and_without(make):
     for faults in (False, True):
         _, bare = train(None, faults=faults)

@@ -50,6 +50,7 @@ def agree(found, wanted):
     )
 
 
+@pytest.mark.compatibility("TensorBoard", "the store holds what the run said")
 def test_the_store_holds_what_the_run_said(events, tmp_path, writer_type):
     opt, _ = train([writer_type(tmp_path), events])
     scalars, texts = read(tmp_path)
@@ -66,6 +67,7 @@ def test_the_store_holds_what_the_run_said(events, tmp_path, writer_type):
     assert opt.summary()["telemetry"] == {"dropped": 0, "failed": 0}
 
 
+@pytest.mark.compatibility("TensorBoard", "live")
 def test_a_run_can_be_watched_while_it_goes(events, tmp_path, writer_type):
     opt, _ = train([writer_type(tmp_path), events], close=False)
     opt._loop.telemetry.flush()
@@ -105,6 +107,7 @@ def test_a_directory_that_cannot_be_is_an_error_at_once(directory, writer_type):
         writer_type(directory)
 
 
+@pytest.mark.compatibility("TensorBoard", "a full disk costs a warning")
 def test_a_full_disk_costs_a_warning_and_its_events(
     events, tmp_path, monkeypatch, caplog, writer_type
 ):

@@ -51,6 +51,7 @@ def expected(events):
     return {**wanted, **{("stable/call", call): call for _, call in wanted}}
 
 
+@pytest.mark.compatibility("Weights & Biases", "the store holds what the run said (offline)")
 def test_the_store_holds_what_the_run_said(events, tmp_path, writer_type):
     lifecycle = LifecycleEvents(lambda event: None, trial_id="abc-123", model_run_id="run-456")
     writer = writer_type(mode="offline", directory=tmp_path, project="stability", name="first")
@@ -95,6 +96,7 @@ def test_a_run_of_somebody_else_is_left_in_peace(events, tmp_path, writer_type):
     assert (stored.settings.run_group, stored.settings.job_type) == ("sweep-7", "stableopt")
 
 
+@pytest.mark.compatibility("Weights & Biases", "active run")
 def test_a_run_that_is_handed_over_is_used_and_left_open(events, tmp_path, writer_type):
     import wandb
 
@@ -156,6 +158,7 @@ def test_a_tracker_that_does_not_start_costs_a_warning_and_nothing_else(
     assert opt.summary()["telemetry"]["failed"] > 1
 
 
+@pytest.mark.compatibility("Weights & Biases", "a tracker that fails costs a warning")
 def test_a_tracker_that_fails_costs_a_warning_and_nothing_else(caplog, writer_type):
     class Full:
         config, summary = {}, {}

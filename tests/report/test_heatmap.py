@@ -130,6 +130,19 @@ def test_limits_apply_where_the_guard_applies_them(collapsing):
     assert [o.name for o in top_offenders(collapsing)] == ["bad.weight"]
 
 
+def test_limits_do_not_apply_where_the_summary_says_so(write):
+    """An embedding that is tied by hand is an output layer to the guard, whatever its name."""
+    records = [
+        {"event": "step", "call": call, "step": call, "action": "take"}
+        | {"readings": {name: {"step": call, "relative_rank": 0.2} for name in ("bytes", "plain")}}
+        for call in (1, 2)
+    ]
+    unjudged = {"integrity": "OK", "sensors": {"unjudged": ["bytes"]}}
+    assert [o.name for o in top_offenders(load_run(write(records, unjudged)))] == ["plain"]
+    other = write(records, directory="without")
+    assert [o.name for o in top_offenders(load_run(other))] == ["bytes", "plain"]
+
+
 def test_of_two_in_danger_the_one_that_was_named_comes_first(write):
     low = {"step": 1, "relative_rank": 0.1}
     findings = [{"kind": "nonfinite_weight", "where": ["b"]}]

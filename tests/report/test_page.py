@@ -261,7 +261,9 @@ def test_the_settings_build_the_same_wrapper(trained):
 
     for key in ("guard", "compiled"):
         assert again.summary()[key] == trained[1].summary()[key]
-    assert again.summary()["sensors"]["use"] == trained[1].summary()["sensors"]["use"]
+    for key in ("use", "sampler", "budget", "params", "heads", "judged_by"):
+        assert again.summary()["sensors"][key] == trained[1].summary()["sensors"][key]
+    assert not recipe.beyond
     told = [entry["transform"] for entry in trained[1].summary()["transforms"]]
     assert [entry["transform"] for entry in again.summary()["transforms"]] == told
 
