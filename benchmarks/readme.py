@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import (
     closed_loop_report,
     collapse_report,
+    compatibility,
     fault_report,
     fault_rivals,
     lr_report,
@@ -95,6 +96,7 @@ BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "faults": faults,
     "snapshots": snapshots,
     "lr_sensitivity": lr_report.digest,
+    "compatibility": compatibility.table,
 }
 """What is quoted, by the name of its result file and of its marks in the README."""
 

@@ -6,6 +6,7 @@ from tests.mutants.compiled import COMPILED_MUTANTS
 from tests.mutants.judgement import JUDGEMENT_MUTANTS
 from tests.mutants.mutant import Mutant
 from tests.mutants.sensors import SENSOR_MUTANTS
+from tests.mutants.telling import TELLING_MUTANTS
 from tests.mutants.trainers import TRAINER_MUTANTS
 from tests.mutants.transforms import TRANSFORM_MUTANTS
 
@@ -491,6 +492,7 @@ MUTANTS = {
     ),
     **JUDGEMENT_MUTANTS,
     **COMPILED_MUTANTS,
+    **TELLING_MUTANTS,
     **TRAINER_MUTANTS,
     **SENSOR_MUTANTS,
     **TRANSFORM_MUTANTS,

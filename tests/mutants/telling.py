@@ -1,0 +1,56 @@
+"""Mutants of what a run tells: trackers, lifecycle events, the report."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+HEATMAP = "tests/report/test_heatmap.py"
+LIFECYCLE = "tests/telemetry/test_lifecycle.py"
+METRICS = "tests/telemetry/test_metrics.py"
+OUTBOX = "tests/telemetry/test_outbox.py"
+PAGE = "tests/report/test_page.py"
+
+TELLING_MUTANTS = {
+    "losses that are not finite are not told": Mutant(
+        "stableopt.telemetry.metrics",
+        "for name, value in known.items() if value is not None)",
+        "for name, value in known.items() if value is not None and math.isfinite(value))",
+        (f"{METRICS}::test_everything_in_an_event_is_there_and_nothing_else",),
+    ),
+    "every step is an intervention": Mutant(
+        "stableopt.telemetry.metrics",
+        "    if not event.intervened:\n        return {}\n",
+        "",
+        (f"{METRICS}::test_the_sums_over_events_are_those_of_the_summary",),
+    ),
+    "a queue has no bound": Mutant(
+        "stableopt.telemetry.outbox",
+        "                    self._make_room()\n",
+        "                    pass\n",
+        (f"{OUTBOX}::test_what_does_not_fit_is_dropped_the_oldest_first",),
+    ),
+    "what was lost is not counted": Mutant(
+        "stableopt.telemetry.outbox",
+        "            self.dropped += count\n",
+        "            pass\n",
+        (f"{OUTBOX}::test_what_is_refused_is_not_tried_again",),
+    ),
+    "the start of a run is dropped to make room": Mutant(
+        "stableopt.telemetry.lifecycle",
+        'keeps=lambda event: event["name"] != "ml.run.metric",',
+        "keeps=lambda event: False,",
+        (f"{LIFECYCLE}::test_http_that_is_overloaded_gets_everything_later", f"{LIFECYCLE}"),
+    ),
+    "names write markup": Mutant(
+        "stableopt.report.markup",
+        'return Html(escape("\\n".join(map(printable, content.split("\\n")))))',
+        'return Html("\\n".join(map(printable, content.split("\\n"))))',
+        (f"{PAGE}::test_names_cannot_write_markup",),
+    ),
+    "limits apply where the guard applies none": Mutant(
+        "stableopt.report.offenders",
+        "return Standing.UNJUDGED if name in unjudged else tier.standing(value)",
+        "return tier.standing(value)",
+        (f"{HEATMAP}::test_limits_do_not_apply_where_the_summary_says_so",),
+    ),
+}
