@@ -208,11 +208,14 @@ class Guardian:
         if self._buffers is not None:
             self._buffers.refresh_if(sound)
 
-    def keep_buffers_late(self, verdict: Verdict) -> None:
-        """The same when the next forward pass may have run: what it has spoilt is not taken."""
-        taken = verdict.action is Action.TAKE
-        if self._buffers is not None and not (taken and self._buffers.spoilt()):
-            self.keep_buffers(verdict)
+    def buffers(self) -> list[tuple[Tensor, Tensor]]:
+        """Return copies of the model's buffers, and what they are copies of."""
+        return [] if self._buffers is None else self._buffers.pairs()
+
+    @property
+    def begun(self) -> bool:
+        """Whether what training begins with has been looked at."""
+        return self._judge.accepted
 
     def _settle_taken(self, verdict: Verdict, observation: Observation, step: int) -> None:
         if verdict.baseline_reset:

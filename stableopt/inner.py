@@ -57,8 +57,11 @@ class Replay:
 
 def obeys_found_inf(optimizer: Optimizer) -> bool:
     """Tell whether the kernels of ``optimizer`` leave a step out by themselves if told to."""
-    fused = all(group.get("fused") for group in optimizer.param_groups)
-    return fused and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+    # Not by _step_supports_amp_scaling, which copies of torch's optimizers have lost.
+    return type(optimizer) in _OBEY and all(group.get("fused") for group in optimizer.param_groups)
+
+
+_OBEY = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
 
 
 @contextmanager

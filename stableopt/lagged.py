@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from stableopt.health.gradients import GradientMeasurement
     from stableopt.sensing import Sensed
     from stableopt.step import StepLoop
+
+logger = logging.getLogger("stableopt")
 
 GONE = Verdict(
     action=Action.SKIP,
@@ -79,7 +82,8 @@ class LaggedStep:
         loop: The loop whose steps they are.
 
     Raises:
-        ConfigError: The inner optimizer asks for its closure, or there are transforms.
+        ConfigError: The inner optimizer asks for its closure, there are transforms, or a bad step
+            could neither be left out nor undone.
     """
 
     def __init__(self, loop: StepLoop) -> None:
@@ -91,6 +95,7 @@ class LaggedStep:
                 f"sync='lagged' must not be asked for with {name}, whose line search waits for "
                 "every loss: use sync='exact'"
             )
+        self._tell_what_is_taken()
         self._lane = Lane()
         self._pending: _Pending | None = None
         self._gone = False
@@ -99,6 +104,26 @@ class LaggedStep:
         """Tell whether the step that creates the optimizer's state is behind us."""
         self._loop.adopt_group_transforms()
         return self._loop.ledger.steps > 0
+
+    def _tell_what_is_taken(self) -> None:
+        """Say that a batch that is not finite costs a rollback, where the device takes it."""
+        guardian, name = self._loop.guardian, type(self._loop.optimizer).__name__
+        if self._leaves_out or guardian is None:
+            return
+        mended = "fused=True (Adam, AdamW, SGD, Adagrad) or compile=True leave it out instead"
+        if not guardian.options.slots:
+            raise ConfigError(
+                f"sync='lagged' must not be asked for with slots=0 and {name}, whose step is taken "
+                f"before it is judged: there would be no way back. {mended}"
+            )
+        logger.warning(
+            "sync='lagged': %s takes a batch that is not finite, and the run goes back for it, "
+            "which counts against Guard(max_rollbacks=%d, budget=%d); %s",
+            name,
+            guardian.options.max_rollbacks,
+            guardian.options.budget,
+            mended,
+        )
 
     def check(self, transforms: bool) -> None:
         """Refuse transforms.
@@ -222,7 +247,8 @@ class LaggedStep:
 
 def too_late(verdict: Verdict) -> Verdict:
     """Return a verdict to skip a step that has been taken already as what it comes to."""
-    reason = f"{verdict.reason}: too late, the step has been taken"
+    found = "; ".join(finding.message for finding in verdict.findings)
+    reason = f"{found or verdict.reason}: too late to skip it, the step has been taken"
     return replace(verdict, action=Action.TAKE, reason=reason)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stableopt.lagged import too_late
 from stableopt.runtime.scalars import read_scalars
 from stableopt.sensing import Sensed
-from stableopt.types import Action, Finding, Observation, Verdict
+from stableopt.types import Action, Finding, Observation, Scope, Verdict
 
 if TYPE_CHECKING:
     from stableopt.guardian import Guardian
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 NOT_FINITE = Finding(
     kind="nonfinite_gradient", message="the loss or a gradient of a compiled step is not finite"
 )
+
+
+MANY = 50
+"""Compiled steps between two calls of ours, of which somebody should know that nobody looked."""
 
 
 class Settlement:
@@ -47,11 +51,13 @@ class Settlement:
         if (guardian := loop.guardian) is None:
             return
         loop.called = True
+        if counts.calls > MANY:
+            loop.tell_unsettled(counts.calls)
         skipped = counts.calls - counts.taken - counts.vetoed
         for _ in range(counts.vetoed):
             reason = "the gradients of a compiled step may be those of weights that have gone back"
             veto = Verdict(action=Action.SKIP, reason=reason)
-            loop.finish(veto, Observation(), Sensed(), buffers=guardian.keep_buffers_late)
+            loop.finish(veto, Observation(), Sensed(), buffers=False)
         for _ in range(skipped - counts.row):
             self._skip(guardian)
         for _ in range(counts.taken - 1):
@@ -62,7 +68,7 @@ class Settlement:
             if self._skip(guardian):
                 break  # the weights have gone back, and with them what is left to tell
         loop.traced.scale.fill_(loop.lr_scale)
-        loop.traced.look(transforms=bool(loop.transforming), guarded=True)
+        loop.look_at_graph()
 
     def _take(self, guardian: Guardian, *, whole: bool) -> None:
         """Account for the last step that moved the weights, and look at them.
@@ -81,6 +87,10 @@ class Settlement:
         sensed = Sensed() if loop.sensing is None else loop.sensing.join(steps)
         unjudged = replace(observation, loss=None)  # too late to leave its batch out
         suspect = whole or sensed.broken
+        if not guardian.begun and (damage := guardian.damage()):
+            verdict = guardian.decide_on(damage, steps)
+            self._finish(guardian, verdict, observation, sensed)
+            return
         verdict = guardian.decide(
             unjudged, numbers[len(told) :], steps, sensed.risen, suspect=suspect
         )
@@ -97,8 +107,10 @@ class Settlement:
     def _finish(
         self, guardian: Guardian, verdict: Verdict, observation: Observation, sensed: Sensed
     ) -> bool:
-        guardian.begin(self._loop.ledger.steps + (verdict.action is Action.TAKE))
-        self._loop.finish(verdict, observation, sensed, buffers=guardian.keep_buffers_late)
+        if guardian.begun or all(f.scope is not Scope.STATE for f in verdict.findings):
+            guardian.begin(self._loop.ledger.steps + (verdict.action is Action.TAKE))
+        # A graph has kept the buffers already.
+        self._loop.finish(verdict, observation, sensed, buffers=False)
         went_back = self._loop.verdict is not None and self._loop.verdict.rollback is not None
         if went_back:
             self._loop.traced.veto()

@@ -90,18 +90,17 @@ class StepLoop:
             self.guardian = Guardian(optimizer, model, guard, self.sensing, self.transforming)
         self.stability = Stability(COOLDOWN if guard is None else guard.cooldown)
         self.traced = TracedStep(optimizer)
-        self._told_untraced = False
+        self._told_untraced = self._told_unsettled = False
         self._unanswered: tuple[Finding, ...] = ()
         self._before = StateCopy()
-        self.lagged = None
-        if guard is not None and guard.sync == "lagged":
-            self.lagged = LaggedStep(self)
+        lags = guard is not None and guard.sync == "lagged"
         self.compiled = None
         if compiles is not None:
-            take = self.traced if self.lagged and not self.traced.obstacle else None
+            take = self.traced if lags and not self.traced.obstacle else None
             self.compiled = CompiledUpdate(optimizer, compiles, take)
+        self.lagged = LaggedStep(self) if lags else None
         self.adopt_group_transforms()
-        self.traced.look(transforms=bool(self.transforming), guarded=guard is not None)
+        self.look_at_graph()
         if telemetry is not None:
             telemetry.send_summary(self.summary)
             telemetry.before_exit(self.close)
@@ -132,7 +131,7 @@ class StepLoop:
         observation: Observation,
         sensed: Sensed,
         *,
-        buffers: Callable[[Verdict], None] | bool = True,
+        buffers: bool = True,
         lr: tuple[float, ...] | None = None,
     ) -> None:
         """Carry out what is not a step, remember it, and tell it.
@@ -141,8 +140,8 @@ class StepLoop:
             verdict: What was decided.
             observation: What was known.
             sensed: What the sensors had read.
-            buffers: What becomes of the model's buffers, if it is not what usually does; ``False``
-                if that has happened already.
+            buffers: Whether the model's buffers have to be kept, or put back; not if the device
+                has done that.
             lr: The learning rates of the step, if they may have moved since.
         """
         verdict = self._settle(verdict, observation, buffers)
@@ -156,6 +155,25 @@ class StepLoop:
             self._told_untraced = True
             reason = self.traced.obstacle or "it has a closure"
             logger.warning("inside torch.compile step() runs as Python, all of it: %s", reason)
+
+    def tell_unsettled(self, calls: int) -> None:
+        """Say once that many compiled steps were taken that nobody looked at."""
+        if not self._told_unsettled:
+            self._told_unsettled = True
+            logger.warning(
+                "%d compiled steps were taken since the last call that is not compiled: nothing "
+                "was looked at, and no snapshot taken, in between; call opt.zero_grad() or "
+                "opt.observe() between two steps",
+                calls,
+            )
+
+    def look_at_graph(self) -> None:
+        """Find out whether a step can be traced as things are now, and what it has to keep."""
+        # compile=True has its own graph, around which buffers are kept as ever.
+        kept = [] if self.guardian is None or self.compiled else self.guardian.buffers()
+        self.traced.look(
+            transforms=bool(self.transforming), guarded=self.guardian is not None, buffers=kept
+        )
 
     def pass_by(self) -> None:
         """Count a step that was taken, and that nobody saw."""
@@ -172,11 +190,11 @@ class StepLoop:
             lagged: Whether to wait for what is on its way to the host; steps inside of compiled
                 code are accounted for in any case.
         """
+        if self.lagged is not None and (lagged or self.traced.called):
+            self.lagged.settle()  # it was taken before those of a graph
         counts = self.traced.take_counts()
         if counts is not None:
             Settlement(self).settle(counts)
-        if lagged and self.lagged is not None:
-            self.lagged.settle()
 
     def adopt_group_transforms(self) -> None:
         """Take the transforms out of the parameter groups that bring some, and have them act.
@@ -317,14 +335,14 @@ class StepLoop:
         self,
         verdict: Verdict,
         observation: Observation,
-        buffers: Callable[[Verdict], None] | bool,
+        buffers: bool,
     ) -> Verdict:
         """Carry out what is not a step; return what was done in the end."""
         step = self.ledger.steps
         if self.guardian is not None:
             verdict = self.guardian.go_back(verdict, step)
             if buffers:
-                (self.guardian.keep_buffers if buffers is True else buffers)(verdict)
+                self.guardian.keep_buffers(verdict)
             self.guardian.settle(verdict, observation, step)
         self.verdict = verdict
         self.ledger.calls += 1

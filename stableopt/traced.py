@@ -10,6 +10,8 @@ import torch
 from stableopt.functional import widest_real
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
     from torch.optim import Optimizer
 
@@ -78,15 +80,25 @@ class TracedStep:
         self._loss = torch.zeros((), device=device)
         self._veto = torch.zeros((), dtype=torch.bool, device=device)
         self.scale = torch.ones((), device=device, dtype=widest_real(device))
+        self._buffers: list[tuple[Tensor, Tensor]] = []
         self.look(transforms=False, guarded=True)
 
-    def look(self, *, transforms: bool, guarded: bool) -> None:
+    def look(
+        self,
+        *,
+        transforms: bool,
+        guarded: bool,
+        buffers: Sequence[tuple[Tensor, Tensor]] = (),
+    ) -> None:
         """Find out whether a step can be traced as things are now.
 
         Args:
             transforms: Whether there are any, which a graph would leave out.
             guarded: Whether there is a guard, whose work this is.
+            buffers: Copies of the model's buffers after the last step that was taken, and those
+                buffers: a batch that is left out has moved them already.
         """
+        self._buffers = list(buffers)
         optimizer = self._optimizer
         groups = optimizer.param_groups
         hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
@@ -124,8 +136,9 @@ class TracedStep:
                     there = [tensor for tensor in tensors if tensor is not None]
                     written += there
                     weights += [i == 0] * len(there)
-            finite = torch.stack([torch.isfinite(g).all() for g in gradients]).all()
-            sound = finite & torch.isfinite(self._loss)
+            sound = torch.isfinite(self._loss)
+            if gradients:
+                sound = sound & torch.stack([torch.isfinite(g).all() for g in gradients]).all()
             good = sound & ~self._veto
             before = [tensor.clone() for tensor in written]
             self._update(optimizer)
@@ -139,6 +152,9 @@ class TracedStep:
                 state = optimizer.state[parameter]
                 momentum = state["momentum_buffer"]
                 state["momentum_buffer"] = torch.where(good, momentum, 0.0)
+            for copy, live in self._buffers:
+                copy.copy_(torch.where(good.to(live.device), live, copy))
+                live.copy_(copy)
             self._count(good)
             self._loss.zero_()
             self._veto.zero_()
@@ -181,8 +197,9 @@ class TracedStep:
         return counts if counts.calls else None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give copies the optimizer alone: they have counts of their own."""
-        return {"optimizer": self._optimizer}
+        """Give copies no counts: they have their own."""
+        return {"optimizer": self._optimizer, "buffers": self._buffers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["optimizer"])  # type: ignore[misc]
+        self._buffers = state["buffers"]

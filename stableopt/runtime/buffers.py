@@ -58,6 +58,15 @@ class BufferShadow:
             copy.copy_(torch.where(sound.to(live.device), live, copy))
             live.data.copy_(copy)
 
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """Return every copy, and the buffer that it is a copy of, where both are alike."""
+        found = [(copy, owner.get(key)) for owner, key, copy in self._slots.values()]
+        return [
+            (copy, live)
+            for copy, live in found
+            if copy is not None and live is not None and _alike(copy, live)
+        ]
+
     def _walk(self) -> tuple[list[Tensor], list[Tensor]]:
         """Find the buffers that there are; return copies of before, and what they are copies of."""
         old, self._slots = self._slots, {}

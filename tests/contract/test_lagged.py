@@ -163,10 +163,15 @@ def test_whoever_asks_waits():
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
 def test_copies_know_of_every_step(how):
     run = Run().steps(12)
-    twin = how((run.model, run.opt))[1]
-    assert twin.summary()["steps"] == 12
+    twin = Run.__new__(Run)
+    twin.model, twin.opt = how((run.model, run.opt))
+    twin.inner = twin.opt.optimizer
+    assert twin.opt.summary()["steps"] == 12
     run.steps(2, first=12)
-    assert twin.summary()["steps"] == 12
+    assert twin.opt.summary()["steps"] == 12
+    twin.steps(3, first=12, bad=(13,))
+    (event,) = twin.opt.ledger
+    assert event.action is Action.SKIP
 
 
 def test_a_checkpoint_is_up_to_date():
@@ -269,7 +274,7 @@ def test_a_spike_is_told_too_late_and_learned_from_by_nobody():
     run.opt.step()
     (event,) = run.opt.ledger
     assert event.action is Action.TAKE
-    assert "too late, the step has been taken" in event.reason
+    assert "too late to skip it, the step has been taken" in event.reason
     assert {finding.kind for finding in event.findings} == {"loss_spike", "gradient_spike"}
     after = run.opt._loop.guardian._judge.spikes.state_dict()
     assert_same(_values(after), _values(before))
@@ -360,6 +365,51 @@ def test_what_recurs_in_any_optimizer_ends_or_goes_on_with_finite_weights(spec):
 def test_what_cannot_lag_is_refused(make, options, message):
     with pytest.raises(ConfigError, match=message):
         Run(make, **options)
+
+
+def test_what_could_neither_be_left_out_nor_undone_is_refused():
+    with pytest.raises(ConfigError, match="slots=0 and AdamW, whose step is taken before"):
+        Run(lambda p: optim.AdamW(p, lr=1e-2), guard={"slots": 0})
+    Run(guard={"slots": 0}).steps(5, bad=(3,))
+
+
+def test_what_costs_rollbacks_is_said(caplog):
+    Run()
+    Run(*WAYS["AdamW, compiled"])
+    assert not caplog.records
+    Run(lambda p: optim.AdamW(p, lr=1e-2))
+    (record,) = caplog.records
+    assert "AdamW takes a batch that is not finite, and the run goes back for it" in record.message
+
+
+def test_a_bad_loss_of_finite_gradients_is_told():
+    """The kernels of foreach do not leave it out, and nothing of it is in the weights."""
+    run = Run(lambda p: optim.AdamW(p, lr=1e-2, foreach=True)).steps(12)
+    loss = run.loss(12)
+    run.opt.zero_grad()
+    loss.backward()
+    run.opt.observe(loss=math.nan)
+    run.opt.step()
+    (event,) = run.opt.ledger
+    assert event.action is Action.TAKE
+    assert event.reason == "the loss is nan: too late to skip it, the step has been taken"
+
+
+def test_steps_that_are_compiled_from_outside_keep_their_order():
+    run = Run(lambda p: optim.AdamW(p, lr=torch.tensor(1e-2), foreach=False), guard={"slots": 3})
+    compiled = torch.compile(run.opt.step, backend="eager")
+    for step in range(24):
+        loss = run.loss(step, math.nan if step in (9, 16) else 1.0)
+        run.opt.zero_grad()
+        loss.backward()
+        if 5 <= step < 12:
+            compiled()
+        else:
+            run.opt.step()
+    assert run.opt.summary()["calls"] == 24
+    assert [event.call for event in run.opt.ledger] == [10, 17, 18]
+    assert run.opt.ledger[0].action is Action.SKIP
+    assert all(torch.isfinite(value).all() for value in run.model.state_dict().values())
 
 
 def test_transforms_that_come_later_are_refused():

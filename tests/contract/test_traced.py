@@ -181,22 +181,56 @@ def test_gradients_that_never_become_finite_end_the_run():
         run.steps(40, first=20, bad=range(20, 60))
 
 
-@pytest.mark.parametrize("order", ["zero_grad first", "zero_grad between"])
-def test_what_a_batch_did_to_running_statistics_is_undone(order):
-    """Also where the loop first calls anything of ours after the forward pass has spoilt them."""
+@pytest.mark.parametrize("order", ["first", "between", "never"])
+def test_what_a_batch_did_to_running_statistics_is_undone_at_once(order):
+    """By the graph itself: nobody has to call anything before the next forward pass."""
     run = Run()
-    run.model.insert(1, nn.BatchNorm1d(6, affine=False))
+    norm = nn.BatchNorm1d(6)
+    run.model.insert(1, norm)
+    run.opt = StableOptimizer(run.inner, model=run.model, sensors=())
+    step_compiled = torch.compile(run.opt.step, fullgraph=True, backend="eager")
     for step in range(12):
         x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
-        if order == "zero_grad first":
+        before = copied(dict(norm.named_buffers()))
+        if order == "first":
             run.opt.zero_grad()
         loss = run.model(x * math.nan if step in (5, 6) else x).sub(1).pow(2).mean()
-        if order == "zero_grad between":
+        if order == "between":
             run.opt.zero_grad()
+        if order == "never":
+            run.model.zero_grad()
         loss.backward()
-        run.compiled()
+        step_compiled()
+        if step in (5, 6):
+            assert_same(dict(norm.named_buffers()), before)
+    assert int(norm.num_batches_tracked) == 10
     assert run.opt.summary()["skips"] == 2
+    assert int(norm.num_batches_tracked) == 10
     assert all(torch.isfinite(value).all() for value in run.model.state_dict().values())
+
+
+def test_a_step_without_gradients_is_one():
+    run = Run()
+    run.compiled()
+    run.steps(3)
+    run.opt.zero_grad()
+    run.compiled()
+    assert run.opt.summary()["steps"] == 5
+
+
+def test_weights_that_were_lost_while_nobody_looked_are_no_beginning(caplog):
+    run = Run(guard=Guard(every=5))
+    for step in range(80):
+        if step == 60:
+            run.model[0].weight.data[0, 0] = math.nan
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        run.model.zero_grad()
+        run.model(x).sub(1).pow(2).mean().backward()
+        run.compiled()
+    with pytest.raises(DivergenceError, match="those after the last update that was taken"):
+        run.opt.summary()
+    assert "80 compiled steps were taken since the last call" in caplog.text
+    assert "before the first step" not in caplog.text
 
 
 def test_many_steps_between_two_calls():

@@ -59,8 +59,8 @@ COMPILED_MUTANTS = {
     ),
     "a graph does not hear of the loss": Mutant(
         "stableopt.traced",
-        "sound = finite & torch.isfinite(self._loss)",
-        "sound = finite",
+        "sound = torch.isfinite(self._loss)",
+        "sound = torch.ones_like(self._loss, dtype=torch.bool)",
         (f"{TRACED}::test_a_loss_that_is_not_finite_counts_once_it_is_told",),
     ),
     "a graph counts steps that it left out": Mutant(
@@ -106,10 +106,28 @@ COMPILED_MUTANTS = {
         (f"{TRACED}::test_weights_that_are_lost_go_back_at_the_next_call",),
     ),
     "what a batch has spoilt is taken over": Mutant(
-        "stableopt.guardian",
-        "if self._buffers is not None and not (taken and self._buffers.spoilt()):",
-        "if self._buffers is not None:",
+        "stableopt.traced",
+        "copy.copy_(torch.where(good.to(live.device), live, copy))",
+        "copy.copy_(live)",
         (f"{TRACED}::test_what_a_batch_did_to_running_statistics_is_undone",),
+    ),
+    "a compiled step comes before one that was pending": Mutant(
+        "stableopt.step",
+        "(lagged or self.traced.called):",
+        "lagged:",
+        (f"{LAGGED}::test_steps_that_are_compiled_from_outside_keep_their_order",),
+    ),
+    "a copy of a fused optimizer leaves nothing out": Mutant(
+        "stableopt.inner",
+        "return type(optimizer) in _OBEY and all(",
+        'return hasattr(optimizer, "_step_supports_amp_scaling") and all(',
+        (f"{LAGGED}::test_copies_know_of_every_step",),
+    ),
+    "what a graph has ruined is where training begins": Mutant(
+        "stableopt.settlement",
+        "if guardian.begun or all(f.scope is not Scope.STATE for f in verdict.findings):",
+        "if True:",
+        (f"{TRACED}::test_weights_that_were_lost_while_nobody_looked_are_no_beginning",),
     ),
     "the device is not told of a bad step": Mutant(
         "stableopt.lagged",
@@ -155,7 +173,7 @@ COMPILED_MUTANTS = {
     ),
     "whoever asks gets old news": Mutant(
         "stableopt.step",
-        "if lagged and self.lagged is not None:",
+        "if self.lagged is not None and (lagged or self.traced.called):",
         "if False:",
         (f"{LAGGED}::test_whoever_asks_waits",),
     ),
