@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -30,24 +30,14 @@ def render(result: Mapping[str, Any]) -> str:
     ]
     if not result["complete"]:
         lines += ["", "**Not the complete run: these figures are not to be quoted.**"]
-    lines += [
-        "",
-        "| | step | added | update | waits of the host | peak memory |",
-        "|---|---|---|---|---|---|",
-    ]
-    bare = result["ways"][0]
-    for way in result["ways"]:
-        if way["way"].startswith("bare"):
-            bare = way
-        added = way["step_seconds"] / bare["step_seconds"] - 1
-        syncs = way["syncs_per_step"]
-        peak = way["peak_bytes"]
-        lines.append(
-            f"| {way['way']} | {way['step_seconds'] * 1e3:.2f} ms | "
-            f"{'-' if way is bare else f'{added:+.2%}'} | {way['update_seconds'] * 1e3:.2f} ms | "
-            f"{'-' if syncs is None else f'{syncs:g}'} | "
-            f"{'-' if peak is None else f'{peak / 2**30:.2f} GiB'} |"
-        )
+    lines += _table(result["ways"])
+    if (largest := result["largest"]) is not None:
+        lines += [
+            "",
+            f"{largest['parameters'] / 1e6:,.0f}M parameters, {largest['tokens']:,} tokens a step, "
+            f"{largest['steps']} steps:",
+            *_table(largest["ways"]),
+        ]
     overlap = result["overlap"]
     if overlap is not None and overlap["hidden"] is not None:
         lines += [
@@ -59,3 +49,25 @@ def render(result: Mapping[str, Any]) -> str:
         lines += ["", f"Tests: {result['tests']['summary']}"]
         lines += [f"- {line}" for line in result["tests"]["failed"]]
     return "\n".join([*lines, ""])
+
+
+def _table(ways: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        "",
+        "| | step | added | update | waits of the host | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    bare = ways[0]
+    for way in ways:
+        if way["way"].startswith("bare"):
+            bare = way
+        added = way["step_seconds"] / bare["step_seconds"] - 1
+        syncs = way["syncs_per_step"]
+        peak = way["peak_bytes"]
+        lines.append(
+            f"| {way['way']} | {way['step_seconds'] * 1e3:.2f} ms | "
+            f"{'-' if way is bare else f'{added:+.2%}'} | {way['update_seconds'] * 1e3:.2f} ms | "
+            f"{'-' if syncs is None else f'{syncs:g}'} | "
+            f"{'-' if peak is None else f'{peak / 2**30:.2f} GiB'} |"
+        )
+    return lines
