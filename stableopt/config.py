@@ -38,6 +38,12 @@ def check_optimizer(optimizer: object) -> Optimizer:
             f"optimizer={_type_name(optimizer)} object must be a torch.optim.Optimizer: "
             "give the optimizer itself, e.g. torch.optim.AdamW(model.parameters())"
         )
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        raise ConfigError(
+            f"optimizer={_type_name(optimizer)} object must be an optimizer of its own, and has "
+            "never called Optimizer.__init__: wrap the one that it passes on to; where it comes "
+            "from accelerator.prepare(), wrap first, and prepare the StableOptimizer"
+        )
     for group in optimizer.param_groups:
         check_group(group)
     if optimizer.defaults.get("differentiable"):
@@ -159,6 +165,15 @@ def make_transforms(transforms: object) -> tuple[Transform, ...]:
                 "stableopt.transforms.Transform for what it needs, as ClipGradNorm(1.0) has it"
             )
     return items
+
+
+def transforms_on_top(
+    given: Iterable[Transform], known: Iterable[Transform]
+) -> tuple[Transform, ...]:
+    """Return those known that move something else than those given, and those given."""
+    added = tuple(given)
+    moved = {transform.metric for transform in added}
+    return (*(transform for transform in known if transform.metric not in moved), *added)
 
 
 def group_transforms(group: Mapping[str, Any]) -> tuple[Transform, ...]:

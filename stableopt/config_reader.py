@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from stableopt.config import transforms_on_top
 from stableopt.config_sections import SECTIONS, read_sections
 from stableopt.errors import ConfigError, unknown_name
 from stableopt.guard import Guard, SignalRule
@@ -92,8 +93,7 @@ def _read_rule(value: Any) -> Any:
 def read_transforms(value: Any, preset: Iterable[Transform] = ()) -> list[Transform]:
     """Read transforms, on top of those of a preset that move something else."""
     given = [] if value is None else _read_named("transforms", value, TRANSFORMS)
-    moved = {transform.metric for transform in given}
-    return [*(transform for transform in preset if transform.metric not in moved), *given]
+    return list(transforms_on_top(given, preset))
 
 
 def _read_sensors(value: Any, preset: Sensors | None = None) -> Any:

@@ -305,8 +305,14 @@ class StableOptimizer(Optimizer):
     def close(self) -> None:
         """Write the last summary and close the telemetry; the optimizer remains usable.
 
-        Done at garbage collection and at interpreter exit for those who forget.
+        Done at garbage collection and at interpreter exit for those who forget. The status of the
+        last summary is ``"closed"``, ``"stopped"`` if the guard has stopped the run, and otherwise
+        ``"interrupted"`` or ``"failed"`` where this is called while a ``KeyboardInterrupt`` or
+        another exception is handled, in an ``except`` or a ``finally``, or where that ended the
+        program. Exits with code 0, ``StopIteration`` and Optuna's ``TrialPruned`` are no failure.
         """
+        if self._loop.telemetry is not None:
+            self._loop.telemetry.ending.note()
         self._finalizer()
 
     # The torch contract

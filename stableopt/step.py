@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import _disable_current_modes
 
 from stableopt.compiled import CompiledUpdate
 from stableopt.config import group_transforms
@@ -102,6 +103,7 @@ class StepLoop:
         self.adopt_group_transforms()
         self.look_at_graph()
         if telemetry is not None:
+            telemetry.claim()
             telemetry.send_summary(self.summary)
             telemetry.before_exit(self.close)
 
@@ -457,7 +459,7 @@ class StepLoop:
             self.guardian.load_state_dict(state)
             self.guardian.accept()
 
-    def summary(self, status: str | None = None) -> dict[str, Any]:
+    def summary(self, status: str | None = None, ended_by: str | None = None) -> dict[str, Any]:
         """Return what :meth:`stableopt.StableOptimizer.summary` promises."""
         groups = self.optimizer.param_groups
         guardian = self.guardian
@@ -471,14 +473,15 @@ class StepLoop:
             "compiled": self.compiled is not None and (self.compiled.reason or True),
             **({} if guardian is None else guardian.summary()),
         }
-        return summarize(self.ledger, setup, self.telemetry, status)
+        return summarize(self.ledger, setup, self.telemetry, status, ended_by)
 
     def close(self) -> None:
         """Write the last summary and let the writers go; a second call does nothing."""
-        with suppress(DivergenceError):  # it is in the summary
-            self.settle()
         if self.telemetry is not None:
-            self.telemetry.close(partial(self.summary, "closed"))
+            # The collector may call this while somebody's graph is being traced.
+            with suppress(DivergenceError), _disable_current_modes():
+                self.settle()
+            self.telemetry.close(partial(self.summary, *self.telemetry.ending.tell()))
 
 
 class _BadEvaluationError(Exception):

@@ -194,6 +194,15 @@ class TestBadInput:
         with pytest.raises(ConfigError, match=r"must be a torch.optim.Optimizer"):
             StableOptimizer(thing)
 
+    def test_one_that_only_passes_on_to_another(self, adamw):
+        class Shell(torch.optim.Optimizer):
+            def __init__(self, optimizer):
+                self.optimizer = optimizer
+                self.param_groups = optimizer.param_groups
+
+        with pytest.raises(ConfigError, match=r"Shell object must be .*wrap the one"):
+            StableOptimizer(Shell(adamw))
+
     def test_an_optimizer_class(self):
         with pytest.raises(ConfigError, match="AdamW is a class"):
             StableOptimizer(torch.optim.AdamW)

@@ -42,7 +42,7 @@ def run_audit(options: AuditOptions, console: Console) -> int:
     checkpoint = read_checkpoint(options.checkpoint)
     if options.match is not None:
         checkpoint = checkpoint.matching(options.match)
-    out = claim_directory(options.out)
+    out = claim_directory(options.directory)
     bar = Console(stderr=True) if options.as_json else console
     audit = audit_checkpoint(checkpoint, bar, exact=options.exact, published=options.published)
     text = encode(audit.to_dict(), indent=2)

@@ -39,8 +39,8 @@ def root(
 ) -> None:
     """Keep a training run alive, and change nothing while it is healthy.
 
-    Exit codes: 0 if all is well, 1 if the run or the checkpoint is not (compromised, or in
-    danger), 2 if the command cannot be carried out, 130 after Ctrl-C.
+    Exit codes: 0 if all is well, 1 if the run or the checkpoint is not (compromised, failed,
+    interrupted, or in danger), 2 if the command cannot be carried out, 130 after Ctrl-C.
     """
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from stableopt.audit.options import DEFAULT_OUT, AuditOptions
+from stableopt.audit.options import AUDITS, AuditOptions
 from stableopt.cli.app import app, clean_exit
 from stableopt.errors import MissingExtraError
 
@@ -42,9 +42,13 @@ def audit(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the JSON and nothing else, instead of the table.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="Directory for audit.json and audit.png.")] = (
-        DEFAULT_OUT
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory for audit.json and audit.png.",
+            show_default=f"{AUDITS}/NAME, after the checkpoint",
+        ),
+    ] = None,
 ) -> None:
     """Measure the spectrum of every weight in a checkpoint, and say which are in danger.
 

@@ -13,14 +13,17 @@ from rich.text import Text
 from stableopt.cli.app import app, clean_exit
 from stableopt.report.compare import compare_runs
 from stableopt.report.compare_table import show_comparison
-from stableopt.report.files import load_runs
-from stableopt.report.status import say_integrity, say_interventions, say_risk
+from stableopt.report.files import read_runs, select_runs
+from stableopt.report.status import say_integrity, say_interventions, say_risk, say_state
 from stableopt.report.values import printable
 from stableopt.report.watch import WatchOptions, watch_run
 from stableopt.report.write import write_report
 from stableopt.telemetry.encode import encode
 
 _WHERE = "The directory that was passed as telemetry=, or a telemetry*.jsonl in it."
+
+_NAMED = 5
+"""Paths without a run that are named."""
 
 Number = Annotated[
     int | None,
@@ -47,7 +50,7 @@ def report(
 
     Loss with every intervention, gradient norms, risk, each sensor by layer and
     time, the ledger in sentences, memory, overhead and the configuration. The
-    exit code is 1 if the run is compromised or in danger.
+    exit code is 1 if the run is compromised, has failed, was interrupted, or is in danger.
     """
     with clean_exit("no report was written"):
         written, status = write_report(directory, out, number=number)
@@ -59,7 +62,7 @@ def report(
             style = "bold red" if status.bad else ""
             words = (status.integrity, say_integrity(status), say_interventions(status))
             console.print(Text(" ".join((f"{words[0]}.", *words[1:])), style=style))
-            console.print(Text(say_risk(status)))
+            console.print(Text(f"{say_risk(status)} {say_state(status)}"))
             console.print(Text(f"report  {printable(str(written))}"), soft_wrap=True)
         if show:
             webbrowser.open(written.resolve().as_uri())
@@ -85,8 +88,8 @@ def watch(
 ) -> None:
     """Follow a run while it trains: loss, risk, layers, interventions.
 
-    Ends when the run does. The exit code is 1 if the run is compromised or in
-    danger, and 2 if there is none.
+    Ends when the run does. The exit code is 1 if the run is compromised, has
+    failed, was interrupted, or is in danger, and 2 if there is none.
     """
     with clean_exit("the run itself is not touched"):
         options = WatchOptions(
@@ -112,11 +115,17 @@ def compare(
     """Show runs beside each other, and what was configured differently.
 
     A directory stands for its newest run; one that has no run itself stands for
-    the newest of each directory in it. The exit code is 1 if one of the runs is
-    compromised or in danger.
+    the newest of each directory in it. What holds no run is left out, and that
+    is said. The exit code is 1 if one of the runs is compromised, has failed,
+    was interrupted, or is in danger.
     """
     with clean_exit("nothing was compared"):
-        comparison = compare_runs(load_runs(runs))
+        places, without = select_runs(runs)
+        if without:
+            names = ", ".join(printable(str(path)) for path in without[:_NAMED])
+            more = f" and {len(without) - _NAMED} more" if len(without) > _NAMED else ""
+            typer.echo(f"Left out, as there is no run: {names}{more}", err=True)
+        comparison = compare_runs(read_runs(places))
         console = Console(highlight=False)
         if as_json:
             console.out(encode(comparison.to_dict(), indent=2), highlight=False)

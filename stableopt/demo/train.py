@@ -162,10 +162,6 @@ def train(
             gremlin.on_state(step)
             if _is_dead(run.losses):
                 break
-    except KeyboardInterrupt:
-        optimizer.close()
-        writer.write_summary({**optimizer.summary(), "status": "interrupted"})
-        raise
     finally:
         optimizer.close()
     run.ledger, run.summary = optimizer.ledger, optimizer.summary()

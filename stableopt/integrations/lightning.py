@@ -9,7 +9,6 @@ from stableopt.errors import ConfigError, MissingExtraError
 from stableopt.integrations.trainers import (
     MeanLoss,
     check_options,
-    check_reopened,
     stability_metrics,
     stable_optimizer_of,
     track,
@@ -76,7 +75,6 @@ class StableCallback(Callback):
         self._opts: tuple[StableOptimizer, ...] = ()
         self._alone = True
         self._made: StableOptimizer | None = None
-        self._opened = False
         self._mean = MeanLoss()
         self._stepped = 0
         self._told_clipped = False
@@ -91,6 +89,11 @@ class StableCallback(Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Wrap the optimizer, and say what goes back with it."""
         strategy = trainer.strategy
+        if not any(optimizer.param_groups for optimizer in strategy.optimizers):
+            raise ConfigError(
+                "configure_optimizers() gave no optimizer, or one without parameters, and "
+                f"{type(self).__name__} has nothing to wrap: return one, or leave the callback out"
+            )
         self._alone = len(strategy.optimizers) == 1
         if self._alone:
             strategy.optimizers = [self._wrapped(strategy.optimizers[0], pl_module)]
@@ -170,9 +173,6 @@ class StableCallback(Callback):
                     "is a StableOptimizer already: give them to that one"
                 )
             return optimizer
-        if self._opened:
-            check_reopened(self._options.get("telemetry"))
-        self._opened = True
         self._made = StableOptimizer(optimizer, model=pl_module, **self._options)
         return self._made
 

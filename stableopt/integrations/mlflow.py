@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stableopt.errors import ConfigError, MissingExtraError, require_int, require_number
 from stableopt.integrations.mlflow_store import MLflowStore, check_tracking
 from stableopt.telemetry.encode import encode
-from stableopt.telemetry.ending import COMPLETED, KILLED, Ending
+from stableopt.telemetry.ending import COMPLETED, KILLED, outcome
 from stableopt.telemetry.json_lines import JsonLines
 from stableopt.telemetry.lifecycle import LifecycleEvents, check_id
 from stableopt.telemetry.metrics import PREFIX, RunMetrics, check_prefix
@@ -119,7 +119,6 @@ class MLflowWriter:
             check_tracking(tracking_uri), run_id=given, experiment=experiment, run_name=run_name
         )
         self._metrics = RunMetrics(prefix, layers=layers)
-        self._ending = Ending()
         self._summary: dict[str, Any] | None = None
         self._told: dict[str, str] = {}
         self._reason: str | None = None
@@ -187,7 +186,7 @@ class MLflowWriter:
         summary = self._summary
         if self._owned:
             ends = {COMPLETED: "FINISHED", KILLED: "KILLED"}
-            status = ends.get(self._ending.status(summary), "FAILED")
+            status = ends.get(outcome(summary), "FAILED")
             self._outbox.put(partial(self._store.terminate, status))
         if summary is not None:
             text = encode(summary, indent=2)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from torch.optim import Optimizer
 
 from stableopt.errors import (
     ConfigError,
@@ -15,6 +16,7 @@ from stableopt.errors import (
     unknown_name,
 )
 from stableopt.guard import Guard
+from stableopt.integrations.trainers import stable_optimizer_of
 from stableopt.optimizer import StableOptimizer
 from stableopt.transforms import (
     AdaptiveWeightDecay,
@@ -26,16 +28,24 @@ from stableopt.types import Action
 
 try:
     import optuna
-    from optuna.storages import BaseStorage, JournalStorage
-    from optuna.storages.journal import JournalFileBackend
 except ImportError as error:
     raise MissingExtraError("stableopt.integrations.optuna", "optuna") from error
+
+from stableopt.integrations.optuna_study import open_study
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from stableopt.transforms import Transform
     from stableopt.transforms.selection import Select
+
+__all__ = [
+    "open_study",
+    "prune_on_instability",
+    "record_stability",
+    "stable_trial",
+    "suggest_stability",
+]
 
 RECORDED = ("integrity", "steps", "skips", "rollbacks", "steps_lost", "back_offs")
 """Entries of the summary that a trial keeps."""
@@ -46,6 +56,7 @@ def suggest_stability(
     *,
     search: Iterable[str] = ("spectral", "decay", "update_cap", "guard"),
     params: Select = None,
+    guard: Guard | None = None,
 ) -> dict[str, Any]:
     """Have a trial choose how a run is kept stable.
 
@@ -66,12 +77,14 @@ def suggest_stability(
         search: Which of these to search; the others stay as they are by default.
         params: Patterns of parameter names for the transforms on weights; every matrix if not
             given. Embeddings and output layers are rarely meant.
+        guard: The options of the guard that are not searched; those by default if not given.
 
     Returns:
-        ``transforms``, and ``guard`` if it is searched, for :class:`~stableopt.StableOptimizer`.
+        ``transforms``, and ``guard`` if it is searched or given, for
+        :class:`~stableopt.StableOptimizer`.
 
     Raises:
-        ConfigError: A name in ``search`` is unknown.
+        ConfigError: A name in ``search`` is unknown, or ``guard`` is no Guard.
 
     Example:
         >>> import optuna
@@ -83,10 +96,17 @@ def suggest_stability(
     for name in wanted:
         if name not in _SUGGEST and name != "guard":
             raise unknown_name("search", name, [*_SUGGEST, "guard"])
+    if guard is not None and not isinstance(guard, Guard):
+        raise ConfigError(
+            f"guard={guard!r} must be a stableopt.Guard, whose options are the trial's where they "
+            "are not searched, or None; to train without one, leave 'guard' out of search= and "
+            "give guard=False to the optimizer"
+        )
     made = [_SUGGEST[name](trial, params) for name in _SUGGEST if name in wanted]
     transforms = tuple(transform for transform in made if transform is not None)
-    guard = {"guard": _suggest_guard(trial)} if "guard" in wanted else {}
-    return {"transforms": transforms, **guard}
+    if "guard" in wanted:
+        guard = _suggest_guard(trial, guard or Guard())
+    return {"transforms": transforms} | ({} if guard is None else {"guard": guard})
 
 
 def _suggest_spectral(trial: optuna.trial.BaseTrial, params: Select) -> Transform | None:
@@ -113,10 +133,10 @@ def _suggest_update_cap(trial: optuna.trial.BaseTrial, params: Select) -> Transf
     return UpdateCap(trial.suggest_float("stable/update_cap_ratio", 0.002, 0.1, log=True))
 
 
-def _suggest_guard(trial: optuna.trial.BaseTrial) -> Guard:
+def _suggest_guard(trial: optuna.trial.BaseTrial, known: Guard) -> Guard:
     spike = trial.suggest_float("stable/spike", 4.0, 12.0)
     backoff = trial.suggest_float("stable/lr_backoff", 0.3, 0.9)
-    return Guard(loss_spike=spike, gradient_spike=spike, lr_backoff=backoff)
+    return replace(known, loss_spike=spike, gradient_spike=spike, lr_backoff=backoff)
 
 
 _SUGGEST: Mapping[str, Callable[[optuna.trial.BaseTrial, Select], Transform | None]] = {
@@ -128,7 +148,7 @@ _SUGGEST: Mapping[str, Callable[[optuna.trial.BaseTrial, Select], Transform | No
 
 def prune_on_instability(
     trial: optuna.trial.BaseTrial,
-    opt: StableOptimizer,
+    opt: Optimizer,
     *,
     max_rollbacks: int = 1,
     max_skips: int = 20,
@@ -140,13 +160,14 @@ def prune_on_instability(
 
     Args:
         trial: Of Optuna; named in the message.
-        opt: The optimizer that it trains with.
+        opt: The :class:`~stableopt.StableOptimizer` that it trains with, or what
+            ``accelerator.prepare`` made of it.
         max_rollbacks: Rollbacks that are still fine, those by hand aside.
         max_skips: Skipped steps that are still fine.
 
     Raises:
         optuna.TrialPruned: There were more; the message has the reason of the last one.
-        ConfigError: A limit is no int of at least 0.
+        ConfigError: A limit is no int of at least 0, or ``opt`` is not wrapped.
 
     Cost:
         A look at the ledger: microseconds.
@@ -163,10 +184,11 @@ def prune_on_instability(
         optuna.exceptions.TrialPruned: trial 0 is unstable: 1 skip, more than max_skips=0; the \
 last: the gradient of 0.0 is not finite; skip 1 of at most 6 in a row
     """
+    ledger = _wrapped(opt).ledger
     limits = {Action.ROLL_BACK: max_rollbacks, Action.SKIP: max_skips}
     for (action, limit), what in zip(limits.items(), ("rollback", "skip"), strict=True):
         require_int(f"max_{what}s", limit, 0, f"how many {what}s are still fine")
-        events = [event for event in opt.ledger if event.action is action and not _by_hand(event)]
+        events = [event for event in ledger if event.action is action and not _by_hand(event)]
         if len(events) > limit:
             many = f"{len(events)} {what}{'s' if len(events) > 1 else ''}"
             raise optuna.TrialPruned(
@@ -179,7 +201,17 @@ def _by_hand(event: Any) -> bool:
     return event.rollback is not None and event.rollback.attempt == 0
 
 
-def record_stability(trial: Any, opt: StableOptimizer) -> None:
+def _wrapped(opt: object) -> StableOptimizer:
+    stable = stable_optimizer_of(opt)
+    if stable is None:
+        raise ConfigError(
+            f"opt={type(opt).__name__} object must be a StableOptimizer, which knows what happened "
+            "to the run: train with opt = StableOptimizer(optimizer, model=model)"
+        )
+    return stable
+
+
+def record_stability(trial: Any, opt: Optimizer) -> None:
     """Keep what happened to a run as user attributes of its trial.
 
     ``stable/integrity``, ``stable/steps``, ``stable/skips``, ``stable/rollbacks``,
@@ -188,15 +220,20 @@ def record_stability(trial: Any, opt: StableOptimizer) -> None:
 
     Args:
         trial: Of Optuna, or whatever has ``set_user_attr``.
-        opt: The optimizer that it trained with.
+        opt: The :class:`~stableopt.StableOptimizer` that it trained with, or what
+            ``accelerator.prepare`` made of it.
+
+    Raises:
+        ConfigError: ``opt`` is not wrapped.
 
     Cost:
         Six or seven writes to the storage.
     """
-    summary = opt.summary()
+    stable = _wrapped(opt)
+    summary = stable.summary()
     for name in RECORDED:
         trial.set_user_attr(f"stable/{name}", summary[name])
-    reasons = [event.reason for event in opt.ledger if event.intervened]
+    reasons = [event.reason for event in stable.ledger if event.intervened]
     if reasons:
         trial.set_user_attr("stable/reason", reasons[-1])
 
@@ -212,6 +249,7 @@ def stable_trial(trial: Any, source: Any) -> Iterator[None]:
 
     Raises:
         optuna.TrialPruned: A :class:`~stableopt.DivergenceError` left the block.
+        ConfigError: ``source`` is neither.
 
     Example:
         >>> import optuna, torch
@@ -228,65 +266,14 @@ def stable_trial(trial: Any, source: Any) -> Iterator[None]:
         >>> study.best_trial.user_attrs["stable/integrity"]
         'OK'
     """
+    is_optimizer = isinstance(source, Optimizer)
+    if is_optimizer or not hasattr(source, "optimizer"):
+        _wrapped(source)
     try:
         yield
     except DivergenceError as error:
         raise optuna.TrialPruned(str(error)) from error
     finally:
-        opt = source if isinstance(source, StableOptimizer) else source.optimizer
+        opt = source if is_optimizer else source.optimizer
         if opt is not None:
             record_stability(trial, opt)
-
-
-def open_study(
-    name: str, storage: str | os.PathLike[str] | BaseStorage | None = None, **options: Any
-) -> optuna.Study:
-    """Open a study that survives its processes, or create it.
-
-    Any number of processes may open the same one and work on it together.
-
-    Args:
-        name: Of the study.
-        storage: ``None`` for a journal, ``<name>.journal`` in the working directory; another path
-            for the journal; a URL (``sqlite:///study.db``, ``postgresql://…``) for a database,
-            which is what many machines should share; or a storage of Optuna.
-        **options: Of :func:`optuna.create_study`: ``direction``, ``sampler``, ``pruner``, ….
-
-    Raises:
-        ConfigError: The journal cannot be written, ``name`` makes no file name, or ``storage`` is
-            none.
-
-    Cost:
-        Per trial some tens of milliseconds with a journal, some hundreds with sqlite.
-
-    Example:
-        >>> import tempfile
-        >>> path = f"{tempfile.mkdtemp()}/search.journal"
-        >>> open_study("search", path).study_name == open_study("search", path).study_name
-        True
-    """
-    if not isinstance(name, str) or not name:
-        raise ConfigError(f"name={name!r} must be a string that is not empty: the study's name")
-    if storage is None and Path(name).name != name:
-        raise ConfigError(
-            f"name={name!r} makes no file name for a journal: give storage= as a path or a URL"
-        )
-    place = Path(f"{name}.journal") if storage is None else storage
-    if not isinstance(place, (str, os.PathLike, BaseStorage)):
-        raise ConfigError(f"storage={place!r} must be a path, a URL or a storage of Optuna")
-    if not isinstance(place, BaseStorage) and "://" not in os.fspath(place):
-        place = _journal(Path(place))
-    return optuna.create_study(
-        study_name=name, **{"storage": place, "load_if_exists": True, **options}
-    )
-
-
-def _journal(path: Path) -> JournalStorage:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(path)))
-    except OSError as error:
-        raise ConfigError(
-            f"storage={str(path)!r} cannot be written ({error.strerror or error}): give a file in "
-            "a directory that this process may create and write, or a URL"
-        ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
@@ -62,21 +61,44 @@ def check_options(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
             raise unknown_name(f"{owner} option", name, known)
     guard = checks.make_guard(options.get("guard"))
     checks.make_sensors(options.get("sensors"), guard)
-    checks.make_transforms(options.get("transforms", ()))
-    return dict(options)
+    transforms = checks.make_transforms(options.get("transforms", ()))
+    return {**options, "transforms": transforms} if "transforms" in options else dict(options)
 
 
-def check_reopened(telemetry: object) -> None:
-    """Refuse a writer that was closed together with the run before this one.
+def options_on_top(chosen: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a trial on top of those that all trials have.
+
+    A transform replaces those that move the same metric; the others stay.
+
+    Args:
+        chosen: Of the trial, as :func:`check_options` returns them.
+        known: Of all trials, likewise.
 
     Raises:
-        ConfigError: ``telemetry`` is no directory.
+        ConfigError: Both have a guard: which of its options are meant, and which are only what
+            they are by default, nobody can tell.
+
+    Example:
+        >>> from stableopt import ClipGradNorm, UpdateCap
+        >>> first, second = {"transforms": [ClipGradNorm(1.0)]}, {"transforms": [UpdateCap(0.1)]}
+        >>> [type(t).__name__ for t in options_on_top(second, first)["transforms"]]
+        ['ClipGradNorm', 'UpdateCap']
     """
-    if not isinstance(telemetry, (str, os.PathLike, type(None))):
+    guards = [options.get("guard") for options in (known, chosen)]
+    if None not in guards:
         raise ConfigError(
-            f"telemetry={telemetry!r} was closed at the end of the training before this one: give "
-            "a directory, which gets new files for each training, or a new callback"
+            f"guard={guards[0]!r} must not be given beside per_trial=, which gives a guard, too: "
+            "give it there, as per_trial=lambda trial: suggest_stability(trial, guard=...), or "
+            "leave it out there, as search=['spectral', 'decay', 'update_cap'] does"
         )
+    merged = {**known, **chosen}
+    if any(guard is not None for guard in guards):
+        merged["guard"] = next(guard for guard in guards if guard is not None)
+    if "transforms" in chosen:
+        merged["transforms"] = checks.transforms_on_top(
+            chosen["transforms"], known.get("transforms", ())
+        )
+    return merged
 
 
 def track(

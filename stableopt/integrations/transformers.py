@@ -12,7 +12,7 @@ from stableopt.errors import ConfigError, DivergenceError, MissingExtraError
 from stableopt.integrations.trainers import (
     MeanLoss,
     check_options,
-    check_reopened,
+    options_on_top,
     stability_metrics,
     stable_optimizer_of,
     track,
@@ -65,7 +65,8 @@ class StableTrainerCallback(TrainerCallback):
     Args:
         per_trial: In a hyperparameter search called with each trial, before its optimizer is
             made; returns options that come on top of the others, e.g.
-            :func:`stableopt.integrations.optuna.suggest_stability`.
+            :func:`stableopt.integrations.optuna.suggest_stability`. Its transforms replace those
+            that move the same metric, and go after the others.
         prune: Called after each step with the trial of a search and the optimizer; may raise
             ``optuna.TrialPruned``, as :func:`stableopt.integrations.optuna.prune_on_instability`
             does.
@@ -76,7 +77,8 @@ class StableTrainerCallback(TrainerCallback):
 
     Raises:
         ConfigError: An option is unknown or out of range; when training begins, the trainer was
-            not found, or options were given beside an optimizer that is wrapped already.
+            not found, options were given beside an optimizer that is wrapped already, or
+            ``guard`` is given here and by ``per_trial``.
 
     Cost:
         That of the wrapper. Losses are summed on their device, and read when the trainer logs.
@@ -109,7 +111,6 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
         self._opt: StableOptimizer | None = None
         self._made: StableOptimizer | None = None
         self._ended = True
-        self._opened = False
         self._loss: Tensor | None = None
         self._mean = MeanLoss()
         self._told_clipped = False
@@ -126,15 +127,28 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
             trainer: A ``transformers.Trainer``, before ``train()``. The callback is added to its
                 callbacks if it is not one of them.
         """
-        known = vars(trainer).get("train")
-        if isinstance(known, partial) and getattr(known.func, "__self__", None) is self:
-            return
-        if not any(callback is self for callback in trainer.callback_handler.callbacks):
+        if not self._is_among(trainer):
             trainer.add_callback(self)
+        if self._holds(trainer):
+            return
         for name in ("create_optimizer", "training_step", "log", "train"):
             method = getattr(trainer, name)
             ours = partial(getattr(self, f"_{name}"), trainer, method)
             setattr(trainer, name, wraps(method)(ours))
+
+    def _is_among(self, trainer: Any) -> bool:
+        """Tell whether it is a callback of a trainer, and not one that was removed."""
+        handler = getattr(trainer, "callback_handler", None)
+        return any(callback is self for callback in getattr(handler, "callbacks", ()))
+
+    def _holds(self, trainer: Any) -> bool:
+        """Tell whether the methods of a trainer call ours already, perhaps below another's."""
+        method = vars(trainer).get("train")
+        while method is not None:
+            if isinstance(method, partial) and getattr(method.func, "__self__", None) is self:
+                return True
+            method = getattr(method, "__wrapped__", None)
+        return False
 
     # events of the trainer
 
@@ -143,8 +157,7 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
         frame = inspect.currentframe()
         while frame is not None:
             owner = frame.f_locals.get("self")
-            handler = getattr(owner, "callback_handler", None)
-            if any(callback is self for callback in getattr(handler, "callbacks", ())):
+            if self._is_among(owner):
                 self.attach(owner)
                 return
             frame = frame.f_back
@@ -201,6 +214,9 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
         self, trainer: Any, create: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         create(*args, **kwargs)
+        if not self._is_among(trainer):
+            self._let_go(trainer)
+            return trainer.optimizer
         trainer.optimizer = self._wrapped(trainer.optimizer, trainer.model)
         return trainer.optimizer
 
@@ -210,14 +226,20 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
             return self._adopt(known, optimizer)
         if known is not None and not self._ended:
             return optimizer  # another attempt of the same training, with smaller batches
-        while isinstance(optimizer, (AcceleratedOptimizer, StableOptimizer)):
-            optimizer = optimizer.optimizer
-        self._opt = self._made = StableOptimizer(optimizer, model=model, **self._options_now())
+        bare = _unwrapped(optimizer)
+        self._opt = self._made = StableOptimizer(bare, model=model, **self._options_now())
         self._ended = False
         if known is not None:
             # Trained before: its counts go on, its snapshots belong to weights of another time.
             self._opt.load_state_dict(known.state_dict())
         return self._opt
+
+    def _let_go(self, trainer: Any) -> None:
+        """Leave a trainer that we were removed from with the optimizer that it made."""
+        known = stable_optimizer_of(trainer.optimizer)
+        if known is not None and known is self._made:
+            known.close()
+            trainer.optimizer = _unwrapped(trainer.optimizer)
 
     def _adopt(self, known: StableOptimizer, optimizer: Optimizer) -> Optimizer:
         """Use an optimizer that the user has wrapped."""
@@ -234,16 +256,15 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
     def _options_now(self) -> dict[str, Any]:
         if self._per_trial is not None and self._trial is not None:
             chosen = check_options(type(self).__name__, self._per_trial(self._trial))
-            return {**self._options, **chosen}
-        if self._opened:
-            check_reopened(self._options.get("telemetry"))
-        self._opened = True
+            return options_on_top(chosen, self._options)
         return self._options
 
     def _training_step(
         self, trainer: Any, training_step: Callable[..., Tensor], *args: Any, **kwargs: Any
     ) -> Tensor:
         loss = training_step(*args, **kwargs)
+        if not self._is_among(trainer):
+            return loss
         # The trainer has divided each by their number, or by all their tokens: the sum is the loss.
         told = loss.detach().float()
         self._loss = told if self._loss is None else self._loss + told
@@ -252,13 +273,17 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
     def _log(
         self, trainer: Any, log: Callable[..., None], logs: dict[str, float], *args: Any, **kw: Any
     ) -> None:
-        if self._logs and self._opt is not None and "loss" in logs:
+        wanted = self._logs and "loss" in logs and self._is_among(trainer)
+        if wanted and self._opt is not None:
             mean = self._mean.take()
             told = {} if mean is None else {"stable/loss": mean}
             logs = {**logs, **told, **stability_metrics(self._opt)}
         log(logs, *args, **kw)
 
     def _train(self, trainer: Any, train: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self._is_among(trainer):
+            self._let_go(trainer)
+            return train(*args, **kwargs)
         self._trainer = trainer  # the one of several that trains
         self._trial = kwargs.get("trial", args[1] if len(args) > 1 else None)
         try:
@@ -285,3 +310,10 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
         from stableopt.integrations.optuna import stable_trial
 
         return stable_trial(self._trial, self)
+
+
+def _unwrapped(optimizer: Any) -> Any:
+    """Return what neither we nor accelerate have wrapped."""
+    while isinstance(optimizer, (AcceleratedOptimizer, StableOptimizer)):
+        optimizer = optimizer.optimizer
+    return optimizer

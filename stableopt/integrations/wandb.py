@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stableopt.errors import ConfigError, MissingExtraError, require_int
 from stableopt.telemetry.encode import plain
-from stableopt.telemetry.ending import COMPLETED, Ending
+from stableopt.telemetry.ending import COMPLETED, outcome
 from stableopt.telemetry.lifecycle import LifecycleEvents, check_id
 from stableopt.telemetry.metrics import PREFIX, RunMetrics, check_prefix
 from stableopt.telemetry.setup import flat_setup
@@ -102,7 +102,6 @@ class WandbWriter:
             "model_run_id": check_id("model_run_id", model_run_id),
         }
         self._metrics = RunMetrics(prefix, layers=layers)
-        self._ending = Ending()
         self._ledger: list[tuple[int, str, str]] = []
         self._summary: dict[str, Any] | None = None
         self._close_run: Callable[[], None] | None = None
@@ -153,7 +152,7 @@ class WandbWriter:
                 table = wandb.Table(columns=["call", "action", "reason"], data=list(self._ledger))
                 self._run.log({f"{self._prefix}ledger": table})
             if self._owned:
-                completed = self._ending.status(self._summary) == COMPLETED
+                completed = outcome(self._summary) == COMPLETED
                 self._run.finish(exit_code=0 if completed else 1)
         finally:
             if self._close_run is not None:

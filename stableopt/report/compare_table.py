@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stableopt.report.run import TAIL
+from stableopt.report.status import BROKEN, say_state
 from stableopt.report.values import duration, printable, spell
 from stableopt.telemetry.encode import plain
 
@@ -60,6 +61,9 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
         table.add_row(Text(printable(title)), *cells, style=style)
     console.print(table)
     _say(console, f"loss: mean of the last {TAIL} records; best: the lowest such mean")
+    for title, status in zip(comparison.titles, comparison.statuses, strict=True):
+        if status.state in BROKEN:
+            console.print(Text(f"{printable(title)}: {say_state(status)}", style="red"))
     if comparison.differences:
         console.print()
         _show_differences(console, comparison)

@@ -12,7 +12,7 @@ from stableopt.errors import ConfigError
 from stableopt.report.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 _EVENTS = re.compile(r"telemetry(?:-([1-9][0-9]*))?\.jsonl")
 _CHUNK = 1 << 20
@@ -257,12 +257,42 @@ def load_run(where: str | os.PathLike[str], number: int | None = None) -> Run:
     return Follower(find_run(where, number)).finish()
 
 
-def load_runs(where: Sequence[str | os.PathLike[str]]) -> list[tuple[Place, Run]]:
-    """Read several runs; a directory of run directories stands for the newest run of each.
+def select_runs(where: Sequence[str | os.PathLike[str]]) -> tuple[list[Place], list[Path]]:
+    """Return the runs that some paths stand for, each once, and the paths that hold none.
+
+    A directory of run directories stands for the newest run of each. ``runs/*`` has more in it
+    than runs: checkpoints, audits.
 
     Raises:
-        ConfigError: One of them is not there, or cannot be read.
+        ConfigError: None of them holds a run, or one is not there or cannot be read.
     """
-    places = [place for path in where for place in runs_below(path)]
-    unique = {place.path.resolve(): place for place in places}
-    return [(place, Follower(place).finish()) for place in unique.values()]
+    places: dict[Path, Place] = {}
+    without = []
+    for path in map(Path, where):
+        if path.exists() and not _holds_run(path):
+            without.append(path)
+            continue
+        places.update((place.path.resolve(), place) for place in runs_below(path))
+    if len(without) == 1 and not places:
+        runs_below(without[0])  # says what is there instead
+    if not places:
+        raise ConfigError(
+            f"runs={[str(path) for path in without[:_FEW]]} must hold a telemetry.jsonl, one of "
+            f"these {len(without)} at least: give directories that were passed as telemetry="
+        )
+    return list(places.values()), without
+
+
+def _holds_run(path: Path) -> bool:
+    if path.is_file():
+        return _EVENTS.fullmatch(path.name) is not None
+    return bool(_runs_at(path) or _with_runs(path))
+
+
+def read_runs(places: Iterable[Place]) -> list[tuple[Place, Run]]:
+    """Read several runs.
+
+    Raises:
+        ConfigError: One of them cannot be read.
+    """
+    return [(place, Follower(place).finish()) for place in places]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stableopt.health.tiers import TIERS
 from stableopt.report.frame import figure, stretched, x_labels
 from stableopt.report.markup import Html, el, join
-from stableopt.report.offenders import judge
+from stableopt.report.offenders import is_gone, judge, say_names
 from stableopt.report.scales import Change, Limits, factors_for
 from stableopt.report.values import count, natural, spell
 from stableopt.types import Standing
@@ -37,8 +37,6 @@ _NAMED = 40
 
 _TALL = 640
 """Pixels of a heatmap with more rows."""
-
-_FEW = 3
 
 _SHORT = 17
 """Letters of a name on a phone."""
@@ -222,6 +220,8 @@ def _newest(run: Run, metric: str, names: Sequence[str]) -> Html:
     for name in names:
         value = run.newest(metric, name)
         standing = judge(run, metric, name, value)
+        if is_gone(run, metric, name):
+            standing = Standing.DANGER
         sign = _SIGNS.get(standing)
         kind = f"limit {standing.value}" if sign else None
         rows.append(el("span", f"{sign or ''}{spell(value, 3)}", class_=kind))
@@ -240,12 +240,14 @@ def _describe(run: Run, metric: str, names: Sequence[str], shown: int) -> str:
         ]
         beyond.sort(key=lambda name: _badness(run, metric, name))
         now = f"{len(beyond)} of {count(len(names), 'layer')} beyond the limit now"
-        more = f" and {len(beyond) - _FEW} more" if len(beyond) > _FEW else ""
-        words.append(f"{now}: {', '.join(beyond[:_FEW])}{more}." if beyond else f"{now}.")
+        words.append(f"{now}: {say_names(beyond)}." if beyond else f"{now}.")
     else:
         words.append(
             f"{count(len(names), 'layer')}; colours are the change since the first reading."
         )
+    gone = [name for name in names if is_gone(run, metric, name)]
+    if gone:
+        words.append(f"{len(gone)} of {len(names)} undefined now, not before: {say_names(gone)}.")
     if shown < len(names):
         words.append(f"The {shown} that stand out most are shown.")
     return " ".join(filter(None, words))

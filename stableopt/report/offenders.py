@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from stableopt.functional import gaussian_effective_rank
 from stableopt.health.tiers import SMALLEST, TIERS
 from stableopt.report.run import LayerTally
-from stableopt.report.values import natural, spell
+from stableopt.report.values import count, natural, spell
 from stableopt.sensors.targets import looks_like_head
 from stableopt.types import Standing
 
 if TYPE_CHECKING:
     from stableopt.report.run import Run
+
+_TELLING = (*TIERS, "spectral_norm")
+"""Metrics that a weight loses only by becoming zero, or not finite."""
+
+_FEW = 3
 
 
 class Offender(NamedTuple):
@@ -22,7 +28,7 @@ class Offender(NamedTuple):
         name: Of the parameter.
         tally: How often it was named.
         standing: The worst of its newest readings.
-        reading: That reading in words; empty if none lies beyond a limit.
+        reading: What is wrong with them in words; empty if nothing is.
     """
 
     name: str
@@ -34,15 +40,16 @@ class Offender(NamedTuple):
 def top_offenders(run: Run, most: int = 10) -> list[Offender]:
     """Return the layers that stand out, the worst first.
 
-    Those in danger come first, then those beyond a warning limit, then by how often
-    interventions, rises of the risk and transforms have named them.
+    Those in danger come first, the ones whose metrics exist no more among them, then those beyond
+    a warning limit, then by how often interventions, rises of the risk and transforms have named
+    them.
 
     Args:
         run: Which.
         most: How many at most.
     """
     named = set(run.layers)
-    for metric in TIERS:
+    for metric in _TELLING:
         named |= set(run.readings.get(metric, ()))
     found = [_look_at(run, name) for name in named]
     found = [o for o in found if o.reading or o.tally.faults or o.tally.risks or o.tally.acts]
@@ -51,6 +58,10 @@ def top_offenders(run: Run, most: int = 10) -> list[Offender]:
 
 def _look_at(run: Run, name: str) -> Offender:
     standing, words = Standing.HEALTHY, []
+    gone = [metric for metric in _TELLING if is_gone(run, metric, name)]
+    if gone:
+        standing = Standing.DANGER
+        words.append(f"undefined, and was not before: {', '.join(gone)}")
     for metric, tier in TIERS.items():
         now = judge(run, metric, name, run.newest(metric, name))
         if now in (Standing.WARNING, Standing.DANGER):
@@ -65,6 +76,42 @@ def _badness(offender: Offender) -> tuple[int, int, int, int, object]:
     order = [Standing.DANGER, Standing.WARNING, Standing.HEALTHY].index(offender.standing)
     tally = offender.tally
     return (order, -tally.faults, -tally.risks, -tally.acts, natural(offender.name))
+
+
+def is_gone(run: Run, metric: str, name: str) -> bool:
+    """Tell whether the newest reading of a layer is NaN, and an earlier one was a number.
+
+    The weight has become zero, or is not finite. What never was a number is meant to be so.
+
+    Args:
+        run: Which.
+        metric: What was read.
+        name: Of the layer.
+    """
+    readings = run.readings.get(metric, {}).get(name)
+    if readings is None or readings.newest is None or not math.isnan(readings.newest):
+        return False
+    return any(bucket.undefined < bucket.count for bucket in readings.buckets)
+
+
+def say_undefined(run: Run) -> str:
+    """Return which layers have lost their metrics, as a sentence; empty if none has."""
+    known = {name for metric in _TELLING for name in run.readings.get(metric, ())}
+    gone = [name for name in known if any(is_gone(run, metric, name) for metric in _TELLING)]
+    if not gone:
+        return ""
+    these = say_names(sorted(gone, key=natural))
+    verbs = ("is", "was") if len(gone) == 1 else ("are", "were")
+    return (
+        f"{len(gone)} of {count(len(known), 'layer')} {verbs[0]} undefined now, and {verbs[1]} "
+        f"not before (not finite, or zero): {these}."
+    )
+
+
+def say_names(names: list[str]) -> str:
+    """Return the first few names, and how many more there are."""
+    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
+    return f"{', '.join(names[:_FEW])}{more}"
 
 
 def judge(run: Run, metric: str, name: str, value: float | None) -> Standing:

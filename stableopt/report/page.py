@@ -13,7 +13,6 @@ from stableopt.report.heatmap import draw_heatmap
 from stableopt.report.ledger import tell_ledger
 from stableopt.report.markup import Html, el, join
 from stableopt.report.risk_line import draw_risk
-from stableopt.report.status import status_of
 from stableopt.report.values import count
 from stableopt.version import __version__
 
@@ -71,7 +70,7 @@ def build_page(run: Run, title: str) -> str:
         _footer(run),
     ]
     content = join(*body)
-    head = join(marks.shapes(), sections.headline(title, status_of(run)), _contents(content))
+    head = join(marks.shapes(), sections.headline(title, run), _contents(content))
     page = el("html", _head(title), el("body", el("main", head, content)), lang="en")
     return f"<!doctype html>\n{page}\n"
 

@@ -5,9 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from stableopt.report.markup import Html, el
-from stableopt.report.offenders import top_offenders
+from stableopt.report.offenders import say_undefined, top_offenders
 from stableopt.report.run import TAIL
-from stableopt.report.status import say_integrity, say_interventions, say_risk, say_state
+from stableopt.report.status import (
+    BROKEN,
+    say_integrity,
+    say_interventions,
+    say_risk,
+    say_state,
+    status_of,
+)
 from stableopt.report.values import count, duration, natural, number_of, spell, whole_of
 from stableopt.types import Standing
 
@@ -49,28 +56,42 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -
     return el("div", inner, class_="wide", tabindex="0", role="region", aria_label=caption)
 
 
-def headline(title: str, status: Status) -> Html:
+def headline(title: str, run: Run) -> Html:
     """Return what became of the run, in one word, a few sentences and a few numbers."""
-    words = {
-        "COMPROMISED": ("✖", "Compromised", "bad"),
-        "UNCHECKED": ("?", "Unchecked", "warn"),
-        "UNKNOWN": ("?", "Unknown", "warn"),
-    }
-    sign, word, kind = words.get(status.integrity, ("✔", "OK", "good"))
-    if status.bad and kind != "bad":
-        sign, word, kind = "■", f"{word}, but in danger", "bad"
-    badge = el("p", el("span", sign, aria_hidden="true"), f" {word}", class_=f"badge {kind}")
-    sentences = " ".join(
-        (say_integrity(status), say_interventions(status), say_risk(status), say_state(status))
+    status = status_of(run)
+    sign, words, kind = _badge(status)
+    badge = el("p", el("span", sign, aria_hidden="true"), f" {words}", class_=f"badge {kind}")
+    sentences = (
+        say_undefined(run),
+        say_integrity(status),
+        say_interventions(status),
+        say_risk(status),
+        say_state(status),
     )
     return el(
         "header",
         el("p", "stableopt report", class_="kicker"),
         el("h1", title),
         badge,
-        el("p", sentences, class_="lead"),
+        el("p", " ".join(filter(None, sentences)), class_="lead"),
         _numbers(status),
     )
+
+
+def _badge(status: Status) -> tuple[str, str, str]:
+    """Return a sign, words and a class."""
+    known = {
+        "COMPROMISED": ("✖", "Compromised", "bad"),
+        "UNCHECKED": ("?", "Unchecked", "warn"),
+        "UNKNOWN": ("?", "Unknown", "warn"),
+    }
+    sign, words, kind = known.get(status.integrity, ("✔", "OK", "good"))
+    if status.state in BROKEN:
+        joint = "and" if kind == "bad" else "but"
+        return "✖", f"{words}, {joint} {status.state}", "bad"
+    if status.bad and kind != "bad":
+        return "■", f"{words}, but in danger", "bad"
+    return sign, words, kind
 
 
 def _numbers(status: Status) -> Html:
@@ -110,10 +131,11 @@ def offenders(run: Run) -> Html | None:
         ]
         for o in found
     ]
-    columns = ("layer", "now", "newest reading beyond a limit", "faults", "risks", "corrected most")
+    columns = ("layer", "now", "what its newest readings say", "faults", "risks", "corrected most")
     says = (
-        "Those beyond a limit first, then by how often the findings of interventions (faults), "
-        "rises of the risk (risks) and transforms have named them, as far as recorded."
+        "Those that are undefined and were not before, or beyond a limit, first; then by how often "
+        "the findings of interventions (faults), rises of the risk (risks) and transforms have "
+        "named them, as far as recorded."
     )
     caption = "The layers that stand out most"
     return section(

@@ -9,6 +9,7 @@ from stableopt.report.markup import Html, el, join
 from stableopt.report.reproduce import recipe_of
 from stableopt.report.sections import counted, section
 from stableopt.report.values import count, duration, number_of, size, whole_of
+from stableopt.sensors.governor import CREDIT
 from stableopt.telemetry.encode import plain
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def _overhead(run: Run) -> list[tuple[str, str]]:
             (
                 "sensors",
                 f"{share:.2%} of the time, on {weights} weights; postponed {counted(postponed)} "
-                f"times, waited for {counted(waits)} times",
+                f"times, waited for {counted(waits)} times{_excess(run, share)}",
             )
         )
     dropped, failed = run.setting("telemetry", "dropped"), run.setting("telemetry", "failed")
@@ -73,6 +74,18 @@ def _overhead(run: Run) -> list[tuple[str, str]]:
         spent = duration(each) if each >= 1 else f"{1000 * each:.3g} ms"
         pairs.append(("a call of step()", f"every {spent} on average, all of training included"))
     return pairs
+
+
+def _excess(run: Run, share: float) -> str:
+    """Return why the sensors took more than their budget; nothing if they did not."""
+    budget = number_of(run.setting("sensors", "budget"))
+    if budget is None or not share > budget:
+        return ""
+    return (
+        f". That is above the budget of {budget:.3g} ({budget:.2%}): the first visit of all "
+        f"weights, {1000 * CREDIT:.0f} ms in advance, and visits that something acts upon are "
+        "not held to it, and weigh much in a short run or with short steps"
+    )
 
 
 def reproduce(run: Run) -> Html:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from stableopt.report.interventions import Kind
-from stableopt.report.values import clock, count, whole_of
+from stableopt.report.values import clock, count, printable, whole_of
 
 if TYPE_CHECKING:
     from stableopt.report.run import Run
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 FINE, BAD = 0, 1
 """Exit codes of a run; 2 is a bad use of the command."""
 
-ENDED = frozenset({"closed", "stopped", "interrupted"})
+BROKEN = frozenset({"failed", "interrupted"})
+"""States of a run whose program did not come to its end."""
+
+ENDED = BROKEN | {"closed", "stopped"}
 """States after which nothing more is written."""
 
 _DANGEROUS = frozenset({"danger", "instability"})
@@ -27,10 +30,14 @@ class Status:
 
     Attributes:
         run: The event file.
-        state: ``"closed"``, ``"stopped"``, ``"interrupted"``, ``"open"`` (still running, or
-            killed), or ``"unknown"`` without a summary.
+        state: ``"closed"``, ``"stopped"`` by the guard, ``"failed"`` (an exception ended the
+            program), ``"interrupted"`` (Ctrl-C did), ``"open"`` (still running, or killed), or
+            ``"unknown"`` without a summary.
+        ended_by: The type of the exception that ended the program; ``None`` if none did, or that
+            is not recorded.
         integrity: ``"OK"``, ``"COMPROMISED"``, ``"UNCHECKED"``, or ``"UNKNOWN"`` without a summary.
-        bad: Whether it is compromised, or its newest risk is ``danger`` or ``instability``.
+        bad: Whether it is compromised, has failed or was interrupted, or its newest risk is
+            ``danger`` or ``instability``.
         calls: Of ``step()``.
         steps: Updates behind the weights.
         skips: Calls whose batch was left out.
@@ -50,6 +57,7 @@ class Status:
 
     run: str
     state: str
+    ended_by: str | None
     integrity: str
     bad: bool
     calls: int
@@ -88,8 +96,9 @@ def status_of(run: Run) -> Status:
     return Status(
         run=str(run.path),
         state=state,
+        ended_by=_ended_by(run) if state in BROKEN else None,
         integrity=integrity,
-        bad=integrity == "COMPROMISED" or run.level in _DANGEROUS,
+        bad=integrity == "COMPROMISED" or state in BROKEN or run.level in _DANGEROUS,
         calls=_newest(run, "calls", run.call),
         # Updates go back with a rollback: of two numbers the newer one, not the larger.
         steps=_steps_of(run),
@@ -128,6 +137,11 @@ def _state_of(run: Run) -> str:
     return told if isinstance(told, str) and told in ENDED else "open"
 
 
+def _ended_by(run: Run) -> str | None:
+    told = run.setting("ended_by")
+    return told if isinstance(told, str) and told else None
+
+
 def _integrity_of(run: Run) -> str:
     """Return what the summary says, unless events after it say worse."""
     told = run.setting("integrity")
@@ -145,7 +159,8 @@ def say_state(status: Status) -> str:
     how = {
         "closed": "Closed",
         "stopped": "Stopped by the guard",
-        "interrupted": "Interrupted",
+        "failed": f"Failed: {printable(status.ended_by or 'an exception')} ended the program",
+        "interrupted": "Interrupted: Ctrl-C ended the program",
         "open": "Not closed: still running, or killed",
         "unknown": "Without a summary",
     }[status.state]

@@ -11,6 +11,7 @@ from rich.text import Text
 from stableopt.report.axes import fitted, span
 from stableopt.report.interventions import WORDS, Kind
 from stableopt.report.offenders import top_offenders
+from stableopt.report.status import BROKEN, ENDED
 from stableopt.report.values import count, duration, printable, spell
 from stableopt.types import Standing
 
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
 
     from stableopt.report.run import Run
     from stableopt.report.status import Status
-    from stableopt.report.trace import Trace
+    from stableopt.report.trace import Bucket, Trace
 
 _RAMP, _PLAIN_RAMP = "▁▂▃▄▅▆▇█", "_.-~=+*#"
+_BROKEN = "x"
 _LABEL, _NUMBER = 10, 10
 _NARROW = 60
 """Columns below which only what matters is shown."""
@@ -86,7 +88,7 @@ def tell_line(run: Run, status: Status) -> str:
         f"rollbacks {status.rollbacks}",
         status.integrity,
     ]
-    return "  ".join(parts)
+    return "  ".join([*parts, status.state] if status.state in ENDED else parts)
 
 
 def _title(status: Status, title: str) -> Text:
@@ -95,20 +97,21 @@ def _title(status: Status, title: str) -> Text:
 
 
 def _progress(run: Run, status: Status, now: float) -> Text:
-    parts = [status.state, f"call {status.calls:,}", f"step {status.steps:,}"]
+    state = Text(status.state, style="bold red not dim" if status.state in BROKEN else "")
+    parts = [f"call {status.calls:,}", f"step {status.steps:,}"]
     if status.calls_per_second is not None and status.state == "open":
         parts.append(f"{status.calls_per_second:.3g} calls/s")
     if status.seconds:
         parts.append(duration(status.seconds))
     if run.ended is not None and status.state == "open":
         parts.append(f"last record {duration(max(0.0, now - run.ended))} ago")
-    return Text(" · ".join(parts), style="dim")
+    return Text(style="dim").append_text(state).append("".join(f" · {part}" for part in parts))
 
 
 def _risk(run: Run) -> Text:
     if run.level is None:
         return _row("risk", "-")
-    level = Text(f"{printable(run.level):<{_NUMBER}}", style=_RISKS.get(run.level, ""))
+    level = Text(f"{printable(run.level):<{_NUMBER - 1}} ", style=_RISKS.get(run.level, ""))
     return _row("risk", level, f"since call {run.risk[-1][0]:,}")
 
 
@@ -124,17 +127,19 @@ def _curve(
 ) -> list[Text]:
     if not trace:
         return []
-    number = Text(f"{spell(value):<{_NUMBER}}", style="bold")
+    number = Text(f"{spell(value):<{_NUMBER - 1}} ", style="bold")
     if value is not None and not math.isfinite(value):
         number.stylize("red")
     told = "" if best is None else f"  best {spell(best)}"
-    room = max(0, min(60, console.width - _LABEL - _NUMBER - len(told) - 1))
+    room = max(0, min(60, console.width - _LABEL - len(number) - len(told) - 1))
     ramp = _RAMP if console.encoding.lower().startswith("utf") else _PLAIN_RAMP
     return [_row(label, number, sparkline(trace, room, ramp), told)]
 
 
 def sparkline(trace: Trace, columns: int, ramp: str = _RAMP) -> Text:
     """Return a whole series in one line; ``x`` where a value is not finite.
+
+    A column without a record shows the last one before it.
 
     Args:
         trace: The series.
@@ -154,24 +159,23 @@ def sparkline(trace: Trace, columns: int, ramp: str = _RAMP) -> Text:
         return Text("")
     y = fitted(trace) or span(0.0, 1.0)
     x = span(trace.buckets[0].start, trace.buckets[-1].end)
-    cells: list[list[float]] = [[] for _ in range(columns)]
-    lost = [False] * columns
+    low, high = (y.at(min(end or 0.0, y.high)) for end in (trace.low, trace.high))
+    cells: list[list[Bucket]] = [[] for _ in range(columns)]
     for bucket in trace.buckets:
-        cell = min(columns - 1, int(columns * x.at(bucket.start)))
-        lost[cell] |= bool(bucket.undefined or bucket.infinite)
-        if bucket.finite:
-            cells[cell] += [bucket.first, bucket.last]
-    text = Text()
-    letter = " "
-    for values, broken in zip(cells, lost, strict=True):
-        if broken:
-            text.append("x", style="bold red")
-            continue
-        if values:
-            low, high = y.at(min(trace.low or 0.0, y.high)), y.at(min(trace.high or 0.0, y.high))
-            share = (y.at(sum(values) / len(values)) - low) / (high - low) if high > low else 0.5
-            letter = ramp[min(len(ramp) - 1, max(0, int(share * len(ramp))))]
-        text.append(letter)
+        cells[min(columns - 1, int(columns * x.at(bucket.start)))].append(bucket)
+
+    def letter(buckets: list[Bucket]) -> str:
+        if any(bucket.undefined or bucket.infinite for bucket in buckets):
+            return _BROKEN
+        values = [value for bucket in buckets for value in (bucket.first, bucket.last)]
+        share = (y.at(sum(values) / len(values)) - low) / (high - low) if high > low else 0.5
+        return ramp[min(len(ramp) - 1, max(0, int(share * len(ramp))))]
+
+    text, last = Text(), " "
+    for buckets in cells:
+        shown = letter(buckets) if buckets else last
+        text.append(shown, style="bold red" if shown == _BROKEN else None)
+        last = letter(buckets[-1:]) if buckets else last
     return text
 
 

@@ -9,6 +9,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from stableopt.telemetry.claims import check_free, claim, release
+from stableopt.telemetry.ending import Ending
 from stableopt.telemetry.writer import (
     flush,
     introduce,
@@ -45,22 +47,40 @@ class Dispatcher:
 
     Args:
         writers: Who receives events.
+
+    Attributes:
+        ending: How the run ends.
+
+    Raises:
+        ConfigError: A writer has another run, or has had one.
     """
 
     def __init__(self, writers: Sequence[Writer]) -> None:
+        check_free(writers)
         introduce(writers)
         self._channels = [_Channel(writer) for writer in writers]
         self._closed = False
+        self._begun = False
+        self.ending = Ending()
+
+    def claim(self) -> None:
+        """Keep others from using the writers, now that there is a run.
+
+        Raises:
+            ConfigError: Somebody was quicker.
+        """
+        claim([channel.writer for channel in self._channels])
 
     def wants(self, step: int) -> bool:
         """Tell whether any writer wants a healthy step."""
-        return not self._closed and any(wants(c.writer, step) for c in self._channels)
+        return not self._closed and any(self._wanted(c.writer, step) for c in self._channels)
 
     def send(self, event: Event, *, always: bool = False) -> None:
         """Queue an event for every writer that wants it, or for all of them; never blocks."""
         for channel in () if self._closed else self._channels:
-            if always or not event.routine or wants(channel.writer, event.step):
+            if always or not event.routine or self._wanted(channel.writer, event.step):
                 channel.send(event)
+        self._begun = True
 
     def send_summary(self, make: Callable[[], dict[str, Any]]) -> None:
         """Ask for a summary to be written soon, made when it is written; never blocks."""
@@ -96,9 +116,13 @@ class Dispatcher:
         began = time.monotonic()
         for channel in self._channels:
             channel.finish()
+            release(channel.writer)
         for channel in self._channels:
             left = began + patience(channel.writer, timeout) - time.monotonic()
             channel.join(max(0.0, left))
+
+    def _wanted(self, writer: Writer, step: int) -> bool:
+        return wants(writer, step, first=not self._begun)
 
     def losses(self) -> dict[str, int]:
         """Return how many events were dropped, and how often a writer failed."""

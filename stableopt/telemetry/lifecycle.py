@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
 import uuid
 from collections import deque
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from stableopt.errors import ConfigError, require_int
-from stableopt.telemetry.ending import Ending
+from stableopt.telemetry.ending import outcome, reason, succeeded
 from stableopt.telemetry.metrics import COUNTERS, RunMetrics, flat_numbers
 from stableopt.telemetry.ml_run_events import make_event
 from stableopt.telemetry.outbox import Outbox
@@ -18,10 +21,12 @@ from stableopt.telemetry.sinks import make_sink
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from stableopt.telemetry.sinks import Sink
     from stableopt.types import Event
+
+logger = logging.getLogger("stableopt")
 
 _FINAL = ("calls", "steps", "skips", "rollbacks", "steps_lost", "baseline_resets", "back_offs")
 _NOT_FINAL = ("readings/", "acts/")
@@ -45,7 +50,8 @@ class LifecycleEvents:
         hyperparams: Added to those of the optimizer, the guard and the transforms. With
             ``spectral_norm`` among them, that is the flag of the events, for a model that bounds
             its spectral norms itself.
-        every: Tell of one healthy step out of so many; interventions are always told.
+        every: Tell of one healthy step out of so many; the first step of a run and interventions
+            are always told.
         capacity: Events that may wait.
 
     Attributes:
@@ -53,7 +59,8 @@ class LifecycleEvents:
         model_run_id: What it belongs to.
 
     Raises:
-        ConfigError: An id is no string of 1 to 256 characters; the sink is none.
+        ConfigError: An id is no string of 1 to 256 characters; the sink is none;
+            ``hyperparams`` is no mapping.
 
     Cost:
         None in the training loop. On its thread about 0.1 ms per event.
@@ -73,6 +80,8 @@ class LifecycleEvents:
         >>> told[1]["measurements"]
         {'val_accuracy': 0.5}
     """
+
+    first = True
 
     def __init__(
         self,
@@ -95,13 +104,13 @@ class LifecycleEvents:
             "model_run_id": self.model_run_id,
             "mlflow_run_id": check_id("mlflow_run_id", mlflow_run_id),
         }
-        self._hyperparams = dict(hyperparams or {})
+        self._hyperparams = _checked_hyperparams(hyperparams)
         self._metrics = RunMetrics(prefix="", layers=False)
         self._final: dict[str, Any] = {}
         self._summary: dict[str, Any] | None = None
-        self._ending = Ending()
         self._began = time.monotonic()
-        self._started = False
+        self._started = self._told = self._ended = False
+        self._late = 0
         self._early: deque[dict[str, Any]] = deque(maxlen=capacity)
         self._lock = threading.Lock()
         self._outbox: Outbox[dict[str, Any]] = Outbox(
@@ -114,7 +123,7 @@ class LifecycleEvents:
     @property
     def dropped(self) -> int:
         """Events that were not delivered, and will not be."""
-        return self._outbox.dropped
+        return self._outbox.dropped + self._late
 
     @property
     def failed(self) -> int:
@@ -125,7 +134,8 @@ class LifecycleEvents:
         """Emit ``ml.run.metric`` with what the training loop knows, e.g. of an epoch.
 
         May be called from any thread; never blocks. The last value of each is in
-        ``ml.run.stop``, with ``final_`` before its name.
+        ``ml.run.stop``, with ``final_`` before its name. After that it is too late: it says so
+        once, and counts what is lost in :attr:`dropped`.
 
         Args:
             epoch: Its number, from 0.
@@ -137,6 +147,8 @@ class LifecycleEvents:
         if epoch is not None:
             require_int("epoch", epoch, 0, "the number of an epoch")
         numbers = flat_numbers({name: _number(name, value) for name, value in measurements.items()})
+        if self._is_late():
+            return
         self._final.update(numbers)
         self._put(make_event("metric", {**self._ids, "epoch": epoch}, numbers))
 
@@ -144,8 +156,9 @@ class LifecycleEvents:
         """Emit ``ml.run.metric`` for a call of ``step()``."""
         measurements = self._measurements(event)
         # Every writer gets the steps at which sensors were read; here they would be a flood.
-        if event.routine and event.step % self.every:
+        if event.routine and self._told and event.step % self.every:
             return
+        self._told = True
         metadata = {
             **self._ids,
             "call": event.call,
@@ -171,13 +184,15 @@ class LifecycleEvents:
         summary = self._summary
         if not self._started:
             self._start(summary or {})
+        with self._lock:
+            self._ended = True
         metadata = {
             **self._ids,
             "spectral_norm": self._spectral_norm(summary or {}),
-            "success": self._ending.succeeded(summary),
-            "status": self._ending.status(summary),
+            "success": succeeded(summary),
+            "status": outcome(summary),
             "integrity": (summary or {}).get("integrity"),
-            "reason": self._ending.reason(summary),
+            "reason": reason(summary),
         }
         self._outbox.put(make_event("stop", metadata, self._stop_measurements(summary or {})))
         self._outbox.close()
@@ -199,6 +214,19 @@ class LifecycleEvents:
 
     def _spectral_norm(self, summary: Mapping[str, Any]) -> bool:
         return bool(self._hyperparams.get("spectral_norm", uses_spectral_norm(summary)))
+
+    def _is_late(self) -> bool:
+        with self._lock:
+            self._late += self._ended
+            told = self._late
+        if told == 1:
+            logger.warning(
+                "telemetry: %s.metric() was called after the run had ended, and ml.run.stop was "
+                "told: what it is given is lost, and this is not reported again; call it before "
+                "opt.close(), which a trainer does at the end of its training",
+                type(self).__name__,
+            )
+        return told > 0
 
     def _put(self, event: dict[str, Any]) -> None:
         # The start of a run comes first, whoever is the quickest.
@@ -235,6 +263,14 @@ def check_id(name: str, value: object) -> str | None:
     raise ConfigError(f"{name}={value!r} must be a string of 1 to 256 characters: what people use")
 
 
+def _checked_hyperparams(given: object) -> dict[str, Any]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"hyperparams={given!r} must be a dict: values by the names of options")
+    return dict(given)
+
+
 def _renamed(name: str) -> str:
     """Return what a metric is called in an event: a signal by its own name, if that is free."""
     if name == "loss":
@@ -248,7 +284,9 @@ def _number(name: str, value: Any) -> Any:
         return {key: _number(f"{name}[{key!r}]", entry) for key, entry in value.items()}
     try:
         return float(value)
-    except (TypeError, ValueError) as error:
+    except OverflowError:  # an int beyond any float
+        return math.inf if value > 0 else -math.inf
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor of several
         raise ConfigError(
             f"{name}={value!r} must be a number: convert it with float(...)"
         ) from error

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from stableopt.errors import ConfigError, require_int
+from stableopt.telemetry.ending import succeeded
 from stableopt.telemetry.metrics import metrics_of
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class LoggingWriter:
         if summary["status"] in ("running", self._ended):
             return
         self._ended = summary["status"]
-        level = logging.WARNING if summary["integrity"] == "COMPROMISED" else self._level
+        level = self._level if succeeded(summary) else logging.WARNING
         counts = ", ".join(f"{summary[name]} {name}" for name in ("calls", "skips", "rollbacks"))
         self._logger.log(
             level,

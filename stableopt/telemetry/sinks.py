@@ -159,6 +159,12 @@ def make_sink(sink: object) -> Sink:
         return sink
     if is_url(sink):
         return HttpEndpoint(str(sink))
+    if isinstance(sink, str) and "://" in sink:
+        scheme = sink.partition("://")[0]
+        raise ConfigError(
+            f"sink={scheme + '://…'!r} must begin with http:// or https:// if it is an address: "
+            "other schemes are not known; a file is given by its path"
+        )
     if isinstance(sink, (str, os.PathLike)) and os.fspath(sink):
         return EventFile(sink)
     if callable(sink) and not isinstance(sink, type):

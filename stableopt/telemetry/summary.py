@@ -26,6 +26,7 @@ def summarize(
     setup: Mapping[str, Any],
     telemetry: Dispatcher | None,
     status: str | None = None,
+    ended_by: str | None = None,
 ) -> dict[str, Any]:
     """Return the summary of a run as a dict of plain values.
 
@@ -34,10 +35,12 @@ def summarize(
         setup: What was trained with; ``setup["guard"]`` is ``False`` without a guard.
         telemetry: Where events went.
         status: Overrides ``"running"``; a stopped run stays ``"stopped"``.
+        ended_by: Type of the exception that the program ended with; only then in the summary.
     """
     stops = ledger.count(Action.STOP)
     return {
         "status": "stopped" if stops else status or "running",
+        **({} if stops or ended_by is None else {"ended_by": ended_by}),
         "integrity": ledger.integrity(guarded=setup["guard"] is not False),
         "calls": ledger.calls,
         "steps": ledger.steps,

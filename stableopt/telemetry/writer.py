@@ -16,8 +16,9 @@ class Writer(Protocol):
 
     An exception from a writer is reported once and counted; it never reaches the training
     loop. An optional attribute ``every`` (an int, 1 if absent) says how often healthy steps
-    are wanted; interventions always come. An optional method ``write_summary(summary)``
-    receives the summary at the start, at each intervention and at the end.
+    are wanted; interventions always come, and where an optional attribute ``first`` is true, so
+    does the first step of the run. An optional method ``write_summary(summary)`` receives the
+    summary at the start, at each intervention and at the end.
 
     A writer that hands events on may have more: a method ``flush()`` that returns once they are
     there; attributes ``dropped`` and ``failed``, counts that join those of the summary; an
@@ -31,11 +32,13 @@ class Writer(Protocol):
         """Record one event."""
 
     def close(self) -> None:
-        """Release what the writer holds; called once."""
+        """Release what the writer holds; called once: a writer has one run."""
 
 
-def wants(writer: Writer, step: int) -> bool:
-    """Tell whether ``writer`` wants a healthy step."""
+def wants(writer: Writer, step: int, *, first: bool = False) -> bool:
+    """Tell whether ``writer`` wants a healthy step, which may be the first of its run."""
+    if first and getattr(writer, "first", False) is True:
+        return True
     return step % int(getattr(writer, "every", 1)) == 0
 
 

@@ -10,8 +10,9 @@ import sys
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
-from stableopt import functional
+from stableopt import cli, functional
 from stableopt.audit.checkpoint import NamedTensor
 from stableopt.audit.measure import measure_weight
 from stableopt.health.tiers import TIERS
@@ -251,6 +252,37 @@ def test_a_directory_that_cannot_be_written(audit, gaussian):
 
     assert result.exit_code == 2
     assert result.stderr.startswith("Error: out=")
+
+
+def test_every_checkpoint_has_a_directory_of_its_own(gaussian, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wanted = {"model.pt": "model", "other.pt": "other", "b/model.pt": "model-2"}
+    wanted["model.pth"] = "model-3"
+    (tmp_path / "b").mkdir()
+    for path in [*wanted, *reversed(wanted)]:  # the second time each finds its own again
+        torch.save({path: gaussian(16, 16)}, path)
+        result = CliRunner().invoke(cli.app, ["audit", path])
+        assert result.exit_code == 0, result.output
+        assert f"runs/audit/{wanted[path]}/audit.json" in result.stdout
+
+    audits = tmp_path / "runs" / "audit"
+    assert sorted(p.name for p in audits.iterdir()) == sorted(wanted.values())
+    for path, directory in wanted.items():
+        record = json.loads((audits / directory / "audit.json").read_text())
+        assert (record["checkpoint"], record["weights"][0]["name"]) == (path, path)
+        assert (audits / directory / "audit.png").is_file()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"checkpoint": 1}', "\udcff"])
+def test_an_audit_that_cannot_be_read_is_replaced(gaussian, tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"w": gaussian(16, 16)}, "model.pt")
+    record = tmp_path / "runs" / "audit" / "model" / "audit.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(text, errors="surrogateescape")
+
+    assert CliRunner().invoke(cli.app, ["audit", "model.pt"]).exit_code == 0
+    assert json.loads(record.read_text())["checkpoint"] == "model.pt"
 
 
 # What is found

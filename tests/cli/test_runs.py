@@ -117,6 +117,38 @@ def test_compare_json(run):
     assert [found["bad"] for found in record["runs"]] == [False, True]
 
 
+@pytest.mark.parametrize("state", ["failed", "interrupted"])
+@pytest.mark.parametrize("command", [("report",), ("watch", "--once"), ("compare",)])
+def test_a_program_that_did_not_come_to_its_end(run, command, state):
+    result = invoke(*command, run(summary={**CLOSED, "status": state}))
+
+    assert result.exit_code == 1
+    assert state in result.stdout.lower()
+
+
+def test_compare_leaves_out_what_is_no_run(run, tmp_path):
+    where = run("a")
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "model.pt").write_text("")
+    alone = invoke("compare", *sorted(tmp_path.iterdir()), "--json")
+    run("b")
+    result = invoke("compare", *sorted(tmp_path.iterdir()), "--json")
+
+    said = f"Left out, as there is no run: {tmp_path / 'audit'}, {tmp_path / 'model.pt'}\n"
+    for found, number in ((alone, 1), (result, 2)):
+        assert (found.exit_code, found.stderr) == (0, said)
+        assert len(json.loads(found.stdout)["runs"]) == number
+    assert json.loads(alone.stdout)["runs"][0]["run"] == str(where / "telemetry.jsonl")
+
+
+def test_compare_names_a_few_of_what_it_leaves_out(run, tmp_path):
+    for i in range(9):
+        (tmp_path / f"{i}.pt").write_text("")
+
+    result = invoke("compare", *sorted(tmp_path.iterdir()), run())
+    assert result.stderr.endswith("4.pt and 4 more\n")
+
+
 def test_compare_takes_a_directory_of_runs(run, tmp_path):
     run("a")
     run("b")

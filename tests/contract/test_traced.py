@@ -347,3 +347,15 @@ def test_what_nobody_saw_is_looked_at_as_a_whole():
         run.compiled()
     assert run.opt.verdict.action is Action.ROLL_BACK
     assert torch.isfinite(spares[17]).all()
+
+
+def test_a_collector_may_close_it_while_somebody_traces(events):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    run = Run(telemetry=events)
+    run.gradients(0)
+    for _ in range(3):
+        run.compiled()
+    with FakeTensorMode():
+        run.opt.close()
+    assert events.summaries[-1]["steps"] == 3

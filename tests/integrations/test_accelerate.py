@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from stableopt import Guard, StableOptimizer
+from stableopt import ConfigError, Guard, StableOptimizer
 from stableopt.testing import corrupt_weight
 from tests.contract.bits import assert_same
 from tests.contract.scenario import copied, seed_everything
@@ -154,3 +154,13 @@ def test_bare_and_wrapped_states_load_into_each_other(tmp_path):
         world.accelerator.load_state(tmp_path / name)
         results.append(world.epoch().left())
     assert_same(*results)
+
+
+def test_what_is_prepared_already_is_not_wrapped():
+    from accelerate import Accelerator
+
+    model = Net()
+    prepared = Accelerator(cpu=True).prepare(torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ConfigError, match=r"AcceleratedOptimizer object .*: wrap the one"):
+        StableOptimizer(prepared, model=model)
+    StableOptimizer(prepared.optimizer, model=model)

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from stableopt import ConfigError, DivergenceError, Guard, JsonLines, StableOptimizer, UpdateCap
+from stableopt.telemetry import LifecycleEvents
 from stableopt.testing import corrupt_weight
 from tests.contract.bits import assert_same
 from tests.contract.scenario import copied, seed_everything
@@ -282,6 +283,30 @@ class TestRollback:
         weights = torch.load(saved, weights_only=True)["state_dict"]
         assert_same(dict(weights), copied(net.state_dict()))
 
+    @pytest.mark.parametrize(
+        ("error", "status", "told"),
+        [
+            (RuntimeError("boom"), "failed", "failed"),
+            (KeyboardInterrupt(), "interrupted", "killed"),
+            (SystemExit(3), "failed", "failed"),
+        ],
+        ids=repr,
+    )
+    def test_the_summary_knows_what_fit_ended_by(self, tmp_path, error, status, told):
+        class Fails(lightning().Callback):
+            def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+                if batch_idx == 3:
+                    raise error
+
+        said = []
+        ours = callback(telemetry=[JsonLines(tmp_path / "run"), LifecycleEvents(said.append)])
+        with pytest.raises((type(error), SystemExit)):  # Lightning exits after an interrupt
+            fit(tmp_path, module(), ours, Fails())
+        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+        assert (summary["status"], summary["steps"]) == (status, 3)
+        stop = said[-1]["metadata"]
+        assert (stop["status"], stop["success"]) == (told, False)
+
 
 class TestLogs:
     @pytest.mark.parametrize("accumulate", [1, 2])
@@ -366,6 +391,13 @@ class TestRefused:
     def test_an_unknown_option(self):
         with pytest.raises(ConfigError, match="StableCallback option='guards' is not known"):
             callback(guards=None)
+
+    @pytest.mark.parametrize("nothing", [None, []])
+    def test_no_optimizer(self, tmp_path, nothing):
+        net = module()
+        net.configure_optimizers = lambda: nothing
+        with pytest.raises(ConfigError, match=r"configure_optimizers\(\) gave no optimizer"):
+            fit(tmp_path, net, callback())
 
     def test_options_beside_an_optimizer_that_is_wrapped(self, tmp_path):
         with pytest.raises(ConfigError, match=r"options=\['transforms'\] must not be given"):

@@ -357,7 +357,7 @@ def test_a_program_that_forgets_to_close(server, tmp_path):
     metrics, run = stored(server.uri, run_id)
     assert metrics["stable/step", 1] == 1
     assert run.info.status == "KILLED"
-    assert run.data.tags["stable.status"] == "closed"
+    assert run.data.tags["stable.status"] == "interrupted"
     assert artifact(server.uri, run_id, "stable/telemetry.jsonl", tmp_path)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
 import sys
 
 import optuna
@@ -22,7 +21,6 @@ from stableopt import (
     UpdateCap,
 )
 from stableopt.integrations.optuna import (
-    open_study,
     prune_on_instability,
     record_stability,
     stable_trial,
@@ -113,6 +111,15 @@ class TestSuggest:
         fixed = FixedTrial({"stable/spectral": "normalize", "stable/spectral_bound": 0.7})
         (transform,) = suggest_stability(fixed, search="spectral")["transforms"]
         assert (type(transform), transform.bound) == (SpectralNormalization, 0.7)
+
+    def test_a_guard_keeps_what_is_not_searched(self):
+        known = Guard(every=7, max_skips=2, loss_spike=None)
+        fixed = {"stable/spike": 6.0, "stable/lr_backoff": 0.5}  # what they are by default, too
+        chosen = suggest_stability(FixedTrial(fixed), search="guard", guard=known)["guard"]
+        assert chosen == Guard(every=7, max_skips=2, loss_spike=6.0, gradient_spike=6.0)
+        assert suggest_stability(FixedTrial({}), search=[], guard=known)["guard"] is known
+        with pytest.raises(ConfigError, match=r"guard=False must be a stableopt\.Guard"):
+            suggest_stability(FixedTrial(fixed), guard=False)
 
     def test_what_cannot_be_searched(self):
         with pytest.raises(ConfigError, match=r"search='spectrum' is not known: .*'spectral'"):
@@ -209,86 +216,45 @@ class TestPruning:
             pass
         assert trial.user_attrs == {}
 
+    def test_an_optimizer_that_is_not_wrapped(self):
+        _, opt = made()
+        trial = optuna.create_study().ask()
+        for call in (prune_on_instability, record_stability):
+            with pytest.raises(ConfigError, match="opt=AdamW object must be a StableOptimizer"):
+                call(trial, opt.optimizer)
+        entered = []
+        for source in (opt.optimizer, object(), None):
+            wanted = pytest.raises(ConfigError, match="must be a StableOptimizer")
+            with wanted, stable_trial(trial, source):
+                entered.append(source)
+        assert entered == []
+        assert trial.user_attrs == {}
+
+    def test_a_callback_whose_optimizer_is_not_wrapped(self):
+        class Callback:
+            optimizer = made()[1].optimizer
+
+        wanted = pytest.raises(ConfigError, match="opt=AdamW object must be a StableOptimizer")
+        with wanted, stable_trial(optuna.create_study().ask(), Callback()):
+            pass
+
+    def test_what_accelerate_prepared(self):
+        from accelerate import Accelerator
+
+        model, opt = made()
+        prepared = Accelerator(cpu=True).prepare(opt)
+        trial = optuna.create_study().ask()
+        with stable_trial(trial, prepared):
+            step(model, opt)
+            prune_on_instability(trial, prepared)
+        assert trial.user_attrs["stable/steps"] == 1
+
     def test_a_run_without_a_guard(self):
         model, opt = made(guard=False)
         step(model, opt)
         trial = optuna.create_study().ask()
         record_stability(trial, opt)
         assert trial.user_attrs["stable/integrity"] == "UNCHECKED"
-
-
-WORKER = """
-import sys
-import optuna
-from stableopt.integrations.optuna import open_study
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-study = open_study("shared", sys.argv[1], direction="maximize")
-study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=5)
-"""
-
-
-class TestStudy:
-    @works_with("Optuna", "journal")
-    def test_two_processes_work_on_one_journal(self, tmp_path):
-        path = str(tmp_path / "deep" / "shared.journal")
-        command = [sys.executable, "-c", WORKER, path]
-        running = [subprocess.Popen(command) for _ in range(2)]
-        assert [process.wait(timeout=120) for process in running] == [0, 0]
-        study = open_study("shared", path)
-        assert [trial.number for trial in study.trials] == list(range(10))
-        assert study.direction.name == "MAXIMIZE"
-        assert study.best_value == max(trial.value for trial in study.trials)
-
-    def test_a_journal_named_for_the_study_is_the_default(self, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-        open_study("search").optimize(lambda trial: 0.0, n_trials=1)
-        assert (tmp_path / "search.journal").is_file()
-        assert len(open_study("search").trials) == 1
-
-    @works_with("Optuna", "sqlite")
-    def test_a_url_is_a_database(self, tmp_path):
-        url = f"sqlite:///{tmp_path / 'study.db'}"
-        model, opt = made()
-
-        def objective(trial):
-            loss = step(model, opt)
-            record_stability(trial, opt)
-            return loss
-
-        open_study("search", url).optimize(objective, n_trials=2)
-        trials = open_study("search", url).trials
-        assert [trial.user_attrs["stable/steps"] for trial in trials] == [1, 2]
-
-    def test_a_storage_of_optuna(self):
-        storage = optuna.storages.InMemoryStorage()
-        assert open_study("search", storage)._storage is storage
-
-    def test_load_if_exists_can_be_refused(self, tmp_path):
-        path = tmp_path / "search.journal"
-        open_study("search", path)
-        with pytest.raises(optuna.exceptions.DuplicatedStudyError):
-            open_study("search", path, load_if_exists=False)
-
-    @pytest.mark.parametrize("name", ["", None, 3])
-    def test_a_study_has_a_name(self, name):
-        with pytest.raises(ConfigError, match="must be a string that is not empty"):
-            open_study(name)
-
-    def test_a_name_that_makes_no_file_name(self, tmp_path):
-        with pytest.raises(ConfigError, match="give storage= as a path"):
-            open_study("runs/search")
-        assert open_study("runs/search", tmp_path / "x").study_name == "runs/search"
-
-    def test_a_storage_that_is_none(self):
-        with pytest.raises(ConfigError, match="storage=3 must be a path, a URL or a storage"):
-            open_study("search", 3)
-
-    def test_a_journal_that_cannot_be_written(self, tmp_path):
-        (tmp_path / "file").write_text("")
-        with pytest.raises(ConfigError, match="cannot be written"):
-            open_study("search", tmp_path / "file" / "search.journal")
-        with pytest.raises(ConfigError, match="cannot be written"):
-            open_study("search", tmp_path)
 
 
 def test_without_the_extra(monkeypatch):

@@ -20,7 +20,7 @@ from stableopt import (
     UpdateCap,
 )
 from stableopt.integrations.trainers import stable_optimizer_of
-from stableopt.telemetry import read_events
+from stableopt.telemetry import LifecycleEvents, read_events
 from stableopt.testing import corrupt_weight
 from tests.contract.bits import assert_same
 from tests.contract.scenario import copied, seed_everything
@@ -398,6 +398,41 @@ class TestRoutes:
         assert [bool(transforms) for transforms in seen] == capped
         assert len(list((tmp_path / "runs").glob("telemetry*.jsonl"))) == 4
 
+    def test_what_a_trial_chooses_comes_on_top(self, tmp_path):
+        """Only what it moves is replaced; a guard that it does not give stays."""
+        from optuna.trial import FixedTrial
+
+        ours = callback(
+            per_trial=lambda trial: {"transforms": iter(chosen), "guard": None},
+            transforms=(transform for transform in [ClipGradNorm(1.0), UpdateCap(0.1)]),
+            guard=Guard(every=7),
+        )
+        trainer = make(tmp_path, wrapped=ours, max_steps=2, max_grad_norm=0.0)
+        for number in range(2):
+            chosen = [UpdateCap(0.05 + number)]
+            trainer.train(trial=FixedTrial({}))
+            summary = ours.optimizer.summary()
+            found = [transform["transform"] for transform in summary["transforms"]]
+            assert found == [repr(ClipGradNorm(1.0)), repr(chosen[0])]
+            assert summary["guard"]["every"] == 7
+
+    def test_two_guards_for_a_trial(self, tmp_path):
+        from functools import partial
+
+        from optuna.trial import FixedTrial
+
+        from stableopt.integrations.optuna import suggest_stability
+
+        trial = FixedTrial({"stable/spike": 9.0, "stable/lr_backoff": 0.5})
+        suggested = partial(suggest_stability, search="guard")
+        both = callback(per_trial=suggested, guard=Guard(every=7))
+        with pytest.raises(ConfigError, match=r"guard=Guard\(.*every=7.* beside per_trial="):
+            make(tmp_path, wrapped=both).train(trial=trial)
+        ours = callback(per_trial=partial(suggested, guard=Guard(every=7)))
+        make(tmp_path, wrapped=ours, max_steps=2).train(trial=trial)
+        guard = ours.optimizer.summary()["guard"]
+        assert (guard["every"], guard["loss_spike"], guard["gradient_spike"]) == (7, 9.0, 9.0)
+
     @works_with("HF Trainer", "hyperparameter_search")
     def test_a_trial_that_diverges_is_pruned_and_the_search_goes_on(self, tmp_path):
         import optuna
@@ -471,6 +506,52 @@ class TestRoutes:
         trainer.train()
         assert ours.optimizer.summary()["steps"] == 8
         assert sum(known is ours for known in trainer.callback_handler.callbacks) == 1
+
+    @pytest.mark.parametrize("how", ["remove_callback", "pop_callback"])
+    @pytest.mark.parametrize("by_class", [False, True])
+    def test_a_callback_that_was_removed_does_nothing(self, tmp_path, how, by_class):
+        ours = callback(telemetry=tmp_path / "runs")
+        trainer = make(tmp_path, wrapped=ours)
+        getattr(trainer, how)(type(ours) if by_class else ours)
+        trainer.train()
+        assert stable_optimizer_of(trainer.optimizer) is None
+        assert ours.optimizer is None
+        assert not (tmp_path / "runs").exists()
+        assert not [key for e in trainer.state.log_history for key in e if "stable/" in key]
+        assert_same(left(trainer), self.bare(tmp_path))
+
+    def test_a_callback_that_was_removed_after_a_training(self, tmp_path):
+        """The optimizer that it had wrapped is the trainer's own again."""
+        first = callback()
+        trainers = [make(tmp_path, wrapped=wrapped) for wrapped in (first, None)]
+        for trainer in trainers:
+            trainer.train()
+            trainer.create_optimizer()
+        trainers[0].remove_callback(first)
+        for trainer in trainers:
+            trainer.train()
+        assert first.optimizer.summary()["steps"] == 8
+        assert stable_optimizer_of(trainers[0].optimizer) is None
+        assert_same(left(trainers[0]), left(trainers[1]))
+        assert not [k for e in trainers[0].state.log_history for k in e if "stable/" in k]
+
+    def test_another_callback_in_place_of_one_that_was_removed(self, tmp_path):
+        first, second = callback(), callback(transforms=[UpdateCap(0.1)])
+        trainer = make(tmp_path, wrapped=first, max_steps=4)
+        trainer.train()
+        trainer.remove_callback(first)
+        second.attach(trainer)
+        trainer.train()
+        assert stable_optimizer_of(trainer.optimizer) is second.optimizer
+        assert second.optimizer.summary()["steps"] == 4
+        trainer.remove_callback(second)
+        first.attach(trainer)
+        trainer.train()
+        assert stable_optimizer_of(trainer.optimizer) is first.optimizer
+        logged = [entry for entry in trainer.state.log_history if "stable/loss" in entry]
+        assert [entry["stable/loss"] for entry in logged] == [
+            pytest.approx(entry["loss"], abs=1e-4) for entry in logged
+        ]
 
     def test_a_trainer_inside_of_a_trainer(self, tmp_path):
         """The call stack holds two; each callback belongs to the one that was given it."""
@@ -567,6 +648,20 @@ class TestRefused:
         trainer.train()
         with pytest.raises(ConfigError, match="closed at the end of the training before"):
             trainer.train()
+
+    def test_a_writer_for_two_trials(self, tmp_path):
+        ours = callback(telemetry=[JsonLines(tmp_path / "run")], per_trial=lambda trial: {})
+        trainer = transformers().Trainer(
+            model_init=Net,
+            args=arguments(tmp_path, max_steps=1),
+            train_dataset=Regression(),
+            eval_dataset=Regression(),
+            callbacks=[ours],
+        )
+        with pytest.raises(ConfigError, match="closed at the end of the training before"):
+            trainer.hyperparameter_search(
+                hp_space=lambda trial: {"seed": 1}, backend="optuna", n_trials=2
+            )
 
 
 class TestFaults:
@@ -678,16 +773,30 @@ class TestFaults:
         summary = json.loads((tmp_path / "r" / "summary.json").read_text())
         assert (summary["status"], summary["integrity"]) == ("stopped", "COMPROMISED")
 
-    def test_an_interrupt_leaves_a_summary(self, tmp_path):
-        def interrupt(optimizer, model):
-            raise KeyboardInterrupt
+    @pytest.mark.parametrize(
+        ("error", "status", "told"),
+        [
+            (RuntimeError("boom"), "failed", "failed"),
+            (KeyboardInterrupt(), "interrupted", "killed"),
+            (SystemExit(3), "failed", "failed"),
+            (SystemExit(0), "closed", "completed"),
+        ],
+        ids=repr,
+    )
+    def test_the_summary_knows_what_train_ended_by(self, tmp_path, error, status, told):
+        def fail(optimizer, model):
+            raise error
 
-        ours = callback(telemetry=tmp_path / "run")
-        trainer = make(tmp_path, wrapped=ours, callbacks=[at_step(3, interrupt)])
-        with pytest.raises(KeyboardInterrupt):
+        said = []
+        writers = [JsonLines(tmp_path / "run"), LifecycleEvents(said.append)]
+        ours = callback(telemetry=writers)
+        trainer = make(tmp_path, wrapped=ours, callbacks=[at_step(3, fail)])
+        with pytest.raises(type(error)):
             trainer.train()
         summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-        assert (summary["status"], summary["steps"]) == ("closed", 3)
+        assert (summary["status"], summary["steps"]) == (status, 3)
+        stop = said[-1]["metadata"]
+        assert (stop["status"], stop["success"]) == (told, told == "completed")
 
 
 class TestScaler:

@@ -136,7 +136,7 @@ def test_a_program_that_forgets_to_close(tmp_path):
     assert "stableopt" not in done.stderr.replace("ValueError", "")
     stored = read(tmp_path)
     assert [step for name, step in stored.rows if name == "stable/step"] == [1, 2, 3, 4, 5, 6]
-    assert stored.summary["stable/run/status"] == "closed"
+    assert stored.summary["stable/run/status"] == "failed"
     assert stored.exit_code == 1
 
 

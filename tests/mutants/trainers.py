@@ -7,6 +7,7 @@ from tests.mutants.mutant import Mutant
 HF = "tests/integrations/test_transformers.py"
 LIGHTNING = "tests/integrations/test_lightning.py"
 OPTUNA = "tests/integrations/test_optuna.py"
+STUDY = "tests/integrations/test_optuna_study.py"
 
 TRAINER_MUTANTS = {
     "the optimizer is wrapped after the checkpoint was loaded": Mutant(
@@ -51,7 +52,7 @@ TRAINER_MUTANTS = {
     ),
     "any trainer on the stack will do": Mutant(
         "stableopt.integrations.transformers",
-        'if any(callback is self for callback in getattr(handler, "callbacks", ())):',
+        "if self._is_among(owner):",
         'if "trainer" in str(type(owner)).lower() and hasattr(owner, "teacher"):',
         (f"{HF}::TestRoutes::test_a_trainer_inside_of_a_trainer",),
     ),
@@ -105,6 +106,24 @@ TRAINER_MUTANTS = {
         "if event.action is action and not _by_hand(event)]",
         "if event.action is action]",
         (f"{OPTUNA}::TestPruning::test_what_is_asked_for_by_hand_is_no_instability",),
+    ),
+    "the transforms of a trial are all there are": Mutant(
+        "stableopt.integrations.trainers",
+        'if "transforms" in chosen:',
+        "if False:",
+        (f"{HF}::TestRoutes::test_what_a_trial_chooses_comes_on_top",),
+    ),
+    "a callback that was removed keeps the optimizer": Mutant(
+        "stableopt.integrations.transformers",
+        "trainer.optimizer = _unwrapped(trainer.optimizer)",
+        "pass",
+        (f"{HF}::TestRoutes::test_a_callback_that_was_removed_after_a_training",),
+    ),
+    "half a record stays in the journal": Mutant(
+        "stableopt.integrations.optuna_journal",
+        "file.truncate(len(before))",
+        "pass",
+        (f"{STUDY}::TestJournal::test_half_a_record_is_taken_off_and_the_search_goes_on",),
     ),
     "what was declined is asked for": Mutant(
         "stableopt.guardian",

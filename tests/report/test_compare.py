@@ -10,7 +10,7 @@ from rich.console import Console
 
 from stableopt.report.compare import compare_runs
 from stableopt.report.compare_table import show_comparison
-from stableopt.report.files import load_runs
+from stableopt.report.files import read_runs, select_runs
 from stableopt.telemetry.encode import encode
 
 from .conftest import event
@@ -36,7 +36,7 @@ def compared(write):
             write([event(1), event(2, **more)], summary, directory=f"run{i}")
             for i, summary in enumerate(summaries)
         ]
-        return compare_runs(load_runs(paths))
+        return compare_runs(read_runs(select_runs(paths)[0]))
 
     return make
 
@@ -102,3 +102,16 @@ def test_equal_configurations_are_told(compared):
     show_comparison(console, compared(GUARDED, GUARDED))
 
     assert "The recorded configurations are the same." in console.file.getvalue()
+
+
+@pytest.mark.parametrize("state", ["failed", "interrupted"])
+@pytest.mark.parametrize("width", [40, 120])
+def test_a_program_that_did_not_come_to_its_end_is_told(compared, state, width):
+    found = compared(GUARDED, {**GUARDED, "status": state})
+    console = Console(file=io.StringIO(), width=width)
+    show_comparison(console, found)
+
+    assert found.exit_code == 1
+    text = " ".join(console.file.getvalue().split())
+    assert f"{state.capitalize()}: " in text
+    assert "ended the program" in text

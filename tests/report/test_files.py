@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stableopt import ConfigError
 from stableopt.report import load_run
-from stableopt.report.files import Follower, Place, find_run, load_runs, runs_below
+from stableopt.report.files import Follower, Place, find_run, runs_below, select_runs
 
 from .conftest import event
 
@@ -70,7 +70,7 @@ def test_another_file(write):
 def test_the_same_run_is_read_once(write, tmp_path):
     where = write([event(1)])
 
-    assert len(load_runs([where, tmp_path, where / "telemetry.jsonl"])) == 1
+    assert len(select_runs([where, tmp_path, where / "telemetry.jsonl"])[0]) == 1
 
 
 def test_torn_lines_are_counted(write):
@@ -136,3 +136,25 @@ def test_a_file_that_is_gone(write):
     (where / "telemetry.jsonl").unlink()
     with pytest.raises(ConfigError, match="cannot be read"):
         follower.poll()
+
+
+def test_what_holds_no_run_is_set_apart(write, tmp_path):
+    where = write([event(1)], {"integrity": "OK"})
+    other = write([event(1)], directory="other")
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "model.pt").write_text("")
+    paths = sorted(tmp_path.iterdir())
+
+    places, without = select_runs([*paths, where / "summary.json"])
+    assert [place.path.parent for place in places] == [other, where]
+    assert without == [tmp_path / "audit", tmp_path / "model.pt", where / "summary.json"]
+
+
+def test_without_any_run(tmp_path):
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "model.pt").write_text("")
+
+    with pytest.raises(ConfigError, match=r"model.pt' must be a run directory"):
+        select_runs([tmp_path / "model.pt"])
+    with pytest.raises(ConfigError, match=r"^runs=\['.*audit', '.*model.pt'\] must hold"):
+        select_runs([tmp_path / "audit", tmp_path / "model.pt"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from stableopt.health.tiers import TIERS
 from stableopt.report import load_run
 from stableopt.report.axes import span
 from stableopt.report.heatmap import draw_heatmap, shorten
-from stableopt.report.offenders import judge, top_offenders
+from stableopt.report.offenders import judge, say_undefined, top_offenders
 from stableopt.report.scales import UNDEFINED, Change, Limits, factors_for
 from stableopt.report.trace import Bucket, Trace
 from stableopt.types import Standing
@@ -180,3 +181,42 @@ def test_short_names_keep_both_ends():
         "model.layers.31.self_attn.k_proj.weight"
     )
     assert len(shorten("x" * 100)) == 17
+
+
+@pytest.fixture
+def lost(write):
+    """A weight that turns NaN, one of an output layer that does, a mask that never was a number."""
+    nan = {"spectral_norm": "NaN", "relative_rank": "NaN", "redundancy": "NaN"}
+    fine = {"spectral_norm": 1.0, "relative_rank": 0.9, "redundancy": 1.0}
+    names = {"a.weight": fine, "head.weight": fine, "mask": nan, "well.weight": fine}
+    records = [event(1, readings={name: {"step": 1, **read} for name, read in names.items()})]
+    gone = {"a.weight": nan, "head.weight": nan, "mask": nan, "well.weight": fine}
+    records.append(event(2, readings={name: {"step": 2, **r} for name, r in gone.items()}))
+    return write(records, {"integrity": "OK", "sensors": {"unjudged": ["head.weight"]}})
+
+
+@pytest.mark.parametrize("metric", ["relative_rank", "redundancy"])
+def test_what_was_a_number_and_is_none_now_is_counted(lost, metric):
+    text = Page(draw_heatmap(load_run(lost), metric, span(1.0, 2.0))).text
+
+    assert "2 of 4 undefined now, not before: a.weight, head.weight." in text
+    assert text.count("■NaN") == 2
+
+
+def test_what_was_a_number_and_is_none_now_stands_out(lost, page):
+    first, second = top_offenders(load_run(lost))
+
+    assert (first.name, second.name) == ("a.weight", "head.weight")
+    assert {first.standing, second.standing} == {Standing.DANGER}
+    assert first.reading == "undefined, and was not before: relative_rank, spectral_norm"
+    words = "2 of 4 layers are undefined now, and were not before (not finite, or zero): "
+    assert f"{words}a.weight, head.weight. Nothing harmful" in page(lost).text
+
+
+def test_what_went_back_is_defined_again(lost, write):
+    records = (lost / "telemetry.jsonl").read_text().splitlines()
+    back = event(3, 1, "roll_back", rollback={"from_step": 2, "to_step": 1, "lr_scale": 1.0})
+    run = load_run(write([*map(json.loads, records), back]))
+
+    assert top_offenders(run) == []
+    assert say_undefined(run) == ""

@@ -159,6 +159,17 @@ def test_the_head_says_what_became_of_it(page):
         ({"integrity": "OK"}, {"risk": "danger"}, "OK, but in danger"),
         ({"integrity": "UNCHECKED"}, {}, "There was no guard: nobody looked"),
         ({"integrity": "OK"}, {"action": "stop"}, "The guard gave the run up"),
+        ({"integrity": "OK", "status": "failed"}, {}, "OK, but failed\n"),
+        ({"integrity": "OK", "status": "failed"}, {}, "Failed: an exception ended the program."),
+        ({"integrity": "OK", "status": "failed", "ended_by": 3}, {}, "Failed: an exception ended"),
+        (
+            {"integrity": "OK", "status": "failed", "ended_by": "<E>"},
+            {},
+            "Failed: <E> ended the program.",
+        ),
+        ({"integrity": "COMPROMISED", "status": "failed"}, {}, "Compromised, and failed\n"),
+        ({"integrity": "UNCHECKED", "status": "interrupted"}, {}, "Unchecked, but interrupted\n"),
+        ({"integrity": "OK", "status": "interrupted"}, {}, "Interrupted: Ctrl-C ended the"),
     ],
 )
 def test_states_in_words(write, page, summary, more, words):
@@ -208,6 +219,17 @@ def test_without_sensors(write, page):
 
     assert "No sensor has read anything." in found.text
     assert not [a for a in found.all("figure") if a["id"].startswith("metric-")]
+
+
+@pytest.mark.parametrize(
+    ("budget", "told"), [(0.005, True), (0.05, False), (None, False), ("NaN", False)]
+)
+def test_sensors_that_took_more_than_their_budget_say_why(write, page, budget, told):
+    sensors = {"share": 0.0324, "budget": budget, "weights": 3, "postponed": 2, "waits": 0}
+    text = page(write([event(1)], {"integrity": "OK", "sensors": sensors})).text
+
+    assert "3.24% of the time, on 3 weights" in text
+    assert ("above the budget of 0.005 (0.50%): the first visit of all weights" in text) is told
 
 
 def test_what_could_not_be_read_is_told(write, page):

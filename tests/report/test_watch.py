@@ -244,3 +244,42 @@ def test_sparklines():
     constant = Trace()
     constant.add(1, 3.0)
     assert len(sparkline(constant, 8).plain) == 1
+
+
+def test_a_line_after_a_nan_stays_broken_until_a_number_is_recorded():
+    trace = Trace()
+    values = {0: 3.0, 4: 2.0, 16: float("nan"), 48: float("nan"), 96: 1.0, 99: 1.0}
+    for i, x in enumerate(range(100)):
+        if x in values or i < 10:
+            trace.add(x, values.get(x, 2.0))
+
+    assert sparkline(trace, 10).plain == "▅xxxxxxxx▁"
+
+
+def test_a_number_behind_a_nan_in_the_same_column_is_the_newest():
+    trace = Trace()
+    for x, value in [(0, 3.0), (1, float("nan")), (2, 1.0), (98, 3.0), (99, 3.0)]:
+        trace.add(x, value)
+
+    assert sparkline(trace, 5).plain == "x▁▁▁█"
+
+
+@pytest.mark.parametrize("level", ["stable", "instability"])
+def test_words_and_numbers_do_not_touch(write, level):
+    records = [event(i, risk=level, loss=-1.23456e-100) for i in range(1, 9)]
+    stage = Stage(width=60)
+    stage.watch(write(records), once=True)
+
+    assert f"{level} since call 1" in " ".join(stage.text.split())
+    assert "-1.235e-100 " in stage.text
+    assert max(map(len, stage.text.splitlines())) <= 60
+
+
+@pytest.mark.parametrize("state", ["failed", "interrupted"])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_it_ends_with_a_program_that_did_not_come_to_its_end(write, state, terminal):
+    where = write([event(1)], OPEN)
+    stage = Stage(lambda: write([event(1)], {**OPEN, "status": state}), terminal=terminal)
+
+    assert stage.watch(where) == 1
+    assert state in stage.text

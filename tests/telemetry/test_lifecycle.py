@@ -27,7 +27,7 @@ from stableopt.telemetry import (
 )
 from stableopt.telemetry.ml_run_events import make_event
 from tests.telemetry.endpoint import serve
-from tests.telemetry.runs import STEPS, same, train
+from tests.telemetry.runs import STEPS, make, same, train
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def test_a_run_is_told_as_it_was(events):
     assert start["metadata"]["hyperparams"]["groups/1/lr"] == 2e-3
     assert start["measurements"] == {"parameters": 808}
 
-    wanted = [e for e in events.seen if not e.routine or e.step % 10 == 0]
+    wanted = [e for e in events.seen if not e.routine or e.step % 10 == 0 or e.call == 1]
     assert [m["metadata"]["call"] for m in metrics] == [e.call for e in wanted]
     for event, metric in zip(wanted, metrics, strict=True):
         assert metric["metadata"]["action"] == event.action.value
@@ -74,7 +74,7 @@ def test_a_run_is_told_as_it_was(events):
         assert metric["measurements"]["accuracy"] == event.signals["accuracy"]
         loss = metric["measurements"]["train_loss"]
         assert loss == event.loss or loss in ("NaN", "Infinity")
-    assert metrics[1]["measurements"]["train_loss"] == "NaN"
+    assert metrics[2]["measurements"]["train_loss"] == "NaN"
 
     measured = stop["measurements"]
     summary = opt.summary()
@@ -108,6 +108,27 @@ def test_a_run_that_is_stopped_has_failed_and_says_why():
     assert "is not finite" in metadata["reason"]
 
 
+@pytest.mark.parametrize("steps", [1, 5, 120])
+def test_the_first_step_is_told_and_then_one_in_so_many(steps):
+    told = []
+    train(LifecycleEvents(told.append), faults=False, steps=steps)
+    calls = [e["metadata"]["call"] for e in told if e["name"] == "ml.run.metric"]
+    assert calls == [call for call in range(1, steps + 1) if call == 1 or call % 100 == 0]
+
+
+def test_a_run_that_goes_on_tells_of_its_own_first_step():
+    told = []
+    first, _ = train(None, faults=False, steps=7)
+    opt, model = make(LifecycleEvents(told.append))
+    opt.load_state_dict(first.state_dict())
+    for _ in range(3):
+        opt.zero_grad()
+        model(torch.ones(1, 16)).sum().backward()
+        opt.step()
+    opt.close()
+    assert [e["metadata"].get("call") for e in told] == [None, 8, None]
+
+
 def test_signals_that_are_called_as_ours_keep_their_full_name():
     told = []
     w = torch.nn.Parameter(torch.ones(2))
@@ -125,24 +146,42 @@ def test_signals_that_are_called_as_ours_keep_their_full_name():
     assert measured["val_accuracy"] == 0.5
 
 
-def test_the_loop_may_tell_of_its_epochs():
+def test_the_loop_may_tell_of_its_epochs(caplog):
     told = []
     writer = LifecycleEvents(told.append)
     writer.metric(epoch=0, val_accuracy=0.8)  # before the run has begun: told after its start
     opt, _ = train(writer, faults=False, steps=3, close=False)
     writer.metric(epoch=1, val_accuracy=torch.tensor(0.5), val_loss=math.inf, heads={"a": 1})
     opt.close()
-    writer.metric(epoch=2, val_accuracy=0.9)  # too late
+    assert not caplog.records
+    for accuracy in (0.9, 0.8):
+        writer.metric(epoch=2, val_accuracy=accuracy)  # too late
     check(told)
-    assert names(told) == ["start", "metric", "metric", "stop"]
-    assert [e["metadata"].get("epoch") for e in told] == [None, 0, 1, None]
-    assert told[2]["measurements"] == {"val_accuracy": 0.5, "val_loss": "Infinity", "heads/a": 1.0}
-    assert told[3]["measurements"]["final_val_accuracy"] == 0.5
-    assert writer.dropped == 1
+    assert names(told) == ["start", "metric", "metric", "metric", "stop"]
+    assert [e["metadata"].get("epoch") for e in told] == [None, 0, None, 1, None]
+    assert told[3]["measurements"] == {"val_accuracy": 0.5, "val_loss": "Infinity", "heads/a": 1.0}
+    assert told[4]["measurements"]["final_val_accuracy"] == 0.5
+    assert writer.dropped == 2
+    (record,) = caplog.records
+    assert "metric() was called after the run had ended" in record.message
     with pytest.raises(ConfigError, match="epoch=-1"):
         writer.metric(epoch=-1)
-    with pytest.raises(ConfigError, match="accuracy='high'"):
-        writer.metric(accuracy="high")
+    for wrong in ("high", torch.ones(2)):
+        with pytest.raises(ConfigError, match="accuracy="):
+            writer.metric(accuracy=wrong)
+
+
+def test_a_number_beyond_any_float_is_infinite():
+    told = []
+    writer = LifecycleEvents(told.append)
+    writer.metric(most=10**400, least=-(10**400), nested={"a": 10**400})
+    train(writer, faults=False, steps=1)
+    check(told)
+    assert told[1]["measurements"] == {
+        "most": "Infinity",
+        "least": "-Infinity",
+        "nested/a": "Infinity",
+    }
 
 
 def test_hyperparameters_of_the_user_are_added():
@@ -170,6 +209,18 @@ def test_ids_are_made_up_and_checked():
     for bad in (None, 3, "", LifecycleEvents):
         with pytest.raises(ConfigError, match="sink="):
             LifecycleEvents(bad)
+    for bad in ([1], "lr", 3):
+        with pytest.raises(ConfigError, match="hyperparams="):
+            LifecycleEvents(print, hyperparams=bad)
+
+
+@pytest.mark.parametrize("address", ["htp://host/x", "ftp://user:secret@host", "://", "file:///x"])
+def test_an_address_of_another_kind_is_no_file(tmp_path, monkeypatch, address):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="must begin with http:// or https://") as caught:
+        LifecycleEvents(address)
+    assert "secret" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
 
 
 # sinks
@@ -181,16 +232,13 @@ def test_a_file_is_shared_by_runs(tmp_path):
     told = list(read_events(tmp_path / "new" / "events.jsonl"))
     check(told)
     assert [(e["metadata"]["trial_id"], n) for e, n in zip(told, names(told), strict=True)] == [
-        ("a", "start"),
-        ("a", "stop"),
-        ("b", "start"),
-        ("b", "stop"),
+        (trial, name) for trial in ("a", "b") for name in ("start", "metric", "stop")
     ]
 
 
 def test_a_directory_gets_a_file(tmp_path):
     train(LifecycleEvents(tmp_path), steps=1)
-    assert len(list(read_events(tmp_path / "ml_run_events.jsonl"))) == 2
+    assert len(list(read_events(tmp_path / "ml_run_events.jsonl"))) == 3
 
 
 def test_a_file_that_cannot_be_written_is_an_error_at_once(tmp_path):
@@ -219,8 +267,8 @@ def test_a_full_disk_costs_a_warning_and_no_event(tmp_path, monkeypatch, caplog)
     opt, _ = train(LifecycleEvents(path), faults=False, steps=2)
     told = list(read_events(path))
     check(told)
-    assert names(told) == ["start", "stop"]
-    assert len(path.read_text().splitlines()) == 2
+    assert names(told) == ["start", "metric", "stop"]
+    assert len(path.read_text().splitlines()) == 3
     assert opt.summary()["telemetry"] == {"dropped": 0, "failed": 2}
     assert len(caplog.records) == 1
 
@@ -248,7 +296,7 @@ def test_http_that_refuses_loses_the_batch_and_the_secret_stays_one(endpoint, ca
     endpoint.answers = [403] * 1000
     opt, _ = train(LifecycleEvents(HttpEndpoint(endpoint.url + "?token=secret")), faults=False)
     assert not endpoint.events
-    assert opt.summary()["telemetry"] == {"dropped": 2, "failed": 0}
+    assert opt.summary()["telemetry"] == {"dropped": 3, "failed": 0}
     assert len(caplog.records) == 1
     assert "answers 403" in caplog.text
     assert "secret" not in caplog.text
@@ -260,7 +308,7 @@ def test_http_that_refuses_loses_the_batch_and_the_secret_stays_one(endpoint, ca
 def test_http_that_has_moved_is_not_followed(endpoint, caplog):
     endpoint.answers = [(302, endpoint.url)] * 1000
     opt, _ = train(LifecycleEvents(endpoint.url), faults=False, steps=3)
-    assert opt.summary()["telemetry"] == {"dropped": 2, "failed": 0}
+    assert opt.summary()["telemetry"] == {"dropped": 3, "failed": 0}
     assert "answers 302" in caplog.text
 
 
@@ -302,7 +350,7 @@ def test_a_callable_that_raises_gets_each_event_once(caplog):
         told.append(event)
 
     opt, _ = train(LifecycleEvents(take), faults=False, steps=5)
-    assert names(told) == ["start", "stop"]
+    assert names(told) == ["start", "metric", "stop"]
     assert opt.summary()["telemetry"]["failed"] == 2
     assert len(caplog.records) == 1
 
@@ -312,7 +360,7 @@ def test_a_callable_may_refuse(caplog):
         raise RefusedError("not mine")
 
     opt, _ = train(LifecycleEvents(refuse), faults=False, steps=5)
-    assert opt.summary()["telemetry"] == {"dropped": 2, "failed": 0}
+    assert opt.summary()["telemetry"] == {"dropped": 3, "failed": 0}
     assert len(caplog.records) == 1
 
 
@@ -328,6 +376,7 @@ def test_training_is_the_same_with_and_without(endpoint):
     [
         ("raise ValueError('the data are gone')", "failed", False),
         ("raise KeyboardInterrupt", "killed", False),
+        ("sys.exit(0)", "completed", True),
     ],
 )
 def test_a_program_that_forgets_to_close(tmp_path, ending, status, success):
@@ -348,7 +397,7 @@ def test_a_program_that_forgets_to_close(tmp_path, ending, status, success):
     )
     told = list(read_events(path))
     check(told)
-    assert names(told) == ["start", "stop"]
+    assert names(told) == ["start", "metric", "stop"]
     metadata = told[-1]["metadata"]
     assert (metadata["status"], metadata["success"]) == (status, success)
     assert "the data are gone" not in metadata.get("reason", "")

@@ -72,7 +72,9 @@ class TestCoupled:
         assert_same(weight.grad, torch.add(gradient, old, alpha=2 * rate))
         exact = gradient.double() + 2 * rate * old.double()
         scale = gradient.double().abs() + 2 * rate * old.double().abs()
-        assert bool(((weight.grad.double() - exact).abs() <= scale * torch.finfo(dtype).eps).all())
+        # The rate, the product and the sum are rounded to half an eps each.
+        error = (weight.grad.double() - exact).abs()
+        assert bool((error <= 1.5 * scale * torch.finfo(dtype).eps).all())
 
     def test_it_is_the_gradient_that_autograd_gives_the_penalty(self):
         weight = nn.Parameter(torch.tensor([[1.0, -2.0], [3.0, 0.5]]))
