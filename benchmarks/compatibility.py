@@ -68,6 +68,7 @@ def main() -> int:
         places.setdefault(place, {})[feature] = works
     result = {
         "command": "python -m benchmarks.compatibility",
+        "complete": int(status) == 0,
         "environment": describe_environment(),
         "versions": {place: _version(PACKAGES[place]) for place in places},
         "places": places,

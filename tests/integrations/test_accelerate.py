@@ -81,7 +81,7 @@ class World:
 
 FEATURES = {
     "prepare": {"accumulate": 1},
-    "accumulate": {"accumulate": 2},
+    "accumulation": {"accumulate": 2},
     "uneven accumulation": {"accumulate": 3},
     "bf16": {"precision": "bf16"},
     "fp16": {"scale": 2.0**10},
@@ -133,7 +133,7 @@ def test_a_nan_weight_is_undone(scale):
         assert world.accelerator.scaler.get_scale() == scale
 
 
-@works_with("Accelerate", "save_state and load_state")
+@works_with("Accelerate", "resume")
 def test_it_resumes_bit_for_bit(tmp_path):
     whole = World(True).epoch()
     whole.accelerator.save_state(tmp_path)

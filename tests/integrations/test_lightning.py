@@ -139,7 +139,7 @@ def rows():
 FEATURES = {
     "lr schedule": {},
     "schedulers in lists": {"schedule": "lists"},
-    "plateau schedule": {"schedule": "plateau", "validate": True},
+    "ReduceLROnPlateau": {"schedule": "plateau", "validate": True},
     "no schedule": {"schedule": None},
     "accumulation": {"accumulate_grad_batches": 2},
     "uneven accumulation": {"accumulate_grad_batches": 3},
