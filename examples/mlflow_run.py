@@ -15,13 +15,15 @@ from stableopt.integrations.mlflow import MLflowWriter
 from stableopt.telemetry import LifecycleEvents, read_events, validate_event
 from stableopt.testing import poison_batch
 
+STORE = "sqlite:///mlflow.db"
+
 torch.manual_seed(0)
 x = torch.rand(4096, 8) * 2 - 1
 y = torch.sin(3 * x).sum(dim=1, keepdim=True)
 model = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 1))
 
 events = LifecycleEvents("runs/events.jsonl", trial_id="trial-7", model_run_id="sines")
-tracker = MLflowWriter(experiment="sines")  # sqlite:///mlflow.db, if nothing else is configured
+tracker = MLflowWriter(experiment="sines", tracking_uri=STORE)  # or as MLflow is configured
 opt = StableOptimizer(
     torch.optim.AdamW(model.parameters(), lr=3e-3),
     model=model,
@@ -44,7 +46,7 @@ for epoch in range(3):
         events.metric(epoch=epoch, val_loss=nn.functional.mse_loss(model(x), y))
 opt.close()
 
-client = MlflowClient("sqlite:///mlflow.db")
+client = MlflowClient(STORE)
 run = client.get_run(tracker.run_id)
 print("run", run.info.status, "trial", run.data.tags["trial_id"])
 print("lr", run.data.params["stable/lr"], "integrity", run.data.tags["stable.integrity"])

@@ -67,6 +67,12 @@ def test_what_is_not_known_is_not_there():
     assert set(metrics_of(Event(call=1, step=1, action=Action.TAKE))) == {"step", "lr_scale"}
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_losses_that_are_not_finite_are_told_as_they_are(value):
+    told = metrics_of(Event(call=3, step=2, action=Action.SKIP, loss=value, grad_norm=value))
+    assert str(told["loss"]) == str(told["grad_norm"]) == str(value)
+
+
 def test_what_is_no_number_is_left_out():
     assert flat_numbers({"a": True, "b": "text", "c": None, "d": {"e": [1]}}) == {"a": 1.0}
 
