@@ -74,8 +74,15 @@ def scenario_id(scenario: Scenario) -> str:
 ALL = scenarios()
 
 
-@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
-@pytest.mark.parametrize("scenario", ALL, ids=scenario_id)
+CASES = [
+    # Lagged differs in when it judges, not in what it touches: a third of them will do.
+    pytest.param(scenario, wrap, id=f"{scenario_id(scenario)}-{name}")
+    for name, wrap in WRAPS.items()
+    for scenario in (ALL[::3] if name == "lagged" else ALL)
+]
+
+
+@pytest.mark.parametrize(("scenario", "wrap"), CASES)
 def test_wrapped_equals_bare(scenario, wrap):
     expected = run(scenario, bare)
     actual = run(scenario, wrap, ended=was_left_alone)
