@@ -143,7 +143,7 @@ class LaggedStep:
         loss = loop.evaluate(closure)
         loop.settle()
         guardian = loop.guardian
-        if guardian is None or self._is_gone(closure):
+        if guardian is None or self._is_gone():
             return loss
         losses, signals = loop.signals.take()
         losses = losses or loss_of(loss)
@@ -187,7 +187,7 @@ class LaggedStep:
         """Give copies nothing that is under way."""
         return {**self.__dict__, "_pending": None}
 
-    def _is_gone(self, closure: Callable[[], Any] | None) -> bool:
+    def _is_gone(self) -> bool:
         """Leave a step out whose gradients are of no use: the weights have just gone back."""
         if self._gone:
             self._gone = False

@@ -13,6 +13,7 @@ import torch
 from torch import nn, optim
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from benchmarks.compile_cells import Graphs
 from stableopt import Action, ConfigError, Guard, StableOptimizer, UpdateCap
 from stableopt.testing import corrupt_weight
 from tests.contract.bits import assert_same
@@ -54,17 +55,6 @@ def fresh_dynamo():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
-
-
-class Graphs:
-    """A backend that runs what it is given, and counts it."""
-
-    def __init__(self):
-        self.count = 0
-
-    def __call__(self, graph, inputs):
-        self.count += 1
-        return graph
 
 
 class Run:
