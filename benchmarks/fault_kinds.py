@@ -72,6 +72,7 @@ class Fault:
         in_snapshot: Whether it damages the newest snapshot as well.
         shift: Whether it is none: the data become other data, for good.
         again: Calls from the first rollback to a second strike; ``None`` for one strike.
+        times, period: How often it strikes, and calls from one strike to the next.
         optimizer: ``"AdamW"`` or ``"SGD"``.
         tasks: Names of the tasks in which it can strike.
     """
@@ -89,6 +90,8 @@ class Fault:
     in_snapshot: bool = False
     shift: bool = False
     again: int | None = None
+    times: int = 1
+    period: int = 40
     optimizer: str = "AdamW"
     tasks: tuple[str, ...] = ("classifier", "transformer")
 
@@ -169,6 +172,33 @@ FAULTS = {
             **_ONCE,
         ),
         Fault(
+            name="gradient-1000-sgd",
+            title="gradients times 1000, SGD",
+            strike=strikes.thousandfold,
+            spike=True,
+            optimizer="SGD",
+            **_ONCE,
+        ),
+        Fault(
+            name="gradient-1000-thrice",
+            title="gradients times 1000, three times",
+            strike=strikes.thousandfold,
+            spike=True,
+            times=3,
+            last=115,
+            **_ONCE,
+        ),
+        Fault(
+            name="gradient-1000-thrice-sgd",
+            title="gradients times 1000, three times, SGD",
+            strike=strikes.thousandfold,
+            spike=True,
+            times=3,
+            last=115,
+            optimizer="SGD",
+            **_ONCE,
+        ),
+        Fault(
             name="buffer-nan",
             title="NaN in a BatchNorm buffer",
             strike=partial(strikes.buffer, value=math.nan),
@@ -237,6 +267,15 @@ FAULTS = {
             spike=True,
             **_ONCE,
             **_EARLY,
+        ),
+        Fault(
+            name="first-1000",
+            title="the very first gradients times 1000",
+            strike=strikes.thousandfold,
+            spike=True,
+            first=0,
+            last=0,
+            **_ONCE,
         ),
         Fault(
             name="momentum-bit",

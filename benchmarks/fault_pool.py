@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -139,4 +140,4 @@ def _run_all(
 
 def _settle() -> None:
     torch.set_num_threads(1)
-    silent().__enter__()  # for as long as the process lives: guards have much to say here
+    logging.getLogger("stableopt").setLevel(logging.CRITICAL)  # guards have much to say here

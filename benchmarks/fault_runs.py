@@ -15,7 +15,7 @@ from benchmarks.fault_rivals import BARE, RivalError, Trained, make_rival
 from benchmarks.fault_state import digest, is_poisoned, tensors_of
 from benchmarks.fault_tasks import TASKS
 from stableopt import DivergenceError, StableOptimizer
-from stableopt.types import Action
+from stableopt.types import Action, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -247,6 +247,8 @@ class _Run:
             self._outcome.injections += changed if isinstance(changed, tuple) else (changed,)
         if strike.fault.at_rest:
             self._clean_until = self._updates
+        if len(self._outcome.struck) < strike.fault.times:
+            self._next = self._calls + strike.fault.period
 
     def _witness(self, stable: StableOptimizer, batch: int) -> None:
         """Keep the history, and compare what a rollback brought back with what was there."""
@@ -292,7 +294,12 @@ class _Run:
         outcome.finite = finite and math.isfinite(outcome.validation)
         if (stable := self._scene.stable) is not None:
             outcome.summary = stable.summary()
-            outcome.events = tuple(event for event in stable.ledger if event.intervened)
+            outcome.events = tuple(event for event in stable.ledger if _is_told(event))
+
+
+def _is_told(event: Event) -> bool:
+    """Return whether an event is about a fault: nothing was done about some spikes but a word."""
+    return event.intervened or any(found.scope is Scope.SPIKE for found in event.findings)
 
 
 def _make_optimizer(model: torch.nn.Module, setting: Setting) -> torch.optim.Optimizer:

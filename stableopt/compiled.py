@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -63,7 +64,7 @@ class CompiledUpdate:
     def __call__(self) -> Any:
         """Take a step of the inner optimizer."""
         if not self.reason and (reason := self._obstacle()):
-            self._give_up(reason)
+            self.give_up(reason)
         if self.reason:
             return self._optimizer.step()
         self._optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers ask
@@ -93,6 +94,7 @@ class CompiledUpdate:
         optimizer = self._optimizer
         step = partial(inspect.unwrap(type(optimizer).step), optimizer)
         take = self._take or step
+        mine = weakref.ref(self)  # held by what it holds, it would outlive its run
 
         def update() -> Any:
             with torch.no_grad():
@@ -102,7 +104,8 @@ class CompiledUpdate:
             try:
                 return traced()
             except torch._dynamo.exc.TorchDynamoException as error:
-                self._give_up(" ".join(str(error).split("\n")[:2]).strip())
+                if (alive := mine()) is not None:
+                    alive.give_up(" ".join(str(error).split("\n")[:2]).strip())
             with torch.no_grad():
                 return step()
 
@@ -114,7 +117,10 @@ class CompiledUpdate:
         hooked: Callable[[Optimizer], Any] = Optimizer.profile_hook_step(compiled)
         return hooked
 
-    def _give_up(self, reason: str) -> None:
+    def give_up(self, reason: str) -> None:
+        """Call the inner step as it is from now on, and say why, once."""
+        if self.reason:
+            return
         self.reason = reason
         name = type(self._optimizer).__name__
         logger.warning("compile=: the update of %s is not compiled: %s", name, reason)

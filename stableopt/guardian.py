@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stableopt.errors import ConfigError
+from stableopt.guard.advice import beyond_reach, vanishing_eps
 from stableopt.guard.keeper import Keeper
 from stableopt.guard.policy import Policy
 from stableopt.health.judge import Judge
@@ -16,6 +18,7 @@ from stableopt.health.signals import signals_of
 from stableopt.inner import OptionWatch, scaled_lr
 from stableopt.runtime.buffers import BufferShadow
 from stableopt.runtime.tracked import Tracked, forgive_overflow
+from stableopt.taming import tame_gradients, tame_memory
 from stableopt.types import Action, RiskLevel, Scope, Verdict
 
 if TYPE_CHECKING:
@@ -68,6 +71,10 @@ class Guardian:
         self._asks: int | None = None
         self._scaled = False
         self._untold = True
+        self._said: set[str] = set()
+        for sentence in vanishing_eps(optimizer):
+            logger.warning(sentence)
+        self._say_what_stays()
 
     @property
     def lr_scale(self) -> float:
@@ -122,13 +129,23 @@ class Guardian:
         """Decide, given what is held against a step."""
         return self._policy.decide(findings, step=step, ring=self._keeper.ring, manual=self._manual)
 
+    def suspect(self) -> None:
+        """Have everything looked at in the next step."""
+        self._suspect = True
+
     def nonfinite(self, observation: Observation) -> tuple[Finding, ...]:
-        """Return what is not finite at a point that a line search tries."""
-        return self._judge.nonfinite(observation)
+        """Return what is not finite at another point of the same step, and spoils it."""
+        found = self._judge.nonfinite(observation)
+        return tuple(finding for finding in found if finding.scope is Scope.BATCH)
 
     def damage(self) -> tuple[Finding, ...]:
         """Look at all weights, state and buffers; return what is wrong with them."""
         return self._judge.damage()
+
+    def adapt(self) -> None:
+        """See whether parameters have come, left or been replaced since the last call."""
+        if not self._judge.has_same_parameters():
+            self._keeper.adapt(self._judge.meet())
 
     def begin(self, step: int) -> None:
         """Make sure that there is a way back to what is there after ``step`` updates."""
@@ -156,14 +173,13 @@ class Guardian:
         """
         goes_back, given_up = verdict.rollback is not None, 0
         while verdict.rollback is not None:
-            restored = self._keeper.restore(verdict.rollback, self._goes_back)
+            numbers = self._watch.numbers
+            restored = self._keeper.restore(verdict.rollback, self._goes_back, numbers)
             if restored is not None:
                 self._remember(restored.baselines)
                 self._judge.restart()
                 for scaler in self.tracked.scalers:
                     forgive_overflow(scaler)
-                if self._buffers is not None:
-                    self._buffers.refresh()
                 return _with(verdict, verdict.rollback, restored.left_behind)
             verdict, given_up = self.decide_on(verdict.findings, step), given_up + 1
         if given_up and verdict.reason:
@@ -185,7 +201,8 @@ class Guardian:
             step: Updates behind the weights before it.
         """
         self._rules.settle(taken=verdict.action is Action.TAKE)
-        self._policy.note(verdict, step, endangered=self._endangered())
+        endangered = self._endangered() or _is_symptom(observation)
+        self._policy.note(verdict, step, endangered=endangered)
         if self._manual is not None and verdict.action is not Action.ROLL_BACK:
             logger.warning("there is no snapshot yet: the rollback that was asked for is dropped")
         self._manual = None
@@ -194,19 +211,47 @@ class Guardian:
         elif verdict.rollback is None and _is_spike(verdict):
             self._judge.spikes.note_spike()
 
+    def tame(
+        self, verdict: Verdict, observation: Observation, *, own: bool
+    ) -> tuple[Verdict, Observation]:
+        """Scale down the gradients that stand out; return what was done, and the norms after it.
+
+        Args:
+            verdict: What was decided.
+            observation: What was measured.
+            own: Whether the optimizer evaluates the closure again, and steps on other gradients.
+        """
+        said = tame_memory(self._optimizer, verdict.findings)
+        tamed = observation
+        if not own:
+            tamed, done = tame_gradients(self._optimizer, observation, verdict.findings)
+            said += done
+        told = replace(verdict, tames=bool(said), reason="; ".join([verdict.reason, *said]))
+        return told, tamed
+
+    def tame_late(self, verdict: Verdict) -> Verdict:
+        """Do what can still be done once the step has been taken."""
+        said = tame_memory(self._optimizer, verdict.findings)
+        if not said:
+            return replace(verdict, tames=False)
+        return replace(verdict, reason="; ".join([verdict.reason, *said]))
+
     def keep_buffers(self, verdict: Verdict) -> None:
-        """Remember the buffers of a step that was taken, or put them back if it was left out."""
+        """Remember the buffers of a step that was taken, or put them back if it was left out.
+
+        A batch that was tamed has no more influence on running statistics than on weights.
+        """
         if self._buffers is None or verdict.rollback is not None:
             return
-        if verdict.action is Action.TAKE:
-            self._buffers.refresh()
+        if verdict.action is Action.TAKE and not verdict.tames:
+            self._buffers.taken()
         else:
-            self._buffers.restore()
+            self._buffers.left_out()
 
     def keep_buffers_if(self, sound: Tensor) -> None:
         """The same for a step whose fate is known on the device alone."""
         if self._buffers is not None:
-            self._buffers.refresh_if(sound)
+            self._buffers.taken_if(sound)
 
     def buffers(self) -> list[tuple[Tensor, Tensor]]:
         """Return copies of the model's buffers, and what they are copies of."""
@@ -219,14 +264,14 @@ class Guardian:
 
     def _settle_taken(self, verdict: Verdict, observation: Observation, step: int) -> None:
         if verdict.baseline_reset:
-            self._judge.spikes.reset()
+            self._judge.spikes.accept()
             return
         spikes = tuple(f for f in verdict.findings if f.scope is Scope.SPIKE)
         if spikes:
             self._judge.spikes.note_spike()
         else:
             self._judge.learn(observation)
-        if not (spikes or self._endangered()):
+        if not (spikes or self._endangered() or _is_symptom(observation)):
             self._keeper.ring.healthy(step)
         risks = [finding for finding in verdict.findings if finding.scope is Scope.RISK]
         now = self.options.answers_risk and bool(risks)
@@ -260,12 +305,20 @@ class Guardian:
             self._sensing.load_state_dict(baselines["sensing"])
         self._transforming.load_state_dict(baselines["transforms"])
 
+    def _say_what_stays(self) -> None:
+        """Say of every attribute of the optimizer, once, that no snapshot holds it."""
+        for what, sentence in beyond_reach(self._optimizer).items():
+            if what not in self._said:
+                self._said.add(what)
+                logger.warning(sentence)
+
     def _goes_back(self, option: str) -> bool:
         return self.tracked.has_scheduler or option in self._watch.moved
 
     def _tell_untracked(self) -> None:
         """Say once what a rollback would leave as it is, where that can be known."""
         self._untold = False
+        self._say_what_stays()
         forgotten = []
         scheduled = any("initial_lr" in group for group in self._optimizer.param_groups)
         if scheduled and not self.tracked.has_scheduler:
@@ -310,10 +363,15 @@ class Guardian:
         self._asked_by_scaler += 1
         if self._buffers is not None and self._buffers.spoilt():
             # The scaler will skip this batch: what it did to the running statistics stays.
-            self._buffers.restore()
+            self._buffers.left_out()
         return self._asked_by_scaler > (self._asks or 1) and bool(self._judge.damage())
 
     # checkpoints, copies and summaries
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        if self._buffers is not None:
+            self._buffers.close()
 
     def __getstate__(self) -> dict[str, Any]:
         """Let copies tell anew what is not tracked: they track nothing."""
@@ -355,6 +413,11 @@ class Guardian:
 
 def _is_spike(verdict: Verdict) -> bool:
     return all(finding.scope is Scope.SPIKE for finding in verdict.findings)
+
+
+def _is_symptom(observation: Observation) -> bool:
+    """Return whether there is a loss that is not finite: nothing is called healthy by it."""
+    return observation.loss is not None and not math.isfinite(observation.loss)
 
 
 def _with(verdict: Verdict, rollback: Rollback, left_behind: tuple[str, ...]) -> Verdict:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from stableopt.runtime.family import family, numbers
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -25,8 +27,23 @@ def requires_closure(optimizer: Optimizer) -> bool:
     return parameter is not None and parameter.default is inspect.Parameter.empty
 
 
+def takes_closure(optimizer: Optimizer) -> bool:
+    """Return whether ``step`` has to be given the closure, wherever there is one.
+
+    All optimizers of torch but LBFGS evaluate it once, at the start, which the wrapper does in their
+    place. Of others nobody knows: sharpness-aware minimization evaluates it at another point, though
+    its signature says that it can do without.
+    """
+    return requires_closure(optimizer) or not _steps_like_torch(optimizer)
+
+
+def _steps_like_torch(optimizer: Optimizer) -> bool:
+    step = inspect.unwrap(type(optimizer).step)
+    return getattr(step, "__module__", "").startswith("torch.optim.")
+
+
 class Replay:
-    """The closure for an optimizer that requires one and evaluates it many times.
+    """The closure for an optimizer that is given one.
 
     The evaluation that was judged before the step is handed out instead of a second one,
     as long as neither parameters nor gradients have moved since; later ones are real.
@@ -35,24 +52,52 @@ class Replay:
         optimizer: The inner optimizer.
         loss: What the first evaluation returned.
         again: Makes another evaluation.
+
+    Attributes:
+        evaluated: Whether another evaluation was made.
+
+    Cost:
+        Some 3 µs per parameter, for optimizers that are not torch's.
     """
 
     def __init__(self, optimizer: Optimizer, loss: Any, again: Callable[[], Any]) -> None:
         self._optimizer = optimizer
         self._loss = loss
         self._again = again
+        # Others write to .data, which leaves no trace in a version.
+        self._probes = not _steps_like_torch(optimizer)
         self._seen: object = self._fingerprint()
+        self._values = self._sample()
+        self.evaluated = False
 
     def __call__(self) -> Any:
         """Return the loss, from the evaluation at hand or from a new one."""
         seen, self._seen = self._seen, None
-        if seen is not None and seen == self._fingerprint():
+        if seen is not None and seen == self._fingerprint() and self._is_where_it_was():
             return self._loss
+        self.evaluated = True
         return self._again()
 
+    def _parameters(self) -> Iterator[Tensor]:
+        return (p for group in self._optimizer.param_groups for p in group["params"])
+
     def _fingerprint(self) -> list[tuple[int, int, int]]:
-        params = (p for group in self._optimizer.param_groups for p in group["params"])
+        params = self._parameters()
         return [(p._version, id(p.grad), -1 if p.grad is None else p.grad._version) for p in params]
+
+    def _sample(self) -> list[Tensor]:
+        """Return some elements of every parameter that has a gradient."""
+        if not self._probes:
+            return []
+        found = (p.detach() for p in self._parameters() if p.grad is not None)
+        return [p.reshape(-1)[:SAMPLED].clone() for p in found if p.layout is torch.strided]
+
+    def _is_where_it_was(self) -> bool:
+        return all(map(torch.equal, self._values, self._sample()))
+
+
+SAMPLED = 64
+"""Elements of a parameter that tell whether it has moved."""
 
 
 def obeys_found_inf(optimizer: Optimizer) -> bool:
@@ -84,29 +129,36 @@ def found_inf(optimizer: Optimizer, found: Tensor) -> Iterator[None]:
 
 
 class OptionWatch:
-    """Learns which options of its groups an optimizer moves itself, inside its step.
+    """Learns what an optimizer moves itself, inside its step, beside tensors.
 
-    Those are state (the step count of a schedule-free optimizer); what moves between steps
-    (lr, betas, momentum) belongs to a scheduler or to the user.
+    Options of its groups (the step count of a schedule-free optimizer) and numbers among its
+    attributes are state then; what moves between steps (lr, betas, momentum) belongs to a scheduler
+    or to the user.
 
     Attributes:
-        moved: Their names.
+        moved: The names of such options.
+        numbers: The names of such attributes.
     """
 
     def __init__(self) -> None:
         self.moved: set[str] = set()
+        self.numbers: set[str] = set()
 
     @contextmanager
     def watch(self, optimizer: Optimizer) -> Iterator[None]:
-        """Compare the options before and after a step."""
-        before = [(dict(group), _versions(group)) for group in optimizer.param_groups]
+        """Compare before and after a step."""
+        groups = [group for member in family(optimizer) for group in member.param_groups]
+        before = [(dict(group), _versions(group)) for group in groups]
+        counted = numbers(optimizer)
         yield
-        for (old, versions), group in zip(before, optimizer.param_groups, strict=True):
+        for (old, versions), group in zip(before, groups, strict=True):
             for key, value in group.items():
                 if value is not old.get(key, old):
                     self.moved.add(key)
             if versions and versions != _versions(group):
                 self.moved |= {key for key, v in _versions(group).items() if v != versions.get(key)}
+        now = numbers(optimizer)
+        self.numbers |= {name for name, _ in now.items() ^ counted.items()}
 
 
 def _versions(group: dict[str, Any]) -> dict[str, int]:

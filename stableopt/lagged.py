@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,13 @@ from stableopt.functional import widest_real
 from stableopt.health.gradients import start_gradients
 from stableopt.health.judge import is_finite
 from stableopt.health.signals import loss_of
-from stableopt.inner import found_inf, learning_rates, obeys_found_inf, requires_closure
+from stableopt.inner import (
+    Replay,
+    found_inf,
+    learning_rates,
+    obeys_found_inf,
+    requires_closure,
+)
 from stableopt.runtime.lane import Lane
 from stableopt.runtime.sent import Sent
 from stableopt.types import Action, Observation, Verdict
@@ -87,7 +94,7 @@ class LaggedStep:
     """
 
     def __init__(self, loop: StepLoop) -> None:
-        self._loop = loop
+        # It is handed the loop in every call: holding it would keep all of it alive.
         self.check(bool(loop.transforming))
         if requires_closure(loop.optimizer):
             name = type(loop.optimizer).__name__
@@ -95,20 +102,20 @@ class LaggedStep:
                 f"sync='lagged' must not be asked for with {name}, whose line search waits for "
                 "every loss: use sync='exact'"
             )
-        self._tell_what_is_taken()
+        self._tell_what_is_taken(loop)
         self._lane = Lane()
         self._pending: _Pending | None = None
         self._gone = False
 
-    def is_ready(self) -> bool:
+    def is_ready(self, loop: StepLoop) -> bool:
         """Tell whether the step that creates the optimizer's state is behind us."""
-        self._loop.adopt_group_transforms()
-        return self._loop.ledger.steps > 0
+        loop.adopt_group_transforms()
+        return loop.ledger.steps > 0
 
-    def _tell_what_is_taken(self) -> None:
+    def _tell_what_is_taken(self, loop: StepLoop) -> None:
         """Say that a batch that is not finite costs a rollback, where the device takes it."""
-        guardian, name = self._loop.guardian, type(self._loop.optimizer).__name__
-        if self._leaves_out or guardian is None:
+        guardian, name = loop.guardian, type(loop.optimizer).__name__
+        if _leaves_out(loop) or guardian is None:
             return
         mended = "fused=True (Adam, AdamW, SGD, Adagrad) or compile=True leave it out instead"
         if not guardian.options.slots:
@@ -137,22 +144,21 @@ class LaggedStep:
                 "of a step before it is taken: use sync='exact'"
             )
 
-    def __call__(self, closure: Callable[[], Any] | None) -> Any:
+    def __call__(self, loop: StepLoop, closure: Callable[[], Any] | None) -> Any:
         """Take the step, and judge the one before it."""
-        loop = self._loop
         loss = loop.evaluate(closure)
         loop.settle()
         guardian = loop.guardian
-        if guardian is None or self._is_gone():
+        if guardian is None or self._is_gone(loop):
             return loss
         losses, signals = loop.signals.take()
         losses = losses or loss_of(loss)
         sensed = loop.sense()
         gradients = start_gradients(loop.optimizer.param_groups)
         rates = _rates(loop)
-        sound = self._is_sound(losses, gradients)
+        sound = _is_sound(loop, losses, gradients)
         with guardian.step(loop.ledger.steps):
-            result = self._take(sound)
+            result = _take(loop, sound, _replay(loop, closure, loss))
         guardian.keep_buffers_if(sound)
         self._pending = _Pending(
             sent=self._send(losses, gradients, guardian, signals),
@@ -166,7 +172,7 @@ class LaggedStep:
             loop.sensing.launch(loop.ledger.steps + 1)
         return result if closure is None else loss
 
-    def settle(self) -> None:
+    def settle(self, loop: StepLoop) -> None:
         """Judge the step that was taken last, if it is not judged yet.
 
         Raises:
@@ -175,11 +181,13 @@ class LaggedStep:
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        loop = self._loop
         observation, numbers = pending.arrive()
         verdict = loop.decide(observation, numbers, pending.sensed)
-        if verdict.action is Action.SKIP and (is_finite(observation) or not self._leaves_out):
+        kept = is_finite(observation) or not _leaves_out(loop)
+        if verdict.action is Action.SKIP and kept:
             verdict = too_late(verdict)
+        elif verdict.tames and loop.guardian is not None:
+            verdict = loop.guardian.tame_late(too_late(verdict))
         loop.finish(verdict, observation, pending.sensed, lr=pending.lr, buffers=False)
         self._gone = loop.verdict is not None and loop.verdict.rollback is not None
 
@@ -187,50 +195,14 @@ class LaggedStep:
         """Give copies nothing that is under way."""
         return {**self.__dict__, "_pending": None}
 
-    def _is_gone(self) -> bool:
+    def _is_gone(self, loop: StepLoop) -> bool:
         """Leave a step out whose gradients are of no use: the weights have just gone back."""
         if self._gone:
             self._gone = False
-            self._loop.signals.take()
-            self._loop.finish(GONE, Observation(), self._loop.sense())
+            loop.signals.take()
+            loop.finish(GONE, Observation(), loop.sense())
             return True
         return False
-
-    @property
-    def _leaves_out(self) -> bool:
-        """Whether the device leaves a bad step out by itself."""
-        compiled = self._loop.compiled
-        if compiled is not None and not compiled.reason:
-            return compiled.leaves_out
-        return obeys_found_inf(self._loop.optimizer)
-
-    def _is_sound(
-        self, losses: Sequence[float | Tensor], gradients: GradientMeasurement | None
-    ) -> Tensor:
-        """Return whether loss and gradients are finite, as a tensor where the gradients are."""
-        device = torch.device("cpu") if gradients is None else gradients.total.device
-        wide = widest_real(device)
-        told = [
-            loss.to(device, wide, non_blocking=True)
-            if isinstance(loss, Tensor)
-            else torch.full((), loss, dtype=wide, device=device)
-            for loss in losses
-        ]
-        if gradients is not None:
-            told.append(gradients.total.to(wide))
-        if not told:
-            return torch.ones((), dtype=torch.bool, device=device)
-        return torch.stack([number.detach().reshape(()) for number in told]).isfinite().all()
-
-    def _take(self, sound: Tensor) -> Any:
-        loop = self._loop
-        if not self._leaves_out:
-            return loop.update()
-        if loop.compiled is not None and loop.compiled.leaves_out:
-            loop.traced.veto(~sound)
-            return loop.update()
-        with found_inf(loop.optimizer, ~sound):
-            return loop.update()
 
     def _send(
         self,
@@ -245,10 +217,60 @@ class LaggedStep:
         return Sent(self._lane, numbers, [*norms, *_tensors(signals)])
 
 
+def _leaves_out(loop: StepLoop) -> bool:
+    """Return whether the device leaves a bad step out by itself."""
+    compiled = loop.compiled
+    if compiled is not None and not compiled.reason:
+        return compiled.leaves_out
+    return obeys_found_inf(loop.optimizer)
+
+
+def _is_sound(
+    loop: StepLoop, losses: Sequence[float | Tensor], gradients: GradientMeasurement | None
+) -> Tensor:
+    """Return whether nothing that is not finite reaches the weights, on their device.
+
+    Losses count where they are to be skipped, too.
+    """
+    device = torch.device("cpu") if gradients is None else gradients.total.device
+    wide = widest_real(device)
+    told = [
+        loss.to(device, wide, non_blocking=True)
+        if isinstance(loss, Tensor)
+        else torch.full((), loss, dtype=wide, device=device)
+        for loss in (losses if loop.skips_losses else ())
+    ]
+    if gradients is not None:
+        told.append(gradients.total.to(wide))
+    if not told:
+        return torch.ones((), dtype=torch.bool, device=device)
+    return torch.stack([number.detach().reshape(()) for number in told]).isfinite().all()
+
+
+def _replay(loop: StepLoop, closure: Callable[[], Any] | None, loss: Any) -> Replay | None:
+    """Return the closure for an optimizer that is given one; later evaluations go unjudged."""
+    if closure is None or not loop.takes_closure:
+        return None
+    return Replay(loop.optimizer, loss, partial(loop.evaluate, closure))
+
+
+def _take(loop: StepLoop, sound: Tensor, closure: Replay | None) -> Any:
+    if closure is not None or not _leaves_out(loop):
+        return loop.update(closure)
+    if loop.compiled is not None and loop.compiled.leaves_out:
+        loop.traced.veto(~sound)
+        return loop.update()
+    with found_inf(loop.optimizer, ~sound):
+        return loop.update()
+
+
 def too_late(verdict: Verdict) -> Verdict:
-    """Return a verdict to skip a step that has been taken already as what it comes to."""
+    """Return a verdict to skip or tame a step that has been taken already as what it comes to."""
     found = "; ".join(finding.message for finding in verdict.findings)
-    reason = f"{found or verdict.reason}: too late to skip it, the step has been taken"
+    what = "tame" if verdict.tames else "skip"
+    reason = f"{found or verdict.reason}: too late to {what} it, the step has been taken"
+    if all(finding.kind == "first_gradient" for finding in verdict.findings):
+        reason = verdict.reason  # it is not about this step
     return replace(verdict, action=Action.TAKE, reason=reason)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -120,6 +121,7 @@ class StableOptimizer(Optimizer):
         # Optimizer.__init__ would add the groups again and empty the inner state.
         _refuse_wrapped(optimizer)
         self.optimizer = checks.check_optimizer(optimizer)
+        self._take_its_name()
         options = checks.make_guard(guard)
         if options is not None:
             checks.check_single_process(optimizer)
@@ -189,8 +191,8 @@ class StableOptimizer(Optimizer):
             No host synchronisation here; the loss joins that of the step.
         """
         self._loop.settle(lagged=False)
-        loss = self._loop.signals.add(signals)
-        if loss is not None:
+        loss = self._loop.signals.add(signals, self.param_groups)
+        if loss is not None and self._loop.skips_losses:
             self._loop.traced.hear(loss)
 
     def track(self, **items: Any) -> None:
@@ -313,7 +315,7 @@ class StableOptimizer(Optimizer):
         """
         if self._loop.telemetry is not None:
             self._loop.telemetry.ending.note()
-        self._finalizer()
+        self._loop.close()
 
     # The torch contract
 
@@ -416,6 +418,8 @@ class StableOptimizer(Optimizer):
         Only when it has stopped calling :meth:`step` because the weights are not finite
         themselves is it told to call regardless: a rollback needs no gradients.
         """
+        # If it decides against this batch, nobody will step on it.
+        self._loop.signals.end_batch()
         guardian = self._loop.guardian
         return guardian is not None and guardian.scaler_must_call()
 
@@ -434,12 +438,26 @@ class StableOptimizer(Optimizer):
         hint = ""
         if inner is not None and not name.startswith("__") and hasattr(inner, name):
             hint = f"; the wrapped {type(inner).__name__} has it: use .optimizer.{name}"
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
+        raise AttributeError(f"'StableOptimizer' object has no attribute {name!r}{hint}")
 
     def __repr__(self) -> str:
         guardian = self._loop.guardian
         guard = "False" if guardian is None else repr(guardian.options)
-        return f"{type(self).__name__}(guard={guard}, {self.optimizer!r})"
+        return f"StableOptimizer(guard={guard}, {self.optimizer!r})"
+
+    def __eq__(self, other: object) -> bool:
+        """Be equal to the inner optimizer: whoever follows ``.optimizer`` has met this one."""
+        return other is self or other is self.__dict__.get("optimizer", self)
+
+    __hash__ = Optimizer.__hash__
+
+    def _take_its_name(self) -> None:
+        """Be of a class that is called like that of the inner optimizer: trackers name by it."""
+        self.__class__ = _class_like(type(self), type(self.optimizer))
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Be found by the class that has a module, and not by that which only has a name."""
+        return _empty, (getattr(type(self), "_wraps_with", type(self)),), self.__getstate__()
 
     def __getstate__(self) -> dict[str, Any]:
         """Give copies and pickles everything but the writers."""
@@ -449,11 +467,36 @@ class StableOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A model that holds its optimizer is not filled yet: nothing here may look at it.
         self.optimizer = state["optimizer"]
+        self._take_its_name()
         self._loop = state["loop"]
         self._close_at_exit()
 
     def _close_at_exit(self) -> None:
-        self._finalizer = weakref.finalize(self, self._loop.close)
+        # Weakly: what is tracked may hold this optimizer, and would never be let go.
+        self._finalizer = weakref.finalize(self, _close, weakref.ref(self._loop))
+
+    def __del__(self) -> None:
+        """Close what the collector found in a cycle: its weak references are dead by now."""
+        loop = self.__dict__.get("_loop")
+        if loop is not None:
+            loop.close()
+
+
+@lru_cache(maxsize=None)
+def _class_like(wrapper: type[StableOptimizer], inner: type) -> type[StableOptimizer]:
+    base = getattr(wrapper, "_wraps_with", wrapper)
+    known = {"_wraps_with": base, "__module__": base.__module__, "__doc__": base.__doc__}
+    return type(inner.__name__, (base,), known)
+
+
+def _empty(wrapper: type[StableOptimizer]) -> StableOptimizer:
+    return wrapper.__new__(wrapper)
+
+
+def _close(loop: weakref.ref[StepLoop]) -> None:
+    alive = loop()
+    if alive is not None:
+        alive.close()
 
 
 def _refuse_wrapped(optimizer: object) -> None:

@@ -155,18 +155,20 @@ class Sensing:
         if not weights:
             return []
         names = list(weights)
-        turned = self.options.sampler.pick(names, self._turn, step)
+        at = {self._targets.places[name]: name for name in names}
+        turned = [at[place] for place in self.options.sampler.pick(list(at), self._turn, step)]
         beside = {name for name in names if self._monitor.learns(name, step)}
         beside |= self._monitor.suspects | self._monitor.corrected
         return turned + sorted(beside.intersection(names).difference(turned))
 
     def _plan(self, name: str, weight: Tensor, step: int) -> list[Task]:
-        seed = self.options.sampler.seed
+        # Not by its name: a checkpoint may be loaded where parameters have others, or none.
+        known = f"{self.options.sampler.seed}:{self._targets.places[name]}"
         visit = Visit(
             name=name,
             weight=weight,
-            seed=zlib.crc32(f"{seed}:{name}".encode()),
-            draw=zlib.crc32(f"{seed}:{name}:{step}".encode()),
+            seed=zlib.crc32(known.encode()),
+            draw=zlib.crc32(f"{known}:{step}".encode()),
         )
         return [
             Task(sensor, replace(visit, memory=self._remembered(sensor, name)))
@@ -305,6 +307,17 @@ class Sensing:
             }
         self._monitor.load_state_dict(state["monitor"])
 
+    def to_checkpoint(self) -> dict[str, Any]:
+        """Return what is remembered, weights by where they stand: their names may change."""
+        self._targets.weights()
+        return renamed(self.state_dict(), self._targets.places)
+
+    def from_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Go on with what :meth:`to_checkpoint` returned."""
+        self._targets.weights()
+        names = {place: name for name, place in self._targets.places.items()}
+        self.load_state_dict(renamed(state, names) if state else state)
+
     def __getstate__(self) -> dict[str, Any]:
         """Give copies and pickles nothing that is under way: it is started anew."""
         return {**self.__dict__, "_launched": None, "_governor": Governor(self.options.budget)}
@@ -339,6 +352,53 @@ def _is_unjudged(health: WeightHealth) -> bool:
     """Tell whether no limit applies to a weight: an output layer, or one too small for them."""
     limited = [reading for metric, reading in dict(health.readings).items() if metric in TIERS]
     return bool(limited) and all(reading.standing is Standing.UNJUDGED for reading in limited)
+
+
+def renamed(state: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return what :meth:`Sensing.state_dict` has made with other names for the weights.
+
+    Args:
+        state: It.
+        names: New ones by old ones; others stay as they are.
+    """
+
+    def keys(known: Mapping[str, Any]) -> dict[str, Any]:
+        return {names.get(name, name): value for name, value in known.items()}
+
+    def where(told: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        if told is None:
+            return None
+        new = [names.get(name, name) for name in told["where"]]
+        reason = told["reason"]
+        if new and reason.startswith(f"{told['where'][0]}:"):
+            reason = new[0] + reason[len(told["where"][0]) :]
+        return {**told, "where": new, "reason": reason}
+
+    monitor, risk = state["monitor"], dict(state["monitor"]["risk"])
+    if "held" in risk:
+        risk["held"] = where(risk["held"])
+    if "points" in risk:
+        risk["points"] = [{**point, "values": keys(point["values"])} for point in risk["points"]]
+    weights = {
+        name: {
+            **health,
+            "drifts": [{**d, "name": names.get(d["name"], d["name"])} for d in health["drifts"]],
+        }
+        for name, health in keys(monitor["weights"]).items()
+    }
+    return {
+        **state,
+        "memories": {metric: keys(known) for metric, known in state["memories"].items()},
+        "monitor": {
+            **monitor,
+            "weights": weights,
+            "suspects": sorted(names.get(name, name) for name in monitor["suspects"]),
+            "corrected": sorted(names.get(name, name) for name in monitor.get("corrected", ())),
+            "courses": keys(monitor["courses"]),
+            "risk": risk,
+            "assessment": where(monitor["assessment"]),
+        },
+    }
 
 
 def check_sensing(state: Mapping[str, Any]) -> None:

@@ -94,8 +94,8 @@ class Settlement:
         verdict = guardian.decide(
             unjudged, numbers[len(told) :], steps, sensed.risen, suspect=suspect
         )
-        if verdict.action is Action.SKIP:
-            verdict = too_late(verdict)
+        if verdict.action is Action.SKIP or verdict.tames:
+            verdict = guardian.tame_late(too_late(verdict))
         self._finish(guardian, verdict, observation, sensed)
 
     def _skip(self, guardian: Guardian) -> bool:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import time
+import weakref
 from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 
 from stableopt.compiled import CompiledUpdate
@@ -20,10 +20,17 @@ from stableopt.guardian import Guardian
 from stableopt.health.gradients import measure_gradients
 from stableopt.health.signals import Signals, loss_of, summarize_signals
 from stableopt.health.stability import COOLDOWN, Stability
-from stableopt.inner import Replay, is_priming, learning_rates, requires_closure
+from stableopt.inner import (
+    Replay,
+    is_priming,
+    learning_rates,
+    requires_closure,
+    takes_closure,
+)
 from stableopt.lagged import LaggedStep
 from stableopt.runtime.scalars import read_scalars
 from stableopt.runtime.state_copy import StateCopy
+from stableopt.runtime.storage import has_data
 from stableopt.sensing import Sensed, Sensing
 from stableopt.settlement import Settlement
 from stableopt.telemetry.ledger import Ledger
@@ -31,7 +38,7 @@ from stableopt.telemetry.setup import hyperparameters
 from stableopt.telemetry.summary import summarize
 from stableopt.traced import TracedStep
 from stableopt.transforming import Transforming
-from stableopt.types import Action, Event, Finding, Observation, RiskLevel, Verdict
+from stableopt.types import Action, Event, Finding, Observation, RiskLevel, Scope, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -75,13 +82,17 @@ class StepLoop:
         compiles: Mapping[str, Any] | None = None,
     ) -> None:
         self.optimizer = optimizer
-        self._requires_closure = requires_closure(optimizer)
+        self.takes_closure = takes_closure(optimizer)
+        self._evaluates_again = requires_closure(optimizer)
+        self._first_closure = True
+        self._may_undo = False
         self._hyperparameters = hyperparameters(optimizer)
         self.telemetry = telemetry
         self.ledger = Ledger()
         self.signals = Signals()
         self.verdict: Verdict | None = None
         self.called = False
+        self.skips_losses = guard is not None and guard.skips_losses
         acts = guard is not None and guard.answers_risk
         self.sensing = None if sensors is None else Sensing(optimizer, model, sensors, acts=acts)
         self.transforming = Transforming(optimizer, model, self.sensing)
@@ -105,13 +116,17 @@ class StepLoop:
         if telemetry is not None:
             telemetry.claim()
             telemetry.send_summary(self.summary)
-            telemetry.before_exit(self.close)
+            telemetry.before_exit(_weakly(self.close))
 
     def __call__(self, closure: Callable[[], Any] | None) -> Any:
         """Run one step; see the module for its order."""
         self.called = True
-        if self.lagged is not None and self.lagged.is_ready():
-            return self.lagged(closure)
+        if not self._has_data():
+            return self.optimizer.step() if closure is None else self.optimizer.step(closure)
+        if self.guardian is not None:
+            self.guardian.adapt()
+        if self.lagged is not None and self.lagged.is_ready(self):
+            return self.lagged(self, closure)
         self.settle()
         loss = self.evaluate(closure)
         observation, numbers = self._observe(loss)
@@ -121,11 +136,24 @@ class StepLoop:
         sensed = self.sense()
         verdict, result = self.decide(observation, numbers, sensed), None
         if verdict.action is Action.TAKE:
-            result, late = self._take(closure, loss, observation)
+            tamed = observation
+            if verdict.tames and self.guardian is not None:
+                own = closure is not None and self._evaluates_again
+                verdict, tamed = self.guardian.tame(verdict, observation, own=own)
+            result, late = self._take(closure, loss, tamed)
             if late and self.guardian is not None:
                 verdict = self.guardian.decide_on(late, self.ledger.steps)
         self.finish(verdict, observation, sensed)
         return result if closure is None else loss
+
+    def _has_data(self) -> bool:
+        """Return whether there is anything to look at: not on the meta device, nor in a rehearsal.
+
+        Tools that ask how much memory a run will need train a step of tensors without values.
+        """
+        every = (p for group in self.optimizer.param_groups for p in group["params"])
+        first = next(every, None)
+        return first is None or has_data(first) or any(map(has_data, every))
 
     def finish(
         self,
@@ -193,7 +221,7 @@ class StepLoop:
                 code are accounted for in any case.
         """
         if self.lagged is not None and (lagged or self.traced.called):
-            self.lagged.settle()  # it was taken before those of a graph
+            self.lagged.settle(self)  # it was taken before those of a graph
         counts = self.traced.take_counts()
         if counts is not None:
             Settlement(self).settle(counts)
@@ -300,28 +328,39 @@ class StepLoop:
     def _step(
         self, closure: Callable[[], Any] | None, loss: Any
     ) -> tuple[Any, tuple[Finding, ...]]:
-        if closure is None or not self._requires_closure:
+        if closure is None or not self.takes_closure:
             return self.update(), ()
+        replay = Replay(self.optimizer, loss, partial(self._evaluate_again, closure))
         if self.guardian is None:
-            return self.optimizer.step(self._replay(closure, loss)), ()
-        self._before.take(self.optimizer)
+            return self.update(replay), ()
+        self._may_undo = self._evaluates_again or self._first_closure
+        if self._may_undo:
+            self._before.take(self.optimizer)
         try:
-            return self.optimizer.step(self._replay(closure, loss)), ()
+            return self.update(replay), ()
         except _BadEvaluationError as bad:
             self._before.restore(self.optimizer)
             return None, bad.findings
+        finally:
+            self._evaluates_again |= replay.evaluated
+            self._first_closure = False
+            if not self._evaluates_again:
+                self._before = StateCopy()  # it was for the case that it does
 
-    def update(self) -> Any:
-        """Take a step of the inner optimizer, compiled if that was asked for."""
-        if self.compiled is None:
-            return self.optimizer.step()
+    def update(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step of the inner optimizer, compiled if that was asked for.
+
+        Args:
+            closure: For an optimizer that is given one; such a step is not compiled.
+        """
+        if self.compiled is None or closure is not None:
+            if self.compiled is not None:
+                self.compiled.give_up("its step is given a closure, which it may evaluate again")
+            return self.optimizer.step() if closure is None else self.optimizer.step(closure)
         result = self.compiled()
         if self.compiled.leaves_out:
             self.traced.forget()  # what became of it is known otherwise
         return result
-
-    def _replay(self, closure: Callable[[], Any], loss: Any) -> Replay:
-        return Replay(self.optimizer, loss, partial(self._evaluate_again, closure))
 
     def _evaluate_again(self, closure: Callable[[], Any]) -> Any:
         """Evaluate the closure at another point, as a line search does, and judge it."""
@@ -329,7 +368,9 @@ class StepLoop:
         losses, signals = self.signals.take()
         observation, _ = self._measure(losses or loss_of(loss), signals, ())
         if self.guardian is not None and (findings := self.guardian.nonfinite(observation)):
-            raise _BadEvaluationError(findings)
+            if self._may_undo:
+                raise _BadEvaluationError(findings)
+            self.guardian.suspect()  # there is no way back from here but a snapshot
         self.transforming.change_gradients(observation)
         return loss
 
@@ -363,7 +404,7 @@ class StepLoop:
         lr: tuple[float, ...] | None,
     ) -> None:
         if verdict.action is Action.TAKE:
-            self.ledger.last_loss = observation.loss
+            self.ledger.note_loss(observation.loss)
         always = bool(sensed.readings) or (self.sensing is not None and self.sensing.bursts)
         acts = self.transforming.tell(self.ledger.calls)
         self.stability.note(healthy=self._is_healthy(verdict, observation, acts))
@@ -379,6 +420,8 @@ class StepLoop:
             findings=verdict.findings,
             rollback=verdict.rollback,
             backs_off=verdict.backs_off,
+            tames=verdict.tames,
+            baseline_reset=verdict.baseline_reset,
             lr_scale=self.lr_scale,
             loss=observation.loss,
             grad_norm=_norm(observation),
@@ -402,7 +445,8 @@ class StepLoop:
 
     def _is_healthy(self, verdict: Verdict, observation: Observation, acts: Sequence[Act]) -> bool:
         """Tell whether there was nothing about a call that stability is lost by."""
-        taken = verdict.action is Action.TAKE and not verdict.findings
+        told = all(finding.scope is Scope.NOTICE for finding in verdict.findings)
+        taken = verdict.action is Action.TAKE and told
         finite = observation.loss is None or math.isfinite(observation.loss)
         risky = self.risk is not None and self.risk.rank >= RiskLevel.WARNING.rank
         calm = self.guardian is None or self.guardian.calm
@@ -443,7 +487,7 @@ class StepLoop:
     def state_dict(self) -> dict[str, Any]:
         """Return what :meth:`load_state_dict` needs, as plain data."""
         guardian = {} if self.guardian is None else self.guardian.state_dict()
-        sensing = {} if self.sensing is None else {"sensing": self.sensing.state_dict()}
+        sensing = {} if self.sensing is None else {"sensing": self.sensing.to_checkpoint()}
         transforms = {"transforms": self.transforming.state_dict()} if self.transforming else {}
         known = {**self.ledger.state_dict(), "calm": self.stability.calm}
         return {**known, **guardian, **sensing, **transforms}
@@ -453,7 +497,7 @@ class StepLoop:
         self.ledger.load_state_dict(state)
         self.stability.calm = int(state.get("calm", 0))
         if self.sensing is not None:
-            self.sensing.load_state_dict(state.get("sensing", {}))
+            self.sensing.from_checkpoint(state.get("sensing", {}))
         self.transforming.load_state_dict(state.get("transforms", {}))
         if self.guardian is not None:
             self.guardian.load_state_dict(state)
@@ -466,7 +510,7 @@ class StepLoop:
         setup = {
             "optimizer": type(self.optimizer).__name__,
             "hyperparameters": self._hyperparameters,
-            "parameters": sum(p.numel() for g in groups for p in g["params"] if not is_lazy(p)),
+            "parameters": sum(p.numel() for g in groups for p in g["params"] if has_data(p)),
             "guard": False if guardian is None else guardian.options.as_config(),
             "transforms": self.transforming.summary(),
             "sensors": False if self.sensing is None else self.sensing.summary(),
@@ -476,7 +520,9 @@ class StepLoop:
         return summarize(self.ledger, setup, self.telemetry, status, ended_by)
 
     def close(self) -> None:
-        """Write the last summary and let the writers go; a second call does nothing."""
+        """Write the last summary, let the writers and the model go; a second call does nothing."""
+        if self.guardian is not None:
+            self.guardian.close()
         if self.telemetry is not None:
             # The collector may call this while somebody's graph is being traced.
             with suppress(DivergenceError), _disable_current_modes():
@@ -490,6 +536,18 @@ class _BadEvaluationError(Exception):
     def __init__(self, findings: tuple[Finding, ...]) -> None:
         super().__init__()
         self.findings = findings
+
+
+def _weakly(method: Callable[[], None]) -> Callable[[], None]:
+    """Return ``method`` for those who must not keep its object alive."""
+    ref = weakref.WeakMethod(method)
+
+    def call() -> None:
+        bound = ref()
+        if bound is not None:
+            bound()
+
+    return call
 
 
 def _unjudged(risen: tuple[Finding, ...]) -> Verdict:

@@ -7,11 +7,11 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.parameter import is_lazy
 
 from stableopt.health.awaited import Awaited
 from stableopt.health.gradients import measure_gradients
 from stableopt.health.signals import signals_of
+from stableopt.runtime.storage import has_data
 from stableopt.transforms.binding import Bound, Field, Given, bind
 from stableopt.transforms.evidence import Known, told_of
 from stableopt.transforms.protocol import Phase
@@ -213,7 +213,7 @@ class Transforming:
         if self._count() != self._known:
             return True
         groups = self._optimizer.param_groups if self._lazy else []
-        return sum(is_lazy(p) for group in groups for p in group["params"]) < self._lazy
+        return sum(not has_data(p) for group in groups for p in group["params"]) < self._lazy
 
     def _parameter(self, target: Target) -> Tensor:
         group, index = target.place

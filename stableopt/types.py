@@ -182,13 +182,15 @@ class Finding:
             ``"buffer"`` or ``"tracked"``; ``"huge_weight"``, ``"huge_state"``, ``"huge_buffer"``;
             ``"jumped_weight"``; ``"moment_bound"``, ``"negative_moment"``, ``"vanished_state"``;
             ``"nonfinite_frozen"``, ``"changed_frozen"``, ``"stalled_weight"``, ``"large_update"``;
-            ``"loss_spike"``, ``"gradient_spike"``; ``"risk_warning"``, ``"risk_danger"``,
+            ``"loss_spike"``, ``"gradient_spike"``, ``"first_gradient"``; ``"risk_warning"``, ``"risk_danger"``,
             ``"risk_instability"``; ``"rule"``.
         message: The finding as a sentence.
         scope: What it is held against.
         where: Names of the parameters concerned, in the optimizer's order.
         value: The offending number, where there is one.
         response: What a rule asks for; ``None`` where the guard's table has the answer.
+        usual: For a spike, the largest gradient norm of late: what taming brings it down to.
+        group: For a spike of one parameter group, its number.
     """
 
     kind: str
@@ -197,6 +199,8 @@ class Finding:
     where: tuple[str, ...] = ()
     value: float | None = None
     response: str | None = None
+    usual: float | None = None
+    group: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +236,7 @@ class Verdict:
         rollback: For ``ROLL_BACK``, and for ``STOP`` if there was a snapshot to restore.
         backs_off: Whether the learning rate is lowered from this step on, without going back.
         baseline_reset: Whether what looked like a spike is taken for the new normal from here on.
+        tames: Whether the gradients are scaled down to what is usual before the step is taken.
     """
 
     action: Action
@@ -240,6 +245,7 @@ class Verdict:
     rollback: Rollback | None = None
     backs_off: bool = False
     baseline_reset: bool = False
+    tames: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,6 +314,8 @@ class Event:
         findings: What the detectors found.
         rollback: Where the run went back to, if it did.
         backs_off: Whether the learning rate was lowered, without going back.
+        tames: Whether the gradients were scaled down to what is usual before the step.
+        baseline_reset: Whether what looked like spikes is taken for data from here on.
         lr_scale: Our factor on the learning rates; 1 unless a rollback has lowered it.
         loss: The observed loss.
         grad_norm: Global 2-norm of the gradients before any clipping of ours.
@@ -326,6 +334,8 @@ class Event:
     findings: tuple[Finding, ...] = ()
     rollback: Rollback | None = None
     backs_off: bool = False
+    tames: bool = False
+    baseline_reset: bool = False
     lr_scale: float = 1.0
     loss: float | None = None
     grad_norm: float | None = None
@@ -341,11 +351,11 @@ class Event:
         """Whether the step was anything but simply taken.
 
         A reset of baselines counts, and a transform that acted though healthy training does not
-        call for it.
+        call for it; what is only told does not.
         """
-        moved = self.action is not Action.TAKE or self.backs_off
-        moved = moved or any(not act.routine for act in self.acts)
-        told = (Scope.RISK, Scope.NOTICE)
+        moved = self.action is not Action.TAKE or self.backs_off or self.tames
+        moved = moved or self.baseline_reset or any(not act.routine for act in self.acts)
+        told = (Scope.RISK, Scope.NOTICE, Scope.SPIKE)
         return moved or any(finding.scope not in told for finding in self.findings)
 
     @property
@@ -377,6 +387,10 @@ class Event:
             record["rollback"] = asdict(self.rollback)
         if self.backs_off:
             record["backs_off"] = True
+        if self.tames:
+            record["tames"] = True
+        if self.baseline_reset:
+            record["baseline_reset"] = True
         if self.lr_scale != 1.0:
             record["lr_scale"] = self.lr_scale
         if self.signals:

@@ -29,7 +29,7 @@ from stableopt.functional.rank import effective_rank_of
 from stableopt.functional.row_spectrum import SAMPLED_ROWS
 from stableopt.health.tiers import SMALLEST, TIERS, standing_of
 from stableopt.sensors.sampled_spectrum import LEAST_KAPPA
-from stableopt.sensors.targets import looks_like_head
+from stableopt.sensors.targets import without_limits
 from stableopt.types import Standing
 
 if TYPE_CHECKING:
@@ -251,8 +251,8 @@ def _measure_matrix(
         "relative_fiedler": _relative_fiedler(fiedler, sampled),
     }
     standings = {metric: standing_of(metric, read[metric], rows, columns) for metric in TIERS}
-    head = looks_like_head(named.name)
-    if head:  # what never occurs has rows that are alike in a healthy run
+    exempt = without_limits(named.name)
+    if exempt:  # what never occurs, and neighbours, have rows that are alike in a healthy run
         standings = dict.fromkeys(standings, Standing.UNJUDGED)
     standing = min(standings.values(), key=_WORST.index)
     seeds: list[float | None] = [None, None, None]
@@ -283,7 +283,7 @@ def _measure_matrix(
         note="; ".join(
             [
                 *_reasons(standings, read),
-                *(["an output layer: no limit applies"] if head else []),
+                *([f"{exempt}: no limit applies"] if exempt else []),
                 *_remarks(standing, sigma, condition, min(rows, columns)),
                 *dict.fromkeys(tried.reasons),
             ]

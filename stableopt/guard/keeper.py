@@ -14,13 +14,14 @@ from stableopt.runtime.state_copy import positions, state_bytes
 from stableopt.runtime.tracked import TrackedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from torch.optim import Optimizer
 
     from stableopt.guard.options import Guard
     from stableopt.health.judge import Judge
     from stableopt.runtime.buffers import BufferShadow
+    from stableopt.runtime.state_copy import Position
     from stableopt.runtime.tracked import Tracked
     from stableopt.types import Finding, Rollback
 
@@ -62,22 +63,29 @@ class Keeper:
         self._snapshots = [Snapshot(self.plan.memory) for _ in self.ring.slots]
         self._held = [0] * len(self._snapshots)
 
+    def adapt(self, without_state: Collection[Position]) -> None:
+        """Make room in every snapshot for parameters that have come, or have another shape.
+
+        What such a parameter was when it came is what it goes back to; all others go back as ever.
+
+        Args:
+            without_state: Those whose state is of no use.
+        """
+        for slot in self.ring.kept():
+            self._snapshots[slot.index].adapt(self._optimizer, without_state)
+            self._measure(slot.index)
+
     def begin(self, step: int, baselines: Callable[[], Mapping[str, Any]]) -> None:
         """Make sure that there is a way back from the step that is about to be taken.
 
         What training begins with is the first snapshot, and trusted: so is what a checkpoint
-        brought, or what is left when parameters were added.
+        brought.
         """
-        if not self.ring.slots:
-            if not self._judge.accepted:
-                self._judge.accept()
+        if self._judge.accepted:
             return
-        held = self.ring.sound()
-        if held and self._snapshots[held[0].index].fits(self._optimizer):
-            return
-        self.ring.clear()
         self._judge.accept()
-        ticket = self._write(step, baselines())
+        self.ring.clear()
+        ticket = self._write(step, baselines()) if self.ring.slots else None
         if ticket is not None:
             self.ring.accept(ticket)
 
@@ -102,6 +110,9 @@ class Keeper:
             self.wanted = False
         if not now and not self.wanted and not self.ring.due(step):
             return ()
+        if self._buffers is not None:
+            self._buffers.look()
+            self._buffers.current()
         findings = self._judge.damage()
         if findings:
             return findings
@@ -109,17 +120,20 @@ class Keeper:
             self.wanted = not self.ring.pin_manual(step)
         return ()
 
-    def restore(self, rollback: Rollback, goes_back: Callable[[str], bool]) -> Restored | None:
+    def restore(
+        self, rollback: Rollback, goes_back: Callable[[str], bool], numbers: Collection[str]
+    ) -> Restored | None:
         """Put the run back to a snapshot, unless a fault has got into the copy since.
 
         Args:
             rollback: Where to.
             goes_back: Which options of the parameter groups are restored.
+            numbers: Which numbers in attributes of the optimizer are.
 
         Returns:
             What came of it; ``None`` if the copy was of no use and is given up.
         """
-        slot = next(s for s in self.ring.sound() if s.step == rollback.to_step)
+        slot = next(s for s in self.ring.kept() if s.step == rollback.to_step)
         snapshot = self._snapshots[slot.index]
         if not snapshot.is_intact():
             logger.warning(
@@ -131,8 +145,10 @@ class Keeper:
             return None
         restored = snapshot.restore(
             self._optimizer,
+            buffers=self._buffers,
             tracked=self._tracked,
             goes_back=goes_back,
+            numbers=numbers,
             replay=rollback.restores_rng,
         )
         self.ring.rewind(slot)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.parameter import is_lazy
 
 from stableopt.errors import ConfigError
+from stableopt.runtime.storage import has_data
 from stableopt.runtime.tree_copy import Memory
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def estimate_bytes(optimizer: Optimizer, known: int) -> int:
         per_parameter = 0
     per_parameter += bool(options.get("amsgrad"))
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    sizes: list[int] = [p.numel() * p.element_size() for p in params if not is_lazy(p)]
+    sizes: list[int] = [p.numel() * p.element_size() for p in params if has_data(p)]
     return known + per_parameter * sum(sizes)
 
 

@@ -37,14 +37,14 @@ class Guard:
             than a scan of all weights and state takes (21, or ``every`` if that is less).
         max_rollbacks: Rollbacks in one episode; the next failure stops the run.
         max_skips: Steps in a row that may be skipped. The next one that cannot be used rolls
-            back, after which as many may be skipped again; one that is merely unlike the others
-            is taken for the new normal.
+            back, after which as many may be skipped again.
         cooldown: Healthy steps beyond the furthest failure that end an episode.
         budget: Rollbacks at hand at the start, and at most; one more per 1,000 new steps.
         lr_backoff: Factor on the learning rate from the second rollback of an episode on.
         lr_recovery: Steps over which the learning rate comes back after an episode; 0 for at
             once, ``None`` for never.
-        loss_spike: Robust z-score above which a loss is a spike; ``None`` not to look.
+        loss_spike: Robust z-score above which a loss is a spike; ``None`` not to look. A step on
+            a spike is tamed: its gradients are scaled down to the largest norm of late.
         gradient_spike: The same for the logarithm of the global gradient norm.
         max_weight: Largest magnitude that a weight may have; ``None`` for the square root of
             the largest number of its dtype (1.8e19 in float32 and bfloat16; none in float16).
@@ -175,6 +175,12 @@ how many steps in a row may be skipped
         kinds = ("risk_warning", "risk_danger", "risk_instability")
         risks = (Finding(kind=kind, message="", scope=Scope.RISK) for kind in kinds)
         return any(self.response_to(risk) is not Response.WARN for risk in risks)
+
+    @property
+    def skips_losses(self) -> bool:
+        """Whether a loss that is not finite is reason enough not to take a step."""
+        symptom = Finding(kind="nonfinite_loss", message="", scope=Scope.NOTICE)
+        return self.response_to(symptom) is not Response.WARN
 
     @property
     def scan_period(self) -> int:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 STEPS_PER_ROLLBACK = 1_000
 """New steps that earn one more rollback."""
 
+SPIKES = 5
+"""Spikes that may be tamed or skipped at the start, and at most."""
+
+STEPS_PER_SPIKE = 200
+"""New steps that earn one more of them."""
 
 _ROUNDING = 1e-9
 """By how much powers may differ from products."""
@@ -30,8 +35,10 @@ class Policy:
 
     What is done about a cause is in one table (:mod:`stableopt.guard.responses`); of several
     findings the gravest answer counts. A batch that cannot be used is skipped, and goes back once
-    ``max_skips`` in a row were; a spike alone never goes back. Rollbacks that follow each other
-    belong to one episode, each more cautious than the one before:
+    ``max_skips`` in a row were. A spike alone never goes back, and what is done about spikes is
+    done five times in a thousand steps at most: what comes more often is what training is made of,
+    and is taken as it is. Rollbacks that follow each other belong to one episode, each more
+    cautious than the one before:
 
     1. The newest snapshot (for a fault in the state also one that is not yet verified), the
        learning rate as it is, random states restored: a transient fault leaves no trace.
@@ -49,7 +56,6 @@ class Policy:
     Attributes:
         lr_scale: Factor on every learning rate.
         skips_in_a_row: Steps skipped since the last one that was taken.
-        spikes_in_a_row: Steps taken in spite of a spike since one without.
         attempts: Rollbacks of the episode that is open; 0 if none is.
         tokens: Rollbacks at hand.
     """
@@ -57,7 +63,6 @@ class Policy:
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
         self.skips_in_a_row = 0
-        self.spikes_in_a_row = 0
         self.attempts = 0
         self.tokens = guard.budget
         self.lr_scale = 1.0
@@ -65,7 +70,13 @@ class Policy:
         self._failed_at = -1
         self._progress = 0
         self._earned = 0
+        self._spike_credit = SPIKES * STEPS_PER_SPIKE
         self._recovery: tuple[float, int] | None = None
+
+    @property
+    def spikes_left(self) -> int:
+        """Spikes about which something may be done."""
+        return self._spike_credit // STEPS_PER_SPIKE
 
     # decide: changes nothing
 
@@ -92,10 +103,13 @@ class Policy:
             return self._stop(f"{cause}; this stops the run", findings, step, ring)
         if response is Response.ROLL_BACK:
             return self._go_back(cause, findings, step, ring)
-        if response is Response.SKIP:
+        spent = _has_spike(findings) and not self.spikes_left
+        skips = [f for f in findings if self._guard.response_to(f) is Response.SKIP]
+        if any(not (spent and finding.scope is Scope.SPIKE) for finding in skips):
             return self._skip(cause, findings, step, ring)
-        if self.spikes_in_a_row >= self._guard.max_skips and _has_spike(findings):
-            return self._take(f"{cause}; it stays, and is {_NEW_NORMAL}", findings, resets=True)
+        if spent:
+            more = f"more than {SPIKES} spikes in {SPIKES * STEPS_PER_SPIKE:,} steps are no faults"
+            return self._take(f"{cause}; {more}: {_NEW_NORMAL}", findings, resets=True)
         return self._take(cause, findings)
 
     def _skip(self, cause: str, findings: tuple[Finding, ...], step: int, ring: Ring) -> Verdict:
@@ -104,19 +118,30 @@ class Policy:
             reason = f"{cause}; skip {self.skips_in_a_row + 1} of at most {limit} in a row"
             return Verdict(action=Action.SKIP, reason=reason, findings=findings)
         row = f"{cause}; no more than {limit} steps in a row may be skipped (max_skips={limit})"
-        scopes = {finding.scope for finding in findings}
-        if Scope.BATCH in scopes:
+        if any(finding.scope is Scope.BATCH for finding in findings):
             return self._go_back(row, findings, step, ring)
         spikes = _has_spike(findings)
         taken = _NEW_NORMAL if spikes else "the step is taken"
         return self._take(f"{row}: {taken}", findings, resets=spikes)
 
     def _take(self, reason: str, findings: tuple[Finding, ...], *, resets: bool = False) -> Verdict:
-        """Take the step; what may not be skipped any more may still call for smaller steps."""
-        told = Verdict(action=Action.TAKE, reason=reason, findings=findings, baseline_reset=resets)
+        """Take the step; what is not skipped may still call for a smaller one, or for smaller ones.
+
+        Args:
+            reason: Why.
+            findings: What was found.
+            resets: Whether spikes are taken for data.
+        """
         left = [f for f in findings if not (resets and f.scope is Scope.SPIKE)]
-        lowers = any(self._guard.response_to(finding) is Response.BACK_OFF for finding in left)
-        return self._back_off(told) if lowers else told
+        asked = {self._guard.response_to(finding) for finding in left}
+        told = Verdict(
+            action=Action.TAKE,
+            reason=reason,
+            findings=findings,
+            baseline_reset=resets,
+            tames=Response.TAME in asked,
+        )
+        return self._back_off(told) if Response.BACK_OFF in asked else told
 
     def _back_off(self, told: Verdict) -> Verdict:
         scale = self.lr_scale * self._guard.lr_backoff
@@ -149,7 +174,7 @@ class Policy:
         target = self._target(attempt, step, ring, lost=lost)
         obstacle = self._obstacle(attempt, target, ring)
         if target is None or obstacle:
-            return self._stop(f"{cause}; {obstacle}", findings, step, ring)
+            return self._stop(f"{cause}; {self._outside(findings)}{obstacle}", findings, step, ring)
         lowers |= attempt > 1
         scale = self.lr_scale * (self._guard.lr_backoff if lowers else 1.0)
         rollback = Rollback(
@@ -162,10 +187,21 @@ class Policy:
         again = "it recurred at the same step, so it is no transient fault; "
         reason = (
             f"{cause}; {again if attempt > 1 and step == self._failed_at else ''}"
+            f"{self._outside(findings)}"
             f"roll back from step {step} to {target.step}, attempt {attempt} of at most "
             f"{self._guard.max_rollbacks}, learning rate times {scale:g}"
         )
         return Verdict(action=Action.ROLL_BACK, reason=reason, findings=findings, rollback=rollback)
+
+    def _outside(self, findings: tuple[Finding, ...]) -> str:
+        """Return a hint where weights were restored in vain: the fault may be none of theirs."""
+        if not self.attempts or any(f.scope is not Scope.BATCH for f in findings):
+            return ""
+        return (
+            "it came back after the weights were restored: look at what is kept outside of the "
+            "model, such as hidden states or running averages (opt.track() takes them), and at the "
+            "data; "
+        )
 
     def _target(self, attempt: int, step: int, ring: Ring, *, lost: bool) -> Slot | None:
         """Return the slot to restore: the more attempts, the older."""
@@ -193,7 +229,7 @@ class Policy:
         return "" if target is not None else "there is no snapshot before it to go back to"
 
     def _stop(self, reason: str, findings: tuple[Finding, ...], step: int, ring: Ring) -> Verdict:
-        newest = next(iter(ring.verified()), None)
+        newest = ring.best()
         rollback = None
         if newest is not None:
             rollback = Rollback(
@@ -215,12 +251,13 @@ class Policy:
             step: Updates behind the weights before it was done.
             endangered: Whether the risk is one that is acted upon.
         """
+        if verdict.action in (Action.TAKE, Action.SKIP) and not verdict.baseline_reset:
+            spent = STEPS_PER_SPIKE * _has_spike(verdict.findings)
+            self._spike_credit = max(0, self._spike_credit - spent)
         if verdict.action is Action.TAKE:
             if verdict.backs_off:
                 self.lr_scale *= self._guard.lr_backoff
                 self._recovery = (self.lr_scale, 0)
-            flagged = _has_spike(verdict.findings) and not verdict.baseline_reset
-            self.spikes_in_a_row = self.spikes_in_a_row + 1 if flagged else 0
             unlike = verdict.backs_off or _has_spike(verdict.findings)
             self._note_taken(step, healthy=not (unlike or endangered))
         elif verdict.action is Action.SKIP:
@@ -233,6 +270,7 @@ class Policy:
         new = max(0, step + 1 - self._progress)
         self._progress += new
         self._earned += new
+        self._spike_credit = min(SPIKES * STEPS_PER_SPIKE, self._spike_credit + new)
         while self._earned >= STEPS_PER_ROLLBACK:
             self._earned -= STEPS_PER_ROLLBACK
             self.tokens = min(self._guard.budget, self.tokens + 1)
@@ -273,7 +311,7 @@ class Policy:
         scale, done = self._recovery or (0.0, 0)
         return {
             "skips_in_a_row": self.skips_in_a_row,
-            "spikes_in_a_row": self.spikes_in_a_row,
+            "spike_credit": self._spike_credit,
             "attempts": self.attempts,
             "tokens": self.tokens,
             "lr_scale": self.lr_scale,
@@ -290,7 +328,7 @@ class Policy:
         fresh = Policy(self._guard)
         known = {**fresh.state_dict(), **state}
         self.skips_in_a_row = known["skips_in_a_row"]
-        self.spikes_in_a_row = known["spikes_in_a_row"]
+        self._spike_credit = known["spike_credit"]
         self.attempts = known["attempts"]
         self.tokens = min(known["tokens"], self._guard.budget)
         self.lr_scale = known["lr_scale"]

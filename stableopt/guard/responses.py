@@ -17,6 +17,9 @@ class Response(str, Enum):
 
     WARN = "warn"
     """The step is taken, and the finding told."""
+    TAME = "tame"
+    """The step is taken with gradients that are scaled down to the largest norm of late; or, for
+    the first gradient, what the optimizer remembers of it is."""
     BACK_OFF = "back_off"
     """The step is taken, and learning rates are lowered by ``lr_backoff`` from there on."""
     SKIP = "skip"
@@ -28,7 +31,7 @@ class Response(str, Enum):
 
     @property
     def rank(self) -> int:
-        """0 for ``WARN`` to 4 for ``STOP``: of several findings the highest counts."""
+        """0 for ``WARN`` to 5 for ``STOP``: of several findings the highest counts."""
         return list(Response).index(self)
 
 
@@ -46,19 +49,24 @@ class Cause(NamedTuple):
     allowed: tuple[Response, ...]
 
 
-_WARN, _LOWER, _SKIP, _BACK, _STOP = Response
+_WARN, _TAME, _LOWER, _SKIP, _BACK, _STOP = Response
 _BATCH = (_SKIP, _BACK, _STOP)
-_SPIKE = (_WARN, _LOWER, _SKIP, _STOP)
+_SPIKE = (_WARN, _TAME, _LOWER, _SKIP, _STOP)
+_SYMPTOM = (_WARN, _SKIP, _STOP)
 _STATE = (_BACK, _STOP)
+_FIRST = (_WARN, _TAME, _STOP)
 _RISK = (_WARN, _LOWER, _BACK, _STOP)
 _NOTICE = (_WARN, _STOP)
 _FROZEN = (_STOP,)
 
 CAUSES: dict[str, Cause] = {
-    "nonfinite_loss": Cause("the loss is NaN or infinite", _SKIP, _BATCH),
-    "nonfinite_gradient": Cause("a gradient is", _SKIP, _BATCH),
-    "loss_spike": Cause("the loss is far above what was usual lately", _SKIP, _SPIKE),
-    "gradient_spike": Cause("the gradient norm is", _SKIP, _SPIKE),
+    "nonfinite_gradient": Cause("a gradient is NaN or infinite", _SKIP, _BATCH),
+    "nonfinite_loss": Cause("the loss is, and no gradient", _WARN, _SYMPTOM),
+    "loss_spike": Cause("the loss is far above what was usual lately", _TAME, _SPIKE),
+    "gradient_spike": Cause("the gradient norm is", _TAME, _SPIKE),
+    "first_gradient": Cause(
+        "the first gradient was a hundred times as large as those after it", _TAME, _FIRST
+    ),
     "nonfinite_weight": Cause("a weight is NaN or infinite", _BACK, _STATE),
     "nonfinite_state": Cause("a tensor of the optimizer's state is", _BACK, _STATE),
     "nonfinite_buffer": Cause("a buffer of the model is", _BACK, _STATE),
@@ -138,7 +146,7 @@ def _reason(kind: str) -> str:
         return "training cannot go on from a state with a fault in it"
     if allowed == _BATCH:
         return "such a step would spoil the weights"
-    if allowed == _SPIKE:
+    if allowed in (_SPIKE, _SYMPTOM, _FIRST):
         return "a batch that is merely unlike the others is no reason to go back"
     if allowed in (_NOTICE, _FROZEN):
         return "neither another batch nor a snapshot changes anything about it"

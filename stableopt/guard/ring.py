@@ -17,6 +17,8 @@ class SlotState(str, Enum):
     """It holds a copy that was sound when it was made, and may hold a fault not seen yet."""
     VERIFIED = "verified"
     """Training stayed healthy for ``confirm`` steps beyond it."""
+    ASIDE = "aside"
+    """It was verified, and the run has gone back further: only a stop makes use of it."""
 
 
 @dataclass(slots=True)
@@ -60,7 +62,9 @@ class Ring:
     it. Neither the newest verified snapshot, nor a pending nor a pinned one is ever given
     up for a new one: if nothing else is left, the new one waits. Old ones are kept at
     distances that double (a ruler sequence), so that there is a way back further than a
-    fault that was seen late.
+    fault that was seen late. A rollback sets aside the verified ones that are newer than where
+    it goes: their memory is the first to be used again, and until then a run that has to be
+    stopped ends with the newest of all.
 
     Args:
         slots: How many.
@@ -160,10 +164,27 @@ class Ring:
         """Return the pending and the verified slots, newest first."""
         return self._newest_first(SlotState.PENDING, SlotState.VERIFIED)
 
+    def kept(self) -> list[Slot]:
+        """Return every slot that holds a snapshot, sound ones first."""
+        return self.sound() + self._newest_first(SlotState.ASIDE)
+
+    def best(self) -> Slot | None:
+        """Return the verified snapshot with the most updates behind it, set aside or not."""
+        found = self._newest_first(SlotState.VERIFIED) + self._newest_first(SlotState.ASIDE)
+        return max(found, key=lambda slot: slot.step, default=None)
+
     def rewind(self, to: Slot) -> None:
-        """Give up every snapshot newer than ``to``: there is one timeline."""
+        """Set aside or give up every snapshot newer than ``to``: there is one timeline."""
+        if to.state is SlotState.ASIDE:
+            to.state = SlotState.VERIFIED
         for slot in self.slots:
-            if slot is not to and slot.state is not SlotState.FREE and slot.step >= to.step:
+            if slot is not to and slot.held and slot.step >= to.step:
+                aside = slot.state is SlotState.VERIFIED
+                if aside:
+                    slot.state, slot.pins, slot.manual = SlotState.ASIDE, 0, False
+                else:
+                    self.discard(slot)
+            elif slot.state is SlotState.WRITING and slot.step >= to.step:
                 self.discard(slot)
 
     def discard(self, slot: Slot) -> None:
@@ -188,6 +209,7 @@ class Ring:
 
     def _victim(self) -> Slot | None:
         free = [slot for slot in self.slots if slot.state is SlotState.FREE]
+        free += sorted(self._newest_first(SlotState.ASIDE), key=lambda slot: slot.step)
         if free:
             return free[0]
         old = [slot for slot in self.verified()[1:] if not slot.pins]

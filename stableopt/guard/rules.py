@@ -52,7 +52,7 @@ class SignalRule:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "when", check_trigger("when", self.when))
-        allowed = [item.value for item in Response]
+        allowed = [item.value for item in Response if item is not Response.TAME]
         if self.response not in allowed:
             raise ConfigError(f"response={self.response!r} must be one of {', '.join(allowed)}")
         object.__setattr__(self, "response", Response(self.response).value)

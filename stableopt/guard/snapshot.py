@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from stableopt.runtime.bit_sums import bit_sums
+from stableopt.runtime.bit_sums import bit_sum
 from stableopt.runtime.rng import RandomState
 from stableopt.runtime.state_copy import StateCopy, positions
-from stableopt.runtime.tree_copy import tree_bytes
+from stableopt.runtime.tree_copy import tree_bytes, tree_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from torch import Tensor
     from torch.optim import Optimizer
 
     from stableopt.runtime.buffers import BufferShadow
+    from stableopt.runtime.state_copy import Position
     from stableopt.runtime.tracked import Tracked, TrackedCopy
     from stableopt.runtime.tree_copy import Memory
 
@@ -57,7 +58,7 @@ class Snapshot:
         self._tracked: TrackedCopy | None = None
         self._rng: RandomState | None = None
         self._baselines: Mapping[str, Any] = {}
-        self._sums: list[Tensor] = []
+        self._sums: dict[int, tuple[Tensor, Tensor]] = {}
 
     def take(
         self,
@@ -76,43 +77,63 @@ class Snapshot:
             baselines: Of the detectors and sensors; not written to afterwards.
         """
         self._state.take(optimizer)
-        self._buffers = None if buffers is None else buffers.copy_into(self._buffers)
+        self._buffers = None if buffers is None else buffers.current().copy_into(self._buffers)
         self._tracked = tracked.take(self._tracked, self._memory)
         self._rng = RandomState.take(p.device for p in positions(optimizer).values())
         self._baselines = baselines
-        self._sums = bit_sums(self._contents())
+        self._sums = {}
+        self._add_up()
+
+    def adapt(self, optimizer: Optimizer, without_state: Collection[Position]) -> None:
+        """Make room for other parameters; see :meth:`StateCopy.adapt`."""
+        self._state.adapt(optimizer, without_state)
+        self._add_up()
 
     def is_intact(self) -> bool:
-        """Tell whether every bit is what it was when it was copied.
+        """Return whether every bit is what it was when it was copied.
 
         Cost:
             One read of the snapshot.
         """
-        now = bit_sums(self._contents())
-        return len(now) == len(self._sums) and all(map(torch.equal, now, self._sums))
+        return all(torch.equal(bit_sum(copy), known) for copy, known in self._sums.values())
+
+    def _add_up(self) -> None:
+        """Sum the bits of what is new in here."""
+        known = self._sums
+        self._sums = {
+            id(copy): known.get(id(copy)) or (copy, bit_sum(copy))
+            for copy in tree_tensors(self._contents())
+        }
 
     def restore(
         self,
         optimizer: Optimizer,
         *,
+        buffers: BufferShadow | None,
         tracked: Tracked,
         goes_back: Callable[[str], bool],
+        numbers: Collection[str],
         replay: bool,
     ) -> Restored:
         """Put everything back, in place.
 
         Args:
             optimizer: The inner optimizer.
+            buffers: Of the model.
             tracked: What the user moves beside it.
             goes_back: Which options of the parameter groups are restored.
+            numbers: Which numbers in attributes of the optimizer are.
             replay: Whether random states and tracked data go back as well.
 
         Returns:
             The baselines of that moment, and what has not gone back.
+
+        Raises:
+            ValueError: There are other parameters now; nothing was changed.
         """
-        self._state.restore(optimizer, goes_back)
-        if self._buffers is not None:
-            self._buffers.restore()
+        self._state.restore(optimizer, goes_back, numbers)
+        if self._buffers is not None and buffers is not None:
+            buffers.go_back(self._buffers)
         left_behind: tuple[str, ...] = ()
         if self._tracked is not None:
             left_behind = tracked.restore(self._tracked, replay=replay)

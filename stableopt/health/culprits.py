@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from stableopt.functional import safe_norm
 from stableopt.health.describe import shown
 from stableopt.runtime.scalars import read_scalars
+from stableopt.runtime.state_copy import Position
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,6 +49,15 @@ class Culprits:
             if math.isfinite(norm):
                 before = self._usual.get(owner, norm)
                 self._usual[owner] = DECAY * before + (1 - DECAY) * norm
+
+    def move(self, moved: Mapping[Position, Position]) -> None:
+        """Know parameters by where they are now; forget those that have left.
+
+        Args:
+            moved: New places by old ones.
+        """
+        usual = {Position(*owner): norm for owner, norm in self._usual.items()}
+        self._usual = {moved[place]: norm for place, norm in usual.items() if place in moved}
 
     def name(
         self,

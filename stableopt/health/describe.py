@@ -18,8 +18,8 @@ class Label(NamedTuple):
 
     Attributes:
         kind: ``"weight"``, ``"frozen"``, ``"state"``, ``"buffer"`` or ``"tracked"``.
-        owner: The place of the parameter, or what the buffer is known by.
-        key: Which entry of the state; empty otherwise.
+        owner: The place of the parameter, or what the buffer or attribute is known by.
+        key: Which entry of the state; empty for an attribute of the optimizer, and otherwise.
     """
 
     kind: str
@@ -53,7 +53,8 @@ def describe(
             names.append(called)
     findings = []
     for (kind, what, key), names in together.items():
-        subject = {"weight": "the weights of ", "state": f"{key} of ", "buffer": "the buffers "}
+        subject = {"weight": "the weights of ", "buffer": "the buffers "}
+        subject["state"] = f"{key} of " if key else "the optimizer's "
         subject |= {"tracked": "what is tracked as ", "frozen": "the frozen weights of "}
         verb = "is" if what in ("state", "tracked") else "are"
         says = next(text for start, text in _SAYS.items() if kind.startswith(start)).format(verb)

@@ -10,6 +10,7 @@ import torch
 from stableopt.health.describe import shown
 from stableopt.runtime.bit_sums import bit_sum
 from stableopt.runtime.names import without_wrappers
+from stableopt.runtime.storage import has_data
 from stableopt.types import Finding, Scope
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class FrozenWatch:
             self._parts = self._plan()
         self._asked = []
         for name, tensor in self._parts.pop():
+            if not has_data(tensor):
+                continue
             if tensor.requires_grad:
                 self._known.pop(name, None)  # it is trained now
                 continue
@@ -97,7 +100,7 @@ class FrozenWatch:
             return
         held = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
         for name, parameter in self._model.named_parameters():
-            if not parameter.requires_grad and id(parameter) not in held:
+            if not parameter.requires_grad and id(parameter) not in held and has_data(parameter):
                 yield without_wrappers(name), parameter
 
     def forget(self) -> None:
@@ -138,7 +141,7 @@ class FrozenWatch:
 
 def _is_plain(tensor: Tensor) -> bool:
     return (
-        not torch.nn.parameter.is_lazy(tensor)
+        has_data(tensor)
         and tensor.layout is torch.strided
         and not hasattr(tensor, "__tensor_flatten__")
     )

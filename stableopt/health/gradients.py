@@ -92,7 +92,7 @@ def start_gradients(param_groups: Sequence[dict[str, Any]]) -> GradientMeasureme
     owners, values = [], []
     for g, group in enumerate(param_groups):
         for i, parameter in enumerate(group["params"]):
-            if parameter.grad is not None:
+            if parameter.grad is not None and not parameter.grad.is_meta:
                 owners.append((g, i))
                 values.append(dense_values(parameter.grad))
     if not values:

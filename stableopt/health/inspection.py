@@ -12,8 +12,8 @@ from torch.nn.parameter import Parameter
 
 from stableopt.functional import all_finite, dense_values, tensor_norms
 from stableopt.health.describe import Label
-from stableopt.health.inspector import largest
 from stableopt.health.laws import FIRST, SECOND
+from stableopt.runtime.magnitudes import largest, unmasked
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -48,6 +48,7 @@ class Inspection:
     _moments: dict[int, tuple[Hashable, float, Tensor]] = field(default_factory=dict)
     _floors: list[tuple[Label, Tensor]] = field(default_factory=list)
     _bounds: list[_Bound] = field(default_factory=list)
+    _tables: set[Label] = field(default_factory=set)
 
     def add_parameter(self, place: Position, value: Tensor, state: Mapping[str, Any]) -> None:
         """Check a parameter and its state.
@@ -99,14 +100,28 @@ class Inspection:
                     self._moments[before] = (part, decay, state[key])
             self._add_bound(place, value, state, span)
 
-    def add_buffer(self, owner: Hashable, value: Tensor) -> None:
-        """Check a buffer."""
+    def add_buffer(self, owner: Hashable, value: Tensor, *, moves: bool = True) -> None:
+        """Check a buffer.
+
+        Args:
+            owner: What it is known by.
+            value: Its values.
+            moves: Whether forward passes write to it. What they do not may be a mask, and hold
+                infinities.
+        """
         self._add_value(Label("buffer", owner), value)
+        if not moves:
+            self._tables.add(Label("buffer", owner))
 
     def add_frozen(self, name: str, value: Tensor) -> None:
         """Check a weight that nobody trains, for what is not finite alone."""
         if value.is_floating_point() or value.is_complex():
             self._add_norm(Label("frozen", name), value.detach(), _UNBOUNDED)
+
+    def add_attribute(self, name: str, value: Tensor) -> None:
+        """Check a tensor that an optimizer keeps beside its state."""
+        if value.is_floating_point() or value.is_complex():
+            self._add_norm(Label("state", name), value.detach(), _UNBOUNDED)
 
     def add_tracked(self, name: str, value: Tensor) -> None:
         """Check a tensor of something that is tracked."""
@@ -185,7 +200,9 @@ class Inspection:
         for i, (label, tensor, limit) in enumerate(self._norms):
             norm = next(numbers)
             suspicious = not math.isfinite(norm) or norm > limit
-            fault = _look_closely(tensor, limit) if suspicious else None
+            fault = None
+            if suspicious:
+                fault = _look_closely(unmasked(tensor) if label in self._tables else tensor, limit)
             fault = self.inspector.unless_always_so(label, fault)
             if fault is None and math.isfinite(norm):
                 fault = self._against_history(i, norm)

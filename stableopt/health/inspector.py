@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from stableopt.health.jumps import NormHistory
 from stableopt.health.laws import MomentLaws
 from stableopt.health.vanished import MomentHistory
+from stableopt.runtime.magnitudes import largest
+from stableopt.runtime.state_copy import Position
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
+    import torch
     from torch import Tensor
     from torch.optim import Optimizer
 
@@ -69,6 +69,24 @@ class Inspector:
         self.history.forget()
         self.moments.forget()
 
+    def move(self, moved: Mapping[Position, Position]) -> None:
+        """Know parameters by where they are now; forget those that have left.
+
+        Args:
+            moved: New places by old ones.
+        """
+
+        def moved_label(label: Label) -> Label | None:
+            if not isinstance(label.owner, Position):
+                return label
+            now = moved.get(label.owner)
+            return None if now is None else label._replace(owner=now)
+
+        self.exempt = {label for old in self.exempt if (label := moved_label(old))}
+        self._finite = {label for old in self._finite if (label := moved_label(old))}
+        self.history.move(moved)
+        self.moments.move(moved_label)
+
     def unless_always_so(self, label: Label, fault: str | None) -> str | None:
         """Return ``fault``, unless it was there when the tensor was first seen."""
         if label.kind == "weight" or (label.kind == "state" and self.laws.of_torch):
@@ -90,8 +108,3 @@ class Inspector:
     def accept(self, labels: Iterable[Label]) -> None:
         """Leave these tensors alone from now on."""
         self.exempt.update(labels)
-
-
-def largest(dtype: torch.dtype) -> float:
-    """Return the magnitude above which squares overflow; float16 overflows by itself first."""
-    return math.inf if dtype is torch.float16 else math.sqrt(torch.finfo(dtype).max)

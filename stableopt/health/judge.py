@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stableopt.health.culprits import Culprits
@@ -11,12 +12,16 @@ from stableopt.health.describe import Label, describe
 from stableopt.health.frozen import FrozenWatch
 from stableopt.health.inspection import Inspection
 from stableopt.health.inspector import Inspector
+from stableopt.health.laws import remembers
 from stableopt.health.nonfinite import find_nonfinite
 from stableopt.health.scan import RotatingScan
 from stableopt.health.spikes import SpikeDetector
 from stableopt.health.updates import UpdateWatch
+from stableopt.inner import requires_closure
+from stableopt.runtime.membership import Membership
 from stableopt.runtime.names import parameter_names
 from stableopt.runtime.scalars import read_scalars
+from stableopt.types import Finding, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -26,10 +31,14 @@ if TYPE_CHECKING:
 
     from stableopt.guard import Guard
     from stableopt.runtime.buffers import BufferShadow
+    from stableopt.runtime.state_copy import Position
     from stableopt.runtime.tracked import Tracked
-    from stableopt.types import Finding, Observation
+    from stableopt.types import Observation
 
 logger = logging.getLogger("stableopt")
+
+QUIET = 100
+"""Calls after which a loss that is not finite, while all gradients are, is told again."""
 
 
 class Judge:
@@ -64,7 +73,7 @@ class Judge:
             optimizer, guard.max_weight, guard.weight_jump, guard.moment_drop
         )
         self._scan = RotatingScan(
-            optimizer, self._inspector, guard.scan_period, self._protected_buffers
+            optimizer, self._inspector, guard.scan_period, buffers
         )
         self._part = Inspection(self._inspector)
         self.accepted = False
@@ -72,11 +81,18 @@ class Judge:
         self._culprits = Culprits()
         self._frozen = FrozenWatch(optimizer, model, guard.scan_period)
         self.updates = UpdateWatch(optimizer)
+        self._members = Membership(optimizer)
         self._counts = [0, 0, 0]
+        self._guard = guard
+        self._calls = 0
+        self._told_loss: int | None = None
+        # What searches along a line decides by the loss, too.
+        self._loss_decides = requires_closure(optimizer)
 
     def start(self) -> list[float | Tensor]:
         """Return what :meth:`findings` needs read, beside the observation."""
         self._inspector.moments.call += 1
+        self._calls += 1
         self._part = self._scan.next_part()
         asked: list[Sequence[float | Tensor]] = [
             self._part.start(),
@@ -95,11 +111,30 @@ class Judge:
         """
         part, self._part = self._part, Inspection(self._inspector)
         numbers = numbers[: self._counts[0]]
-        found = self.nonfinite(observation) or self._spikes(observation)
+        found = self.nonfinite(observation)
+        if not any(finding.scope is Scope.BATCH for finding in found):
+            found = self._symptom(found) or self._spikes(observation) or self._first(observation)
         if found or (part.faults(numbers) and self.accepted):
             return (*found, *self.damage())
         part.learn(numbers)
         return ()
+
+    def _symptom(self, found: tuple[Finding, ...]) -> tuple[Finding, ...]:
+        """Return a loss that is not finite, though gradients are, if it is to be told now."""
+        for finding in found:
+            if self._buffers is not None and self._buffers.spoilt():
+                message = f"{finding.message}, but the batch has made buffers not finite"
+                return (replace(finding, message=message, scope=Scope.BATCH, response="skip"),)
+            told, only_told = self._told_loss, self._guard.response_to(finding).value == "warn"
+            if only_told and told is not None and self._calls < told + QUIET:
+                return ()
+            self._told_loss = self._calls
+        return found
+
+    def _first(self, observation: Observation) -> tuple[Finding, ...]:
+        """Return whether the first gradient was out of all proportion, where that lasts."""
+        found = self.spikes.first_was_out(observation)
+        return (found,) if found and remembers(self._optimizer) else ()
 
     def notices(self, numbers: Sequence[float]) -> tuple[Finding, ...]:
         """Return what training could go on with, but somebody should know.
@@ -136,15 +171,54 @@ class Judge:
         """Return what is not finite in an observation."""
         if is_finite(observation):
             return ()
-        return find_nonfinite(observation, self._parameter_names())
+        found = find_nonfinite(observation, self._parameter_names())
+        if self._loss_decides:
+            found = tuple(replace(f, scope=Scope.BATCH, response="skip") for f in found)
+        return found
 
     def damage(self) -> tuple[Finding, ...]:
         """Look at all weights, state and buffers; return what is wrong with them."""
         return describe(self._faults(self._everything()), self._names())
 
+    def has_same_parameters(self) -> bool:
+        """Return whether the optimizer has the parameters that are known."""
+        return self._members.is_same()
+
+    def meet(self) -> set[Position]:
+        """Look at parameters that have come, and know all others by where they are now.
+
+        A weight that is not finite when it comes is meant to be so; nothing else is.
+
+        Returns:
+            The places of those that have come with a state that is of no use.
+        """
+        moved, new = self._members.update()
+        if not self.accepted:
+            return set()
+        self._inspector.move(moved)
+        self._culprits.move(moved)
+        self.updates.forget()
+        if any(place.group != now.group for place, now in moved.items()):
+            self.spikes.forget_groups()
+        arrived = self._scan.parameters(new)
+        faults = self._faults(arrived)
+        masks = [(kind, label) for kind, label in faults if label.kind == "weight"]
+        if masks:
+            self._inspector.accept(label for _, label in masks)
+            self._say(masks, "with parameters that were added")
+        return {label.owner for _, label in faults if label.kind == "state"}
+
+    def _say(self, faults: list[tuple[str, Label]], when: str) -> None:
+        logger.warning(
+            "%s %s: this is left alone, and not looked at again",
+            when,
+            "; ".join(finding.message for finding in describe(faults, self._names())),
+        )
+
     def accept(self) -> None:
         """Take what is there now for meant to be so: training begins with it."""
         self.accepted = True
+        self._members.update()
         self._inspector.forget()
         self._frozen.forget()
         self._scan.restart()
@@ -155,11 +229,7 @@ class Judge:
         everything.learn(numbers)
         if faults:
             self._inspector.accept(label for _, label in faults)
-            findings = describe(faults, self._names())
-            logger.warning(
-                "before the first step %s: this is left alone, and not looked at again",
-                "; ".join(finding.message for finding in findings),
-            )
+            self._say(faults, "before the first step")
 
     def accept_state(self) -> None:
         """Take what an optimizer of others has made for its state for meant to be so."""
@@ -188,10 +258,6 @@ class Judge:
 
     def _faults(self, inspection: Inspection) -> list[tuple[str, Label]]:
         return inspection.faults(read_scalars(inspection.start()))
-
-    def _protected_buffers(self) -> Iterator[tuple[Hashable, Tensor]]:
-        if self._buffers is not None:
-            yield from self._buffers.items()
 
     def _parameter_names(self) -> Mapping[tuple[int, int], str]:
         return parameter_names(self._optimizer, self._model)

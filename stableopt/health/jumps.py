@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Mapping
 
 USUAL = 4.0
 """Norms that are never a jump, in units of that which keeps the size of inputs."""
@@ -21,6 +21,10 @@ class _Known:
     norm: float
     largest: float = 0.0
     count: int = 0
+
+
+Part: TypeAlias = "tuple[Hashable, Hashable]"
+"""A parameter by its place, and which of its elements."""
 
 
 class NormHistory:
@@ -43,9 +47,9 @@ class NormHistory:
 
     def __init__(self, factor: float | None) -> None:
         self._factor = factor
-        self._known: dict[Hashable, _Known] = {}
+        self._known: dict[Part, _Known] = {}
 
-    def has_jumped(self, part: Hashable, norm: float, unit: float) -> bool:
+    def has_jumped(self, part: Part, norm: float, unit: float) -> bool:
         """Tell whether a part has.
 
         Args:
@@ -60,7 +64,7 @@ class NormHistory:
         grown = norm - known.norm
         return norm > max(factor * known.norm, USUAL * unit) and grown > factor * known.largest
 
-    def learn(self, part: Hashable, norm: float) -> None:
+    def learn(self, part: Part, norm: float) -> None:
         """Remember the norm of a part, after a step with nothing wrong."""
         if not math.isfinite(norm):
             return
@@ -70,6 +74,14 @@ class NormHistory:
             return
         largest = max(known.largest, abs(norm - known.norm))
         self._known[part] = replace(known, norm=norm, largest=largest, count=known.count + 1)
+
+    def move(self, moved: Mapping[Any, Any]) -> None:
+        """Know parts by where their parameters are now; forget those that have left."""
+        self._known = {
+            (moved[place], span): known
+            for (place, span), known in self._known.items()
+            if place in moved
+        }
 
     def forget(self) -> None:
         """Begin anew: other weights were put there on purpose."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch.optim import Optimizer
 
 FIRST, SECOND = "exp_avg", "exp_avg_sq"
@@ -21,6 +20,13 @@ _SMALLEST = 1e-18
 
 _OF_ADAM = frozenset({SECOND, "max_exp_avg_sq"})
 _OF_TORCH = _OF_ADAM | {"square_avg", "acc_delta", "sum", "row_var", "col_var", "variance"}
+
+POWERS: Mapping[str, int] = {
+    **dict.fromkeys((FIRST, "exp_inf", "grad_avg"), 1),
+    **dict.fromkeys((SECOND, "max_exp_avg_sq", "square_avg", "sum"), 2),
+    **dict.fromkeys(("row_var", "col_var", "variance"), 2),
+}
+"""How what is remembered of gradients grows with them."""
 
 _NEVER = "never"
 """In place of the option that says how a sum of squares decays."""
@@ -106,6 +112,12 @@ class MomentLaws:
         limits = torch.finfo(dtype)
         lost = limits.smallest_normal * limits.eps / (1 - high2)
         return _SLACK * squared, max(smallest**2, _SLACK * squared * lost)
+
+
+def remembers(optimizer: Optimizer) -> bool:
+    """Return whether the state holds squares of gradients, or their largest magnitudes."""
+    squares = {key for key, power in POWERS.items() if power == 2} | {"exp_inf"}
+    return any(squares & state.keys() for state in optimizer.state.values())
 
 
 def _decays_of(optimizer: Optimizer) -> Mapping[str, str]:

@@ -40,14 +40,11 @@ class Monitor:
         self.corrected = set[str]()
         self.kind = risk
         self._drift = DriftDetector(spacing)
-        self._risk: RiskJudge = KappaSlope() if risk == "kappa_tilde" else SpectralRisk(self._slope)
+        self._risk: RiskJudge = KappaSlope() if risk == "kappa_tilde" else SpectralRisk(self._drift)
 
     def learns(self, name: str, step: int) -> bool:
         """Tell whether a weight that cannot be judged by its past yet should be visited now."""
         return name not in self.weights or self._drift.learns(name, step)
-
-    def _slope(self, name: str) -> float | None:
-        return self._drift.slope(name, "effective_rank")
 
     def take(
         self, readings: Sequence[Reading], shapes: Mapping[str, tuple[int, int]], step: int

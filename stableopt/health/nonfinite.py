@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from stableopt.health.describe import shown
-from stableopt.types import Finding
+from stableopt.types import Finding, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 def find_nonfinite(
     observation: Observation, names: Mapping[tuple[int, int], str]
 ) -> tuple[Finding, ...]:
-    """Return a finding for a loss that is not finite, and one for such gradients.
+    """Return a finding for gradients that are not finite, and one for such a loss.
+
+    Only gradients reach the weights: a loss that is not finite while they are is a symptom, and
+    often none of anything (a mean over no labels).
 
     Args:
         observation: What is known about the step.
@@ -25,9 +28,12 @@ def find_nonfinite(
     """
     findings = []
     loss, gradients = observation.loss, observation.gradients
+    spoils = gradients is not None and bool(gradients.nonfinite)
     if loss is not None and not math.isfinite(loss):
-        findings.append(Finding(kind="nonfinite_loss", message=f"the loss is {loss}", value=loss))
-    if gradients is not None and gradients.nonfinite:
+        scope, more = (Scope.BATCH, "") if spoils else (Scope.NOTICE, ", while all gradients are finite")
+        message = f"the loss is {loss}{more}"
+        findings.append(Finding(kind="nonfinite_loss", message=message, scope=scope, value=loss))
+    if gradients is not None and spoils:
         findings.append(_in_gradients(gradients, names))
     return tuple(findings)
 

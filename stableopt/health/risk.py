@@ -120,6 +120,14 @@ class RiskJudge(Protocol):
         """Go on with it."""
 
 
+class Courses(Protocol):
+    """Who follows how metrics of weights change."""
+
+    def slope(self, name: str, metric: str) -> float | None:
+        """Return the change of the logarithm per step; ``None`` while it is not known."""
+        ...
+
+
 class SpectralRisk:
     """Reads the level from tiers and drifts.
 
@@ -137,12 +145,11 @@ class SpectralRisk:
     The level rises at once, and falls when three assessments in a row were lower.
 
     Args:
-        slope: Returns the change per step of a weight's log effective rank; ``None`` while it
-            is not known.
+        courses: Have the change per step of a weight's log effective rank.
     """
 
-    def __init__(self, slope: Callable[[str], float | None]) -> None:
-        self._slope = slope
+    def __init__(self, courses: Courses) -> None:
+        self._courses = courses
         self._held: Assessment | None = None
         self._calm = 0
 
@@ -177,7 +184,7 @@ class SpectralRisk:
 
     def _moves(self, names: Sequence[str]) -> bool:
         """Tell whether half of the weights move, or are not known long enough to tell."""
-        slopes = [self._slope(name) for name in names]
+        slopes = [self._courses.slope(name, "effective_rank") for name in names]
         known = sorted(math.inf if slope is None else abs(slope) for slope in slopes)
         return bool(known) and known[len(known) // 2] > MOVING
 

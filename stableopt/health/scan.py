@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 from stableopt.health.inspection import Inspection, spans
-from stableopt.runtime.state_copy import parameter_at, positions
+from stableopt.runtime.family import loose_tensors, state_of
+from stableopt.runtime.state_copy import Position, parameter_at, positions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from stableopt.health.inspector import Inspector
-    from stableopt.runtime.state_copy import Position
 
 _OVERHEAD = 1 << 12
 """What starting the checks of one part costs, in elements that are read in the same time."""
@@ -30,7 +30,7 @@ class RotatingScan:
         optimizer: Whose weights and state.
         inspector: What is allowed in them.
         period: Steps for everything.
-        buffers: Returns the model's buffers and what they are known by.
+        buffers: The model's buffers as of the last healthy step.
 
     Cost:
         One read of parameters and state (and what a few elementwise operations on the
@@ -42,7 +42,7 @@ class RotatingScan:
         optimizer: Optimizer,
         inspector: Inspector,
         period: int,
-        buffers: Callable[[], Iterable[tuple[Hashable, Tensor]]],
+        buffers: BufferShadow | None,
     ) -> None:
         self._optimizer = optimizer
         self._inspector = inspector
@@ -59,24 +59,44 @@ class RotatingScan:
         inspection = Inspection(self._inspector)
         if not self._parts:
             self._parts = self._plan()
-            for owner, buffer in self._buffers():
-                inspection.add_buffer(owner, buffer)
-        state = self._optimizer.state
+            self._add_buffers(inspection)
         for place, span in self._parts.pop():
+            if not isinstance(place, Position):
+                self._add_attribute(inspection, place)
+                continue
             parameter = parameter_at(self._optimizer, place)
             if parameter is None or (span is not None and parameter.numel() < span[1]):
                 continue  # it is another one now, and looked at in the next round
-            inspection.add_part(place, parameter, state.get(parameter, {}), span)
+            inspection.add_part(place, parameter, state_of(self._optimizer, parameter), span)
         return inspection
 
     def everything(self) -> Inspection:
         """Return the checks of all there is."""
-        inspection = Inspection(self._inspector)
-        for place, parameter in positions(self._optimizer).items():
-            inspection.add_parameter(place, parameter, self._optimizer.state.get(parameter, {}))
-        for owner, buffer in self._buffers():
-            inspection.add_buffer(owner, buffer)
+        inspection = self.parameters(list(positions(self._optimizer)))
+        for name in loose_tensors(self._optimizer):
+            self._add_attribute(inspection, name)
+        self._add_buffers(inspection)
         return inspection
+
+    def parameters(self, places: Iterable[Position]) -> Inspection:
+        """Return the checks of some parameters and their state."""
+        inspection = Inspection(self._inspector)
+        for place in places:
+            parameter = parameter_at(self._optimizer, place)
+            if parameter is not None:
+                state = state_of(self._optimizer, parameter)
+                inspection.add_parameter(place, parameter, state)
+        return inspection
+
+    def _add_buffers(self, inspection: Inspection) -> None:
+        if self._buffers is not None:
+            for place, buffer in self._buffers.items():
+                inspection.add_buffer(place, buffer, moves=self._buffers.moves(place))
+
+    def _add_attribute(self, inspection: Inspection, name: str) -> None:
+        found = loose_tensors(self._optimizer).get(name)
+        if found is not None:
+            inspection.add_attribute(name, found)
 
     def _plan(self) -> list[list[_Part]]:
         """Cut the parameters into as many parts of about equal cost as there are steps."""
@@ -90,7 +110,10 @@ class RotatingScan:
                 count = parameter.numel() if span is None else span[1] - span[0]
                 parts[min(int(spent / quota), self._period - 1)].append((place, span))
                 spent += count + _OVERHEAD * count / max(1, parameter.numel())
+        for i, name in enumerate(loose_tensors(self._optimizer)):
+            parts[i % self._period].append((name, None))
         return parts
 
 
-_Part: TypeAlias = "tuple[Position, tuple[int, int] | None]"
+_Part: TypeAlias = "tuple[Position | str, tuple[int, int] | None]"
+"""A parameter and some of its elements, or an attribute of the optimizer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,16 @@ from torch import Tensor
 
 from stableopt.errors import ConfigError
 from stableopt.functional import dense_values, widest_real
+from stableopt.runtime.storage import has_data
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from stableopt.types import Observation
 
 
 class Signals:
-    """The signals observed since the last step.
+    """The signals observed since the last step, or since a batch that nobody took a step on.
 
     ``loss`` is averaged over all calls, and a value that is not finite wins, as it does
     in any mean. Every other signal keeps its last value.
@@ -29,9 +33,17 @@ class Signals:
         self._others: dict[str, Any] = {}
         self._between: dict[str, Any] = {}
         self._begun = self._ended = False
+        self._gradient: tuple[weakref.ref[Tensor], weakref.ref[Tensor]] | None = None
 
-    def add(self, signals: Mapping[str, Any]) -> float | Tensor | None:
+    def add(
+        self, signals: Mapping[str, Any], param_groups: Sequence[Mapping[str, Any]] = ()
+    ) -> float | Tensor | None:
         """Collect ``signals``; ``None`` stands for not observed.
+
+        Args:
+            signals: What is observed.
+            param_groups: Those of the optimizer; a gradient that is another one than at the last
+                call says that a new batch has begun.
 
         Returns:
             The loss, one number, if it is among them.
@@ -40,17 +52,19 @@ class Signals:
             ConfigError: A value is not a number, a tensor or a dict of these; nothing of
                 the call is then collected.
         """
-        checked = {n: _checked(n, value) for n, value in signals.items() if value is not None}
+        checked = {n: _checked(n, value) for n, value in signals.items() if _is_there(value)}
         loss = checked.pop("loss", None)
         if isinstance(loss, dict):
             raise ConfigError(
                 f"loss={signals['loss']!r}: the loss must be one number or one tensor; "
                 "pass the total, and its parts under other names"
             )
+        found = None if loss is None else _mean(loss)
+        if found is not None:
+            self._look_for_reset(param_groups)
         if self._ended:
             # What was told between two steps, of an evaluation, is not about the batch that ended.
             self._losses, self._others, self._ended = [], dict(self._between), False
-        found = None if loss is None else _mean(loss)
         if found is not None:
             self._losses.append(found)
         self._others.update(checked)
@@ -63,16 +77,34 @@ class Signals:
         losses, others = self._losses, self._others
         self._losses, self._others, self._between = [], {}, {}
         self._begun = self._ended = False
+        self._gradient = None
         return losses, others
 
     def end_batch(self) -> None:
-        """Let what comes next replace what is there: gradients were reset in between.
+        """Let what comes next replace what is there: no step will be taken on it.
 
-        A GradScaler does not call ``step()`` when it skips an overflow, so nobody consumes
-        what was observed of that batch. What is there stays until then, because some loops
-        reset the gradients between the forward and the backward pass.
+        A GradScaler does not call ``step()`` when it skips an overflow, and loops leave out batches
+        of their own, so that nobody consumes what was observed of them. What is there stays until
+        then, because some loops reset the gradients between the forward and the backward pass.
         """
         self._begun = self._ended = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give copies and pickles no gradient."""
+        return {**self.__dict__, "_gradient": None}
+
+    def _look_for_reset(self, param_groups: Sequence[Mapping[str, Any]]) -> None:
+        """End the batch if its gradients have been reset since a loss of it was told."""
+        if self._gradient is not None:
+            parameter, gradient = (ref() for ref in self._gradient)
+            if parameter is None or gradient is None or parameter.grad is not gradient:
+                self.end_batch()
+        self._gradient = None
+        for group in param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._gradient = weakref.ref(parameter), weakref.ref(parameter.grad)
+                    return
 
 
 def loss_of(value: Any) -> list[float | Tensor]:
@@ -95,9 +127,14 @@ def summarize_signals(signals: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _summary(value) for name, value in signals.items()}
 
 
+def _is_there(value: Any) -> bool:
+    """Return whether something was observed: neither ``None``, nor a tensor without values."""
+    return value is not None and not (isinstance(value, Tensor) and not has_data(value))
+
+
 def _checked(name: str, value: Any) -> Any:
     if isinstance(value, Mapping):
-        found = {k: v for k, v in value.items() if v is not None}
+        found = {k: v for k, v in value.items() if _is_there(v)}
         return {str(k): _checked(f"{name}[{k!r}]", v) for k, v in found.items()}
     if isinstance(value, Tensor):
         return _checked_tensor(name, value)
@@ -114,8 +151,6 @@ def _checked(name: str, value: Any) -> Any:
 def _checked_tensor(name: str, value: Tensor) -> Tensor:
     if value.numel() == 0:
         raise ConfigError(f"{name}: an empty tensor has no value; leave the signal out")
-    if value.is_meta:
-        raise ConfigError(f"{name}: a meta tensor has no value; leave the signal out")
     if value.is_quantized:
         raise ConfigError(f"{name}: a quantized tensor; tell {name}.dequantize() instead")
     # Copied, because running averages and buffers are written to before the step.

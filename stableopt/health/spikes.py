@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import deque
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -36,42 +37,51 @@ GRADIENT_FLOOR = 0.8
 GRADIENT_REACH = math.log(3.0)
 """How much larger than any of the newest the logarithm of a gradient norm has to be."""
 
-EARLIEST = 5
-"""Gradient norms after which one that is absurdly larger is a spike already: a loss may begin at
-its minimum (the distance of a model to its own copy), with gradients of next to nothing."""
-
 EARLY_REACH = math.log(100.0)
-"""How much larger than all so far the logarithm of such a norm has to be."""
+"""While there is no baseline: how much larger than all before it the logarithm of a gradient norm
+has to be."""
 
-TAIL = 2
-"""Isolated spikes after which values like them are the tail of a distribution, not faults."""
+EARLIEST = 5
+"""Gradient norms before which a loss that has risen, too, explains one: a model that begins as a
+copy of its own teacher has a loss of next to nothing, and gradients to match."""
 
-TAIL_FACTOR = 2.0
-"""How many times as far out as those spikes a value of the same tail may lie."""
+LOSS_RISE = 10.0
+"""How many times as large as all before it such a loss is."""
 
-TAIL_MEMORY = 1_000
-"""Clean values over which isolated spikes are remembered."""
+ALIKE = 3
+"""Flagged values after which others that lie no further out are data, and not faults."""
+
+ALIKE_EARLY = 1
+"""The same while there is no baseline."""
+
+LOSS_FURTHER = 4.0
+"""How many times as far above the median as a flagged loss another one like it may lie."""
+
+GRADIENT_FURTHER = math.log(10.0)
+"""How much larger than a flagged one the logarithm of another gradient norm like it may be."""
+
+MEMORY = 10_000
+"""Clean values over which a flagged one is remembered; longer, if others like it come again."""
 
 _UPPER_QUARTILE = 0.6745
 """Of a standard normal distribution."""
 
 
 class Baseline:
-    """What was normal lately: the median, how far values lie above it, and which tail they have.
+    """What was normal lately: the median, how far values lie above it, and what was flagged.
 
     The spread is taken from the upper quartile alone, because only what lies above is ever
     judged. Flagged values are never added, so that a fault cannot become the new normal
-    unnoticed. But a value that was flagged and followed by a clean one stood alone; once that
-    has happened twice, the data have a tail (a rare class, a wrong label), and what lies no
-    further out is left to training.
+    unnoticed. But three that lie equally far out are no coincidence: the data have a tail (a
+    sparse reward, a rare class, a task that comes now and then), and what lies no further out
+    than it is left to training from then on.
     """
 
     def __init__(self) -> None:
         self.first_median: float | None = None
         self._recent: deque[float] = deque()
         self._sorted: list[float] = []
-        self._row: list[float] = []
-        self._alone: deque[tuple[int, float]] = deque()
+        self._flagged: deque[tuple[int, float]] = deque()
         self._count = 0
 
     def add(self, value: float) -> None:
@@ -83,25 +93,29 @@ class Baseline:
             del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
         if self.first_median is None and self.ready:
             self.first_median = self.median
-        if self._row:
-            self._alone.append((self._count, max(self._row)))
-            self._row = []
-        while self._alone and self._alone[0][0] < self._count - TAIL_MEMORY:
-            self._alone.popleft()
+        while self._flagged and self._flagged[0][0] < self._count - MEMORY:
+            self._flagged.popleft()
 
     def flag(self, value: float) -> None:
-        """Remember that ``value`` was flagged, until it is known whether it stands alone."""
-        self._row.append(value)
+        """Remember a value that was flagged."""
+        self._flagged.append((self._count, value))
 
-    def clear(self) -> None:
-        """Forget what was normal; the scale of the first values is kept."""
+    def accept(self, value: float) -> None:
+        """Take ``value`` for data, however few were like it, and forget what was normal."""
+        self._flagged.extend([(self._count, value)] * ALIKE)
         self._recent.clear()
         self._sorted.clear()
-        self._row = []
-        self._alone.clear()
+
+    def alike(self, least: float) -> int:
+        """Return how many values of at least ``least`` were flagged."""
+        return sum(value >= least for _, value in self._flagged)
+
+    def renew(self) -> None:
+        """Keep the flagged values in memory: another one like them has come."""
+        self._flagged = deque((self._count, value) for _, value in self._flagged)
 
     def has(self, count: int) -> bool:
-        """Tell whether so many values are remembered."""
+        """Return whether so many values are remembered."""
         return len(self._recent) >= count
 
     @property
@@ -119,6 +133,10 @@ class Baseline:
         """The largest of the newest values."""
         return max(islice(reversed(self._recent), NEWEST))
 
+    def newest(self, count: int) -> list[float]:
+        """Return the newest values, oldest first."""
+        return list(self._recent)[-count:]
+
     def score(self, value: float, floor: float) -> float:
         """Return how many spreads ``value`` lies above the median.
 
@@ -130,24 +148,12 @@ class Baseline:
         spread = max((upper - self.median) / _UPPER_QUARTILE, floor)
         return (value - self.median) / spread if spread > 0 else 0.0
 
-    def has_tail_to(self, value: float, further: float) -> bool:
-        """Tell whether ``value`` belongs to a tail that is known.
-
-        Args:
-            value: What to judge.
-            further: How far beyond the largest of the tail it may lie.
-        """
-        if len(self._alone) < TAIL:
-            return False
-        return value <= max(peak for _, peak in self._alone) + further
-
     def state_dict(self) -> dict[str, Any]:
         """Return what is remembered, oldest first."""
         return {
             "first_median": self.first_median,
             "recent": list(self._recent),
-            "row": list(self._row),
-            "alone": [list(pair) for pair in self._alone],
+            "flagged": [list(pair) for pair in self._flagged],
             "count": self._count,
         }
 
@@ -156,8 +162,7 @@ class Baseline:
         self.first_median = state["first_median"]
         self._recent = deque(state["recent"])
         self._sorted = sorted(self._recent)
-        self._row = list(state["row"])
-        self._alone = deque((int(count), peak) for count, peak in state["alone"])
+        self._flagged = deque((int(count), value) for count, value in state.get("flagged", ()))
         self._count = state["count"]
 
 
@@ -166,14 +171,17 @@ class SpikeDetector:
 
     A loss is a spike if it lies more than ``loss_limit`` spreads above the recent median
     (a spread is at least 2% of the first losses: near zero nothing is a spike), and three
-    times further than any of the newest. What has stood alone twice is a tail of the data, and
-    no spike any more; so it is for the gradient of a parameter group, not for all of them.
+    times further than any of the newest.
 
     A gradient norm is one if its logarithm lies so many spreads above (a spread is at least
     0.8, so that six are a factor of 121), if it is three times as large as any of the newest,
-    and larger than the first norms were. Before there is a baseline it is one if it is a
-    hundred times as large as all before it. The norm of every parameter group is judged in the
+    and larger than the first norms were. While there is no baseline it is one if it is a
+    hundred times as large as all before it (and, in the first five steps, the loss has not risen
+    tenfold, too). The norm of every parameter group is judged in the
     same way: of a small one the global norm shows nothing.
+
+    Once three values were flagged, others that lie no further out are data, and not flagged; while
+    there is no baseline, one is enough.
 
     Args:
         loss_limit: z-score; ``None`` not to look.
@@ -190,15 +198,18 @@ class SpikeDetector:
         self._gradient = Baseline()
         self._groups: dict[int, Baseline] = {}
         self._out: list[tuple[Baseline, float]] = []
+        self._first_is_known = False
+        self._explained = False
 
     def judge(self, observation: Observation) -> tuple[Finding, ...]:
-        """Return what stands out in an observation that is finite."""
+        """Return what stands out in an observation whose gradients are finite."""
         self._out = []
         findings = []
         if self._loss_limit is not None and observation.loss is not None and self._loss.ready:
             findings += self._judge_loss(observation.loss, self._loss_limit)
         norm = _norm(observation)
         if self._gradient_limit is not None and norm:
+            self._explained = self._loss_has_risen(observation.loss)
             findings += self._judge_gradient(self._gradient, norm, self._gradient_limit)
         return tuple(findings)
 
@@ -207,39 +218,60 @@ class SpikeDetector:
         limit, found = self._gradient_limit, {}
         for number, norm in _groups(observation):
             if limit is not None and number in self._groups:
-                subject = f"gradient norm of group {number}"
-                for finding in self._judge_gradient(self._groups[number], norm, limit, subject):
+                for finding in self._judge_gradient(self._groups[number], norm, limit, number):
                     found[number] = finding
         return found
 
     def _judge_loss(self, loss: float, limit: float) -> list[Finding]:
+        if not math.isfinite(loss):
+            return []
         base = self._loss
         score = base.score(loss, LOSS_FLOOR * abs(base.first_median or 0.0))
         out = loss - base.median
         # Of a loss that falls, even the newest may lie below the median.
         beyond = out > LOSS_REACH * max(0.0, base.largest - base.median)
-        # At most so many times as far out as what is known of the tail.
-        further = (1 - 1 / TAIL_FACTOR) * out
-        if score > limit and beyond and not base.has_tail_to(loss, further):
-            self._out.append((base, loss))
-            return [_spike("loss", loss, base.median, score)]
-        return []
+        if score <= limit or not beyond:
+            return []
+        before = base.alike(base.median + out / LOSS_FURTHER)
+        if before >= ALIKE:
+            base.renew()
+            return []
+        self._out.append((base, loss))
+        # A step on it may be as long as usual, and no longer.
+        usual = math.exp(self._gradient.largest) if self._gradient.ready else None
+        how = f"robust z {score:.3g}{_last(before + 1, ALIKE)}"
+        return [_spike("loss", loss, base.median, how, usual)]
+
+    def _loss_has_risen(self, loss: float | None) -> bool:
+        """Return whether one of the first losses is ten times as large as all before it."""
+        if loss is None or self._gradient.has(EARLIEST) or not self._loss.has(1):
+            return False
+        return abs(loss) > LOSS_RISE * max(map(abs, self._loss.newest(WINDOW)))
 
     def _judge_gradient(
-        self, base: Baseline, norm: float, limit: float, subject: str = "gradient norm"
+        self, base: Baseline, norm: float, limit: float, group: int | None = None
     ) -> list[Finding]:
         value = math.log(norm)
-        if not base.ready:
-            if base.has(EARLIEST) and value > base.largest + EARLY_REACH:
-                return [_spike(subject, norm, math.exp(base.median), math.inf)]
+        if base.ready:
+            score, enough = base.score(value, GRADIENT_FLOOR), ALIKE
+            beyond = value > max(base.largest + GRADIENT_REACH, base.first_median or 0.0)
+            out, how = score > limit and beyond, f"robust z {score:.3g}"
+        else:
+            out, enough = base.has(1) and value > base.largest + EARLY_REACH, ALIKE_EARLY
+            out = out and not self._explained
+            how = "over a hundred times as large as all before it"
+        if not out:
             return []
-        score = base.score(value, GRADIENT_FLOOR)
-        beyond = value > max(base.largest + GRADIENT_REACH, base.first_median or 0.0)
-        tailed = base is not self._gradient and base.has_tail_to(value, math.log(TAIL_FACTOR))
-        if score > limit and beyond and not tailed:
-            self._out.append((base, value))
-            return [_spike(subject, norm, math.exp(base.median), score)]
-        return []
+        before = base.alike(value - GRADIENT_FURTHER)
+        if before >= enough:
+            base.renew()
+            return []
+        self._out.append((base, value))
+        subject = "gradient norm" if group is None else f"gradient norm of group {group}"
+        how += _last(before + 1, enough)
+        usual = math.exp(base.median)
+        found = _spike(subject, norm, usual, how, math.exp(base.largest))
+        return [replace(found, group=group)]
 
     def learn(self, observation: Observation) -> None:
         """Remember an observation that nothing was found in."""
@@ -252,16 +284,48 @@ class SpikeDetector:
             self._groups.setdefault(number, Baseline()).add(math.log(of_group))
 
     def note_spike(self) -> None:
-        """Remember that the step that was judged last stood out by its spikes alone."""
+        """Remember that the step that was judged last stood out."""
         for base, value in self._out:
             base.flag(value)
         self._out = []
 
+    def accept(self) -> None:
+        """Take what stood out in the step that was judged last for what is normal now."""
+        for base, value in self._out:
+            base.accept(value)
+        self._out = []
+
+    def first_was_out(self, observation: Observation) -> Finding | None:
+        """Return a finding if the very first gradient was a hundred times as large as the next two.
+
+        What remembers squares of gradients (Adam) would take hundreds of steps to forget it. It is
+        asked once in a run, at the third gradient.
+        """
+        norm, base = _norm(observation), self._gradient
+        if self._first_is_known or not norm or not base.has(2):
+            return None
+        self._first_is_known = True
+        first, second = base.newest(2)
+        usual = max(second, math.log(norm))
+        if self._gradient_limit is None or base.has(3) or first <= usual + EARLY_REACH:
+            return None
+        return Finding(
+            kind="first_gradient",
+            message=f"the first gradient norm was {math.exp(first):.4g}, over a hundred times as "
+            f"large as the two after it (at most {math.exp(usual):.4g}), and the optimizer would "
+            "remember it for long",
+            scope=Scope.SPIKE,
+            value=math.exp(first),
+            usual=math.exp(usual),
+        )
+
+    def forget_groups(self) -> None:
+        """Forget what is usual for single groups: other numbers stand for them now."""
+        self._groups = {}
+
     def reset(self) -> None:
-        """Forget what was normal: something else is, from here on."""
-        self._loss.clear()
-        self._gradient.clear()
-        self._groups.clear()
+        """Begin anew."""
+        self._loss, self._gradient, self._groups = Baseline(), Baseline(), {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return all baselines as plain data."""
@@ -281,14 +345,21 @@ class SpikeDetector:
             self._groups[int(number)].load_state_dict(known)
 
 
-def _spike(subject: str, value: float, usual: float, score: float) -> Finding:
-    how = f"robust z {score:.3g}" if math.isfinite(score) else "a hundredfold of all before it"
+def _spike(
+    subject: str, value: float, median: float, how: str, usual: float | None
+) -> Finding:
     return Finding(
         kind=f"{subject.split()[0]}_spike",
-        message=f"the {subject} is {value:.4g} where {usual:.4g} is usual ({how})",
+        message=f"the {subject} is {value:.4g} where {median:.4g} is usual ({how})",
         scope=Scope.SPIKE,
         value=value,
+        usual=usual,
     )
+
+
+def _last(number: int, enough: int) -> str:
+    """Return what is said of a spike after which others like it are none."""
+    return "; after this one, values like it are taken for data" if number == enough else ""
 
 
 def _groups(observation: Observation) -> list[tuple[int, float]]:

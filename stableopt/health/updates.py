@@ -36,6 +36,9 @@ LARGE = 1.0
 FACTOR = 8.0
 """How many times as large as any before it a large update has to be."""
 
+QUIET = 1_000
+"""Calls after which a weight that does not move is told again, that one or another."""
+
 KNOWN = 2
 """Looks at a weight after which its updates are judged."""
 
@@ -83,7 +86,7 @@ class UpdateWatch:
         self._courses: dict[Position, _Course] = {}
         self._look: _Look | None = None
         self._calls = 0
-        self._told = False
+        self._quiet_until = 0
         # What searches along a line stands still where it has arrived.
         self._looks = not requires_closure(optimizer)
 
@@ -147,9 +150,8 @@ class UpdateWatch:
         course.still = course.still + 1 if still else 0
         if course.still == 0:
             course.since = self._calls
-            self._told = False
-        if course.still == STILL and not self._told:
-            self._told, count = True, self._calls - course.since
+        if course.still == STILL and self._calls >= self._quiet_until:
+            self._quiet_until, count = self._calls + QUIET, self._calls - course.since
             return (_stalled(names()[look.place], count, rate),)
         ratio, usual = moved / max(size, look.unit), course.largest
         course.largest = max(usual, ratio)

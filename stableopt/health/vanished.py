@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import weakref
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
 SMALLEST = 1e-30
 """Norms below which squares underflow, and nothing can be said."""
+
+
+Part: TypeAlias = "tuple[Hashable, Hashable]"
+"""A tensor by its label, and which of its elements."""
 
 
 class _Known(NamedTuple):
@@ -39,10 +43,10 @@ class MomentHistory:
 
     def __init__(self, factor: float | None) -> None:
         self._factor = factor
-        self._known: dict[Hashable, _Known] = {}
+        self._known: dict[Part, _Known] = {}
         self.call = 0
 
-    def has_vanished(self, part: Hashable, norm: float, decay: float, holder: object) -> bool:
+    def has_vanished(self, part: Part, norm: float, decay: float, holder: object) -> bool:
         """Tell whether a part has.
 
         Args:
@@ -57,10 +61,18 @@ class MomentHistory:
         left: float = decay ** (self.call - known.call) * known.norm / self._factor
         return norm < left and left > SMALLEST
 
-    def learn(self, part: Hashable, norm: float, holder: object) -> None:
+    def learn(self, part: Part, norm: float, holder: object) -> None:
         """Remember the norm of a part, after a step with nothing wrong."""
         if math.isfinite(norm):
             self._known[part] = _Known(norm, self.call, weakref.ref(holder))
+
+    def move(self, moved: Callable[[Any], Any]) -> None:
+        """Know parts by other labels, as ``moved`` gives them; forget those of which it has none."""
+        self._known = {
+            (label, span): known
+            for (old, span), known in self._known.items()
+            if (label := moved(old))
+        }
 
     def forget(self) -> None:
         """Begin anew: other moments were put there on purpose."""

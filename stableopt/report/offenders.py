@@ -9,7 +9,7 @@ from stableopt.functional import gaussian_effective_rank
 from stableopt.health.tiers import SMALLEST, TIERS
 from stableopt.report.run import LayerTally
 from stableopt.report.values import count, natural, spell
-from stableopt.sensors.targets import looks_like_head
+from stableopt.sensors.targets import without_limits
 from stableopt.types import Standing
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def judge(run: Run, metric: str, name: str, value: float | None) -> Standing:
     unjudged = run.setting("sensors", "unjudged")
     if isinstance(unjudged, list):
         return Standing.UNJUDGED if name in unjudged else tier.standing(value)
-    if looks_like_head(name):
+    if without_limits(name):
         return Standing.UNJUDGED
     rank = run.newest("effective_rank", name)
     relative = run.newest("relative_rank", name)

@@ -1,18 +1,67 @@
-"""A shadow of the model's buffers, so that a skipped batch leaves no trace in them."""
+"""A copy of the model's buffers, so that a skipped batch leaves no trace in them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+import weakref
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch.nn.parameter import is_lazy
+from torch.nn.modules.batchnorm import _NormBase
 
 from stableopt.functional import all_finite, tensor_norms, total_norm
+from stableopt.runtime.forward_hooks import Hooks
+from stableopt.runtime.magnitudes import largest, unmasked
+from stableopt.runtime.storage import has_data, without_overlap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor, nn
+
+LOOKS = 3
+"""Batches at the start that are compared with what was there before, to see what they move."""
+
+LOOKS_AGAIN = 50
+"""Steps from one such comparison to the next."""
+
+_SWITCHES = (torch.bool, torch.uint8)
+"""Dtypes of switches and masks: no forward pass counts in them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """One buffer.
+
+    Attributes:
+        module: Whose it is.
+        key: Its name there.
+        copy: What it was; ``None`` if there was nothing.
+        live: The tensor that was copied; ``None`` where that is not known.
+    """
+
+    module: nn.Module
+    key: str
+    copy: Tensor | None
+    live: weakref.ref[Tensor] | None = None
+
+    @property
+    def now(self) -> Tensor | None:
+        """What is there now."""
+        return self.module._buffers.get(self.key)
+
+    @property
+    def rebound(self) -> bool:
+        """Whether another tensor stands in its place now."""
+        return self.live is not None and self.live() is not self.now
+
+    @property
+    def persistent(self) -> bool:
+        """Whether it is in checkpoints."""
+        return self.key not in self.module._non_persistent_buffers_set
+
+
+_Place: TypeAlias = "tuple[int, str]"
 
 
 class BufferShadow:
@@ -21,11 +70,21 @@ class BufferShadow:
     By the time a batch is judged, its forward pass has already written to the running
     statistics of BatchNorm and its like: only a copy from before can undo that. In-place
     updates by native kernels do not raise a tensor's version counter (measured on
-    BatchNorm, torch 2.13), so every buffer is copied every time.
+    BatchNorm, torch 2.13), so every buffer is copied every time: before the first forward pass
+    of a batch, so that what was changed between two steps (a switch, a mask, statistics that
+    were loaded) is none of the batch's doing; after the step, where the forward pass is compiled
+    and cannot be heard.
+
+    What goes back is what forward passes move: that is seen by comparing in the first batches, and
+    before every snapshot. What nothing moves is a switch, a mask or a table, and stays as it is
+    unless it holds something that is not finite. A buffer that a forward pass has made anew (the
+    cache of a rotary embedding, grown for a longer sequence) stays as well: other things, which
+    are not in any buffer, have been made together with it. Only statistics that are made anew for
+    every batch and are in checkpoints go back.
 
     Args:
         model: The model; its modules are walked at every refresh, so that buffers that are
-            added or rebound are seen. Buffers of lazy modules count once they have a shape.
+            added or rebound are seen. Buffers that have no data do not count.
 
     Cost:
         One copy of the buffers in memory, one read and write of them per step, and about
@@ -34,123 +93,246 @@ class BufferShadow:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._slots: dict[tuple[int, str], _Slot] = {}
-        self._infinite: set[tuple[int, str]] = set()
+        self._slots: dict[_Place, _Slot] = {}
+        self._infinite: set[_Place] = set()
+        self._moving: set[_Place] = set()
+        self._looks = self._steps = 0
+        self._armed = True  # the next forward pass begins a batch
+        self._stale = False  # the step that was taken last is not in the copies yet
+        self._heard = False  # a forward pass of this batch was heard
+        self._hooks: Hooks | None = Hooks(self)
         self.refresh()
 
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Make the shadow equal to the buffers as they are now."""
-        copies, lives = self._walk()
-        if lives:
-            torch._foreach_copy_(copies, lives)
+    # what happens to the model
+
+    def before_forward(self) -> None:
+        """Hear that a forward pass begins: what is there now is nothing of its batch's doing."""
+        self._heard = True
+        if self._armed:
+            self._armed = False
+            self.refresh()
 
     @torch.no_grad()
-    def refresh_if(self, sound: Tensor) -> None:
-        """Refresh the shadow if ``sound`` holds, and restore the buffers if not: no host waits.
+    def loaded(self, module: nn.Module) -> None:
+        """Hear that values were loaded into a module: they are meant to be there."""
+        for place, slot in self._slots.items():
+            if slot.module is module:
+                self._slots[place] = self._copied(slot.module, slot.key, slot)
 
-        A buffer that is new, or has another shape than before, is taken as it is.
+    def close(self) -> None:
+        """Hear nothing any more."""
+        if self._hooks is not None:
+            self._hooks.close()
+            self._hooks = None
+
+    # a step
+
+    def taken(self) -> None:
+        """Hear that the step was taken: what its batch did to the buffers counts."""
+        self._steps += 1
+        if self._looks < LOOKS or self._steps % LOOKS_AGAIN == 0:
+            self.look()
+        self._stale, self._armed = self._heard, True
+        if not self._heard:
+            self.refresh()
+        self._heard = False
+
+    @torch.no_grad()
+    def taken_if(self, sound: Tensor) -> None:
+        """Hear the same if ``sound`` holds, and put back what the batch did if not: no host waits.
 
         Args:
             sound: A 0-dim bool tensor.
         """
-        for copy, live in zip(*self._walk(), strict=True):
-            copy.copy_(torch.where(sound.to(live.device), live, copy))
-            live.data.copy_(copy)
+        for place, slot in list(self._slots.items()):
+            live, copy = slot.now, slot.copy
+            if live is None or copy is None or not _alike(copy, live):
+                continue
+            holds = sound.to(live.device)
+            if not self._goes_back(place, slot, of_batch=True):
+                holds = holds | ~torch.isnan(live).any()
+            copy.copy_(torch.where(holds, live, copy))
+            target, source = without_overlap(live.data, copy)
+            target.copy_(source)
+        self._armed, self._stale, self._heard = True, False, False
+        self._walk()
+
+    @torch.no_grad()
+    def left_out(self) -> None:
+        """Hear that the step was not taken: put back what its batch did."""
+        for place, slot in self._slots.items():
+            self._put_back(place, slot, of_batch=True)
+        self._armed, self._stale, self._heard = True, False, False
+
+    @torch.no_grad()
+    def go_back(self, to: BufferShadow) -> None:
+        """Put back what a snapshot has of what forward passes move, and whatever is damaged."""
+        self._moving |= to._moving
+        for place, slot in to._slots.items():
+            self._put_back(place, slot, of_batch=False)
+        self.refresh()
+        self._armed, self._stale, self._heard = True, False, False
+
+    def current(self) -> BufferShadow:
+        """Return this, with the step that was taken last in it."""
+        if self._stale:
+            self._stale = False
+            self.refresh()
+        return self
+
+    @torch.no_grad()
+    def look(self) -> None:
+        """See what the batch has moved."""
+        self._looks += 1
+        for place, slot in self._slots.items():
+            live, copy = slot.now, slot.copy
+            alike = live is not None and copy is not None and _alike(copy, live)
+            if alike and (slot.persistent or not slot.rebound) and place not in self._moving:
+                if not torch.equal(*without_overlap(live, copy)):  # type: ignore[arg-type]
+                    self._moving.add(place)
+
+    def moves(self, place: _Place) -> bool:
+        """Return whether forward passes move a buffer: it is no switch, mask or table then."""
+        slot = self._slots.get(place)
+        return place in self._moving or (
+            slot is not None and isinstance(slot.module, _NormBase)
+        )
+
+    def _goes_back(self, place: _Place, slot: _Slot, *, of_batch: bool) -> bool:
+        """Return whether a buffer that is finite goes back.
+
+        Args:
+            place: What it is known by.
+            slot: What it was.
+            of_batch: Whether it is this batch that is left out.
+        """
+        known = self.moves(place)
+        if slot.rebound:
+            return slot.persistent and (known or self._looks == 0)
+        return known or self._looks == 0 or (of_batch and self._heard)
+
+    def _put_back(self, place: _Place, slot: _Slot, *, of_batch: bool) -> None:
+        live, copy = slot.now, slot.copy
+        if live is None or not has_data(live):
+            return
+        if copy is None:
+            if _is_spoilt(live, moves=False):
+                slot.module._buffers[slot.key] = None
+        elif _alike(copy, live):
+            if self._goes_back(place, slot, of_batch=of_batch) or _is_spoilt(live, moves=self.moves(place)):
+                target, source = without_overlap(live.data, copy)
+                target.copy_(source)  # not detach(), as in StateCopy.restore
+        elif live.shape == copy.shape:  # the model was moved to another dtype or device
+            if self._goes_back(place, slot, of_batch=of_batch):
+                live.data.copy_(copy)
+        elif _is_spoilt(live, moves=self.moves(place)):
+            slot.module._buffers[slot.key] = copy.to(live.device, copy=True)
+
+    # copying
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Make the copies equal to the buffers as they are now."""
+        pairs = self._walk()
+        if pairs:
+            copies, lives = zip(*pairs, strict=True)
+            torch._foreach_copy_(copies, lives)
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
-        """Return every copy, and the buffer that it is a copy of, where both are alike."""
-        found = [(copy, owner.get(key)) for owner, key, copy in self._slots.values()]
+        """Return every copy, and the buffer that it is a copy of, where a graph may move it."""
+        found = [(slot.copy, slot.now) for slot in self._slots.values() if not slot.rebound]
         return [
-            (copy, live)
+            without_overlap(live, copy)[::-1]
             for copy, live in found
             if copy is not None and live is not None and _alike(copy, live)
+            if live.dtype not in _SWITCHES
         ]
 
-    def _walk(self) -> tuple[list[Tensor], list[Tensor]]:
+    def _walk(self) -> list[tuple[Tensor, Tensor]]:
         """Find the buffers that there are; return copies of before, and what they are copies of."""
         old, self._slots = self._slots, {}
         seen: set[int] = set()
-        copies, lives = [], []
-        for owner in _owners(self._model):
-            for key, live in owner.items():
-                if live is not None and (id(live) in seen or is_lazy(live)):
+        pairs = []
+        for module in _owners(self._model):
+            if self._hooks is not None:
+                self._hooks.add(module)
+            for key, live in module._buffers.items():
+                if live is not None and (id(live) in seen or not has_data(live)):
                     continue
                 seen.add(id(live))
-                before = old.get((id(owner), key))
-                copy = before[2] if before is not None and before[0] is owner else None
+                place = id(module), key
+                before = old.get(place)
+                copy = before.copy if before is not None and before.module is module else None
                 if live is None or copy is None or not _alike(live, copy):
-                    copy = None if live is None else live.detach().clone()
+                    self._slots[place] = self._copied(module, key)
                 else:
-                    copies.append(copy)
-                    lives.append(live)
-                self._slots[id(owner), key] = owner, key, copy
-        return copies, lives
+                    pairs.append((copy, live))
+                    self._slots[place] = _Slot(module, key, copy, weakref.ref(live))
+        return pairs
 
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put every buffer back, in place where its shape still allows it.
-
-        A buffer keeps the dtype and device that the model was moved to since.
-        """
-        for owner, key, copy in self._slots.values():
-            live = owner.get(key)
-            if copy is None:
-                owner[key] = None
-            elif live is not None and live.shape == copy.shape:
-                live.data.copy_(copy)  # not detach(), as in StateCopy.restore
-            else:
-                owner[key] = copy.clone() if live is None else copy.to(live, copy=True)
+    @staticmethod
+    def _copied(module: nn.Module, key: str, before: _Slot | None = None) -> _Slot:
+        live = module._buffers.get(key)
+        if live is None or not has_data(live):
+            return _Slot(module, key, None)
+        copy = None if before is None else before.copy
+        if copy is not None and _alike(copy, live):
+            copy.copy_(live)
+        else:
+            copy = live.detach().clone()
+        return _Slot(module, key, copy, weakref.ref(live))
 
     @torch.no_grad()
     def spoilt(self) -> bool:
-        """Tell whether a buffer is not finite that was so after the last healthy step.
+        """Return whether a buffer is not finite that was so before this batch.
 
         Cost:
             One read of the floating buffers and one host synchronisation while they are finite.
         """
         pairs = {
-            slot: (owner[key], copy)
-            for slot, (owner, key, copy) in self._slots.items()
-            if slot not in self._infinite and copy is not None and copy.is_floating_point()
+            place: (slot.now, slot.copy)
+            for place, slot in self._slots.items()
+            if place not in self._infinite
+            and slot.copy is not None
+            and slot.copy.is_floating_point()
         }
-        lives = [live for live, _ in pairs.values() if live is not None and live.numel()]
+        lives = [live for live, _ in pairs.values() if live is not None and has_data(live)]
+        lives = [live for live in lives if live.numel()]
         if not lives or bool(torch.isfinite(total_norm(tensor_norms(lives)))):
             return False
         # A mask of -inf is one for good: it is not looked at again.
-        self._infinite |= {slot for slot, (_, copy) in pairs.items() if not all_finite(copy)}
+        self._infinite |= {place for place, (_, copy) in pairs.items() if not all_finite(copy)}
         return any(
-            live is not None and slot not in self._infinite and not all_finite(live)
-            for slot, (live, _) in pairs.items()
+            live is not None and place not in self._infinite and not all_finite(live)
+            for place, (live, _) in pairs.items()
         )
 
     def copy_into(self, other: BufferShadow | None) -> BufferShadow:
-        """Return a copy of this shadow, in the memory of ``other`` if there is one."""
+        """Return a copy of this, in the memory of ``other`` if there is one."""
         twin = BufferShadow.__new__(BufferShadow)
-        twin._model = self._model
-        twin._slots = {}
-        twin._infinite = set()
+        twin.__dict__.update(self.__dict__, _slots={}, _hooks=None)
+        twin._infinite, twin._moving = set(), set(self._moving)
         old = {} if other is None else other._slots
-        for slot, (owner, key, copy) in self._slots.items():
-            before = old.get(slot)
-            memory = before[2] if before is not None and before[0] is owner else None
-            if copy is None or memory is None or not _alike(copy, memory):
-                memory = None if copy is None else copy.clone()
+        for place, slot in self._slots.items():
+            before = old.get(place)
+            memory = before.copy if before is not None and before.module is slot.module else None
+            if slot.copy is None or memory is None or not _alike(slot.copy, memory):
+                memory = None if slot.copy is None else slot.copy.clone()
             else:
-                memory.copy_(copy)
-            twin._slots[slot] = owner, key, memory
+                memory.copy_(slot.copy)
+            twin._slots[place] = replace(slot, copy=memory)
         return twin
 
-    def items(self) -> Iterator[tuple[tuple[int, str], Tensor]]:
-        """Yield every copy, and what it is known by: its owner's ``id`` and its key."""
-        for slot, (_, _, copy) in self._slots.items():
-            if copy is not None:
-                yield slot, copy
+    def items(self) -> Iterator[tuple[_Place, Tensor]]:
+        """Yield every copy, and what it is known by: its module's ``id`` and its key."""
+        for place, slot in self._slots.items():
+            if slot.copy is not None:
+                yield place, slot.copy
 
-    def names(self) -> dict[tuple[int, str], str]:
+    def names(self) -> dict[_Place, str]:
         """Return the name of every buffer by what it is known by."""
         return {
-            (id(module._buffers), key): f"{path}.{key}" if path else key
+            (id(module), key): f"{path}.{key}" if path else key
             for path, module in self._model.named_modules()
             for key in module._buffers
         }
@@ -160,12 +342,19 @@ class BufferShadow:
         """The bytes of all copies."""
         return sum(copy.numel() * copy.element_size() for _, copy in self.items())
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Let copies and pickles listen to a model of their own."""
+        slots = {place: replace(slot, live=None) for place, slot in self._slots.items()}
+        return {**self.__dict__, "_slots": slots, "_hooks": None, "_moving": set(), "_looks": 0}
 
-_Slot: TypeAlias = "tuple[dict[str, Tensor | None], str, Tensor | None]"
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # The model may not be filled yet: nothing here may look at it.
+        self.__dict__.update(state)
+        self._hooks = Hooks(self)
 
 
-def _owners(model: nn.Module) -> Iterator[dict[str, Tensor | None]]:
-    """Yield the buffer dict of every module that has one; faster than ``modules()``."""
+def _owners(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield every module that has buffers; faster than ``modules()``."""
     seen: set[int] = set()
     waiting = [model]
     while waiting:
@@ -173,9 +362,19 @@ def _owners(model: nn.Module) -> Iterator[dict[str, Tensor | None]]:
         if id(module) not in seen:
             seen.add(id(module))
             if module._buffers:
-                yield module._buffers
+                yield module
             waiting.extend(child for child in module._modules.values() if child is not None)
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+
+
+def _is_spoilt(buffer: Tensor, *, moves: bool) -> bool:
+    """Return whether a buffer has a NaN, or what is infinite or absurdly large and no mask."""
+    if not (buffer.is_floating_point() or buffer.is_complex()) or not buffer.numel():
+        return False
+    if bool(torch.isnan(buffer).any()):
+        return True
+    sizes = buffer.abs() if moves else unmasked(buffer).abs()
+    return float(sizes.amax()) > largest(buffer.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from stableopt.errors import ConfigError, StableOptError
+from stableopt.runtime.storage import has_data, without_overlap
 from stableopt.runtime.tree_copy import Memory, TreeRestorer, TreeSaver, tree_bytes
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class Tracked:
     """
 
     def __init__(self) -> None:
-        self._items: dict[str, tuple[Any, ...]] = {}
+        self._items: dict[str, tuple[Callable[[], Any], ...]] = {}
         self.declined: set[str] = set()
 
     def add(self, items: Mapping[str, Any]) -> None:
@@ -48,7 +50,7 @@ class Tracked:
         Raises:
             ConfigError: One of them has no state; nothing of the call is then tracked.
         """
-        given = {name: _members(name, item) for name, item in items.items()}
+        given = {name: tuple(map(_held, _members(name, item))) for name, item in items.items()}
         self._items.update(given)
         self.declined |= {name for name, members in given.items() if not members}
         for name in [name for name, members in self._items.items() if not members]:
@@ -92,9 +94,9 @@ class Tracked:
         saver = TreeSaver(memory)
         before = old.states if old is not None else {}
         states = {}
-        for name, items in self._items.items():
+        for name, items in self._alive():
             try:
-                now = [_accessors(item)[0]() for item in items]
+                now = [None if item is None else _accessors(item)[0]() for item in items]
             except Exception as error:
                 raise TrackedError(f"{name} does not give its state: {error!r}") from error
             states[name] = saver.copy(now, before.get(name))
@@ -112,9 +114,11 @@ class Tracked:
             The names of what raised instead: the others have gone back all the same.
         """
         left_behind = []
-        for name, items in self._items.items():
+        for name, items in self._alive():
             if name in copy.states and (replay or not _is_replayed(name, items)):
                 for item, state in zip(items, copy.states[name], strict=False):
+                    if item is None:
+                        continue
                     try:
                         _accessors(item)[1](state)
                     except Exception:
@@ -122,10 +126,15 @@ class Tracked:
                         left_behind.append(name)
         return tuple(left_behind)
 
+    def _alive(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        for name, held in self._items.items():
+            yield name, tuple(ref() for ref in held)  # None for what nobody else holds any more
+
     def _each(self) -> Iterator[tuple[str, Any]]:
-        for name, items in self._items.items():
+        for name, items in self._alive():
             for item in items:
-                yield name, item
+                if item is not None:
+                    yield name, item
 
 
 class TrackedError(StableOptError):
@@ -171,6 +180,15 @@ def _members(name: str, item: Any) -> tuple[Any, ...]:
     return members
 
 
+def _held(item: Any) -> Callable[[], Any]:
+    """Return how to get at an item; a scheduler is not kept alive.
+
+    It holds its optimizer, which would be freed by the collector alone; and one that nobody else
+    holds is never stepped again.
+    """
+    return weakref.ref(item) if isinstance(item, LRScheduler) else lambda: item
+
+
 def _accessors(item: Any) -> Any:
     """Return how to read the state of ``item``, and how to put a copy of it back."""
     if isinstance(item, nn.Module):
@@ -192,21 +210,29 @@ def _accessors(item: Any) -> Any:
 def _loader(item: _Stateful) -> Callable[[Any], None]:
     def load(saved: Any) -> None:
         # A loader may keep what it is given: the copy must stay ours.
-        item.load_state_dict(TreeRestorer(Memory.SAME).put(None, saved))  # nothing is reused
+        restorer = TreeRestorer(Memory.SAME)
+        state = restorer.put(None, saved)  # nothing is reused
+        restorer.finish()
+        item.load_state_dict(state)
 
     return load
 
 
 def _module_tensors(module: nn.Module) -> dict[str, Any]:
-    parameters = {n: p.detach() for n, p in module.named_parameters()}
-    return {**parameters, **dict(module.named_buffers())}
+    named = (*module.named_parameters(), *module.named_buffers())
+    return {name: tensor.detach() for name, tensor in named if has_data(tensor)}
 
 
 @torch.no_grad()
 def _restore_module(module: nn.Module, saved: Mapping[str, Any]) -> None:
-    for name, tensor in _module_tensors(module).items():
-        if name in saved:
-            tensor.detach().copy_(saved[name])
+    now = _module_tensors(module)
+    known = {name: tensor for name, tensor in now.items() if name in saved}
+    resized = [name for name, tensor in known.items() if tensor.shape != saved[name].shape]
+    if weights := [name for name in resized if name in dict(module.named_parameters())]:
+        raise ValueError(f"{', '.join(weights)} have another shape than in the snapshot")
+    for name in known.keys() - resized:  # a buffer that has grown is a cache, and stays
+        target, source = without_overlap(known[name], saved[name])
+        target.copy_(source)
 
 
 def forgive_overflow(scaler: GradScaler) -> None:

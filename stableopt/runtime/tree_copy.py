@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from copy import deepcopy
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from stableopt.runtime.storage import without_overlap
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 
 class Memory(str, Enum):
@@ -57,15 +61,21 @@ class _Copies:
         self._sources: list[Tensor] = []
 
     def add(self, target: Tensor, source: Tensor) -> None:
-        if _kind(target) is not Tensor:
-            target.copy_(source)  # a subclass may have its own idea of copying
-            return
-        self._targets.append(target.detach())
-        self._sources.append(source.detach())
+        self._targets.append(target)
+        self._sources.append(source)
 
     def make(self) -> None:
-        if self._targets:
-            torch._foreach_copy_(self._targets, self._sources)
+        plain = []
+        for target, source in zip(self._targets, self._sources, strict=True):
+            if _kind(target) is not Tensor:
+                target.copy_(source)  # a subclass may have its own idea of copying
+            elif target.layout is not torch.strided:
+                plain.append((target.detach(), source.detach()))
+            else:
+                plain.append(without_overlap(target.detach(), source.detach()))
+        if plain:
+            targets, sources = zip(*plain, strict=True)
+            torch._foreach_copy_(targets, sources)
         self._targets, self._sources = [], []
 
 
@@ -87,7 +97,7 @@ def tree_tensors(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from tree_tensors(item, seen)
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, (list, tuple, deque, set, frozenset)):
         for item in value:
             yield from tree_tensors(item, seen)
 
@@ -156,10 +166,18 @@ class TreeRestorer:
         self._memo: dict[int, Any] = {id(item): item for item in keep}
         self._written: set[int] = set()
         self._copies = _Copies()
+        self._acts: list[Callable[[], None]] = []
+
+    def then(self, act: Callable[[], None]) -> None:
+        """Have :meth:`finish` do something else as well."""
+        self._acts.append(act)
 
     def finish(self) -> None:
-        """Write into the live tensors; until then they hold what they held before."""
+        """Write into what is live; until then it holds what it held before."""
         self._copies.make()
+        for act in self._acts:
+            act()
+        self._acts = []
 
     def put(self, live: Any, saved: Any, device: torch.device | None = None) -> Any:
         """Return ``saved`` as a value for the owner, in place of ``live`` if possible.
@@ -180,8 +198,7 @@ class TreeRestorer:
         if isinstance(saved, dict):
             target = live if type(live) is type(saved) else _like(saved, {})
             items = {k: self.put(target.get(k), v, device) for k, v in saved.items()}
-            target.clear()
-            target.update(items)
+            self.then(partial(_replace, target, items))
             return target
         if type(saved) in (list, tuple):
             now = live if isinstance(live, (list, tuple)) else ()
@@ -189,7 +206,7 @@ class TreeRestorer:
                 self.put(now[i] if i < len(now) else None, v, device) for i, v in enumerate(saved)
             ]
             if type(saved) is list and type(live) is list:
-                live[:] = parts
+                self.then(partial(live.__setitem__, slice(None), parts))
                 return live
             return type(saved)(parts)
         return deepcopy(saved, self._memo)
@@ -206,6 +223,11 @@ class TreeRestorer:
 
 def _is_pinned(tensor: Tensor) -> bool:
     return _kind(tensor) is Tensor and tensor.device.type == "cpu" and tensor.is_pinned()
+
+
+def _replace(target: dict[Any, Any], items: dict[Any, Any]) -> None:
+    target.clear()
+    target.update(items)
 
 
 def _like(example: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:

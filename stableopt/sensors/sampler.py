@@ -21,7 +21,7 @@ class Sampler:
     """Which share of the weights is measured, how often, and in which order.
 
     ``"round_robin"`` visits every weight within ``every / ratio`` steps; ``"random"`` draws
-    anew every time, as ASSR does. Either depends on the names of the parameters and the seed
+    anew every time, as ASSR does. Either depends on the places of the parameters and the seed
     alone. What is suspected, or has no baseline yet, is visited beside those whose turn it is.
 
     Attributes:
@@ -71,10 +71,10 @@ class Sampler:
         return step == 0 or (step + 1) % self.every == 0
 
     def pick(self, names: Sequence[str], turn: int, step: int) -> list[str]:
-        """Return the names whose turn it is.
+        """Return those whose turn it is.
 
         Args:
-            names: Of all weights, in any order.
+            names: What all weights are known by, in any order.
             turn: How many times weights were picked before.
             step: Updates behind them.
         """

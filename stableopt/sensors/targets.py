@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from stableopt.errors import ConfigError
 from stableopt.runtime.names import parameter_names
+from stableopt.runtime.storage import has_data
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +74,7 @@ class Targets:
     def weights(self) -> dict[str, Tensor]:
         """Return every weight, detached, as it is now."""
         groups = self._optimizer.param_groups
-        key = tuple(id(p) for group in groups for p in group["params"])
+        key = tuple(id(p) for group in groups for p in (*group["params"], group.get("param_names")))
         if key != self._key:
             self._key = key
             self._names = {
@@ -86,6 +86,11 @@ class Targets:
         found = {name: groups[g]["params"][i] for name, (g, i) in self._names.items()}
         return {name: p.detach() for name, p in found.items() if _has_spectrum(p)}
 
+    @property
+    def places(self) -> dict[str, str]:
+        """Where every weight of the last :meth:`weights` stands, as ``"group.index"``, by name."""
+        return {name: f"{g}.{i}" for name, (g, i) in self._names.items()}
+
     def _find_heads(self) -> frozenset[str]:
         """Return the names of output layers, and of tables of positions."""
         if self._heads is not None:
@@ -96,8 +101,7 @@ class Targets:
         return frozenset(
             name
             for name, (g, i) in self._names.items()
-            if looks_like_head(name)
-            or any(part in name.lower() for part in POSITIONS)
+            if without_limits(name)
             or any(groups[g]["params"][i] is w for w in outputs)
         )
 
@@ -117,14 +121,17 @@ def _outputs(model: nn.Module) -> list[Tensor]:
     return found
 
 
-def looks_like_head(name: str) -> bool:
-    """Tell whether the name of a parameter is that of an output layer."""
-    return any(part in name.lower() for part in HEADS)
+def without_limits(name: str) -> str | None:
+    """Return what a parameter is, by its name, if its rows are alike in healthy runs, too."""
+    lower = name.lower()
+    if any(part in lower for part in HEADS):
+        return "an output layer"
+    return "learned positions" if any(part in lower for part in POSITIONS) else None
 
 
 def _has_spectrum(parameter: Tensor) -> bool:
-    if is_lazy(parameter) or parameter.dim() < 2 or parameter.layout is not torch.strided:
+    if not has_data(parameter) or parameter.dim() < 2 or parameter.layout is not torch.strided:
         return False
-    if type(parameter.data) is not torch.Tensor or parameter.device.type == "meta":
+    if type(parameter.data) is not torch.Tensor:
         return False  # a subclass decides for itself what an operation means
     return parameter.numel() > 0 and (parameter.is_floating_point() or parameter.is_complex())

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from stableopt.types import Event
 
 
+MANY = 32
+"""Losses in a row that are not finite, though all gradients are, which are no coincidence."""
+
+
 class Ledger:
     """The interventions and the two clocks of a run.
 
@@ -24,6 +28,8 @@ class Ledger:
         last_loss: The loss of the last step that was taken, if it was observed.
         steps_lost: Updates that rollbacks have undone.
         back_offs: How often the learning rate was lowered without going back.
+        tames: Steps whose gradients were scaled down to what is usual.
+        resets: How often what looked like spikes was taken for data.
     """
 
     def __init__(self) -> None:
@@ -33,32 +39,42 @@ class Ledger:
         self.last_loss: float | None = None
         self.steps_lost = 0
         self.back_offs = 0
+        self.tames = 0
+        self.resets = 0
+        self._bad_losses = 0
         self._incomplete = False
         self._counts: Counter[Action] = Counter()
 
     def add(self, event: Event) -> None:
         """Keep an event that there is something to say about."""
         self.entries.append(event)
-        if event.intervened:
-            self._counts[event.action] += not event.backs_off
-            self.back_offs += event.backs_off
+        self._counts[event.action] += event.action is not Action.TAKE
+        self.back_offs += event.backs_off
+        self.tames += event.tames
+        self.resets += event.baseline_reset
         if event.action is Action.ROLL_BACK and event.rollback is not None:
             self.steps_lost += event.rollback.from_step - event.rollback.to_step
             self._incomplete |= bool(event.rollback.left_behind)
 
+    def note_loss(self, loss: float | None) -> None:
+        """Hear the loss of a step that was taken."""
+        self.last_loss = loss
+        if loss is not None:
+            self._bad_losses = 0 if math.isfinite(loss) else self._bad_losses + 1
+
     def count(self, action: Action) -> int:
-        """Return how many interventions took ``action``."""
+        """Return how many calls ended in ``action``, which is not to take the step."""
         return self._counts[action]
 
     def integrity(self, guarded: bool) -> str:
         """Return whether a fault is known to remain.
 
         ``"OK"``: nothing harmful remained; steps that were skipped or undone are no harm.
-        ``"COMPROMISED"``: the run was stopped, it trains on with a loss that is not finite, or
+        ``"COMPROMISED"``: the run was stopped, it trains on with losses that are not finite, or
         something that is tracked did not go back. ``"UNCHECKED"``: there is no guard that
-        could know.
+        could know. With a guard, whose gradients are finite, that takes 32 such losses in a row.
         """
-        bad_loss = self.last_loss is not None and not math.isfinite(self.last_loss)
+        bad_loss = self._bad_losses >= (MANY if guarded else 1)
         if self.count(Action.STOP) or bad_loss or self._incomplete:
             return "COMPROMISED"
         return "OK" if guarded else "UNCHECKED"

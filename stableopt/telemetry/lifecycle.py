@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stableopt")
 
-_FINAL = ("calls", "steps", "skips", "rollbacks", "steps_lost", "baseline_resets", "back_offs")
+_FINAL = (
+    *("calls", "steps", "skips", "rollbacks", "steps_lost"),
+    *("tamed", "baseline_resets", "back_offs"),
+)
 _NOT_FINAL = ("readings/", "acts/")
 _OURS = frozenset({"step", "risk", "train_loss", "grad_norm", "lr", "lr_scale", *COUNTERS})
 

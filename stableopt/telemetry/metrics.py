@@ -23,6 +23,7 @@ COUNTERS = (
     "skips",
     "rollbacks",
     "steps_lost",
+    "tamed",
     "baseline_resets",
     "back_offs",
     "stops",
@@ -33,7 +34,6 @@ _COUNTED = {
     Action.SKIP: "skips",
     Action.ROLL_BACK: "rollbacks",
     Action.STOP: "stops",
-    Action.TAKE: "baseline_resets",
 }
 
 
@@ -92,8 +92,13 @@ def interventions_of(event: Event) -> dict[str, int]:
     """Return by how much an event raises each of :data:`COUNTERS`; empty if nobody intervened."""
     if not event.intervened:
         return {}
-    kind = "back_offs" if event.backs_off else _COUNTED[event.action]
-    counts = {"interventions": 1, kind: 1}
+    kinds = {
+        "back_offs": event.backs_off,
+        "tamed": event.tames,
+        "baseline_resets": event.baseline_reset,
+        _COUNTED.get(event.action, ""): event.action in _COUNTED,
+    }
+    counts = {"interventions": 1, **{kind: 1 for kind, counted in kinds.items() if counted}}
     if event.action is Action.ROLL_BACK and event.rollback is not None:
         counts["steps_lost"] = event.rollback.from_step - event.rollback.to_step
     return counts

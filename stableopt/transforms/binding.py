@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch.nn.parameter import is_lazy
-
 from stableopt.errors import ConfigError
 from stableopt.runtime.names import parameter_names
 from stableopt.runtime.previous import Previous
+from stableopt.runtime.storage import has_data
 from stableopt.sensors.known import METRICS
 from stableopt.transforms.protocol import Actuator, Target
 from stableopt.transforms.selection import NothingSelectedError, selection
@@ -94,7 +93,7 @@ class Field:
         model: Gives names.
 
     Attributes:
-        targets: All of them that are trained: not frozen, and with a shape already.
+        targets: All of them that are trained: not frozen, and with values already.
         lazy: How many have none yet.
     """
 
@@ -103,7 +102,7 @@ class Field:
         self.model = model
         names = parameter_names(optimizer, model)
         every = [Target(name, place) for place, name in _unique(names).items()]
-        shaped = [target for target in every if not is_lazy(self.parameter(target))]
+        shaped = [target for target in every if has_data(self.parameter(target))]
         self.lazy = len(every) - len(shaped)
         self._shaped = shaped
         self.targets = [target for target in shaped if self.parameter(target).requires_grad]

@@ -126,8 +126,9 @@ def test_it_goes_on_as_if_the_batch_after_the_snapshot_had_been_left_out():
 
 
 def test_a_bad_loss_leaves_a_compiled_step_out():
-    """Though the gradients, which is all that the graph looks at, are finite."""
-    run = Run(*WAYS["AdamW, compiled"]).steps(5)
+    """If that is asked for, though the gradients are finite."""
+    guard = {"responses": {"nonfinite_loss": "skip"}}
+    run = Run(*WAYS["AdamW, compiled"], guard=guard).steps(5)
     before = run.everything()
     loss = run.loss(5)
     run.opt.zero_grad()
@@ -273,7 +274,8 @@ def test_a_spike_is_told_too_late_and_learned_from_by_nobody():
     run.opt.step()
     (event,) = run.opt.ledger
     assert event.action is Action.TAKE
-    assert "too late to skip it, the step has been taken" in event.reason
+    assert "too late to tame it, the step has been taken" in event.reason
+    assert not event.tames
     assert {finding.kind for finding in event.findings} == {"loss_spike", "gradient_spike"}
     after = run.opt._loop.guardian._judge.spikes.state_dict()
     assert_same(_values(after), _values(before))
@@ -282,7 +284,7 @@ def test_a_spike_is_told_too_late_and_learned_from_by_nobody():
 
 def _values(state):
     """Return what a detector has learned, of all that it remembers."""
-    return {name: known["values"] for name, known in state.items() if "values" in known}
+    return {name: state[name]["recent"] for name in ("loss", "gradient")}
 
 
 def test_rules_hear_what_was_observed_of_their_step():
@@ -391,7 +393,7 @@ def test_a_bad_loss_of_finite_gradients_is_told():
     run.opt.step()
     (event,) = run.opt.ledger
     assert event.action is Action.TAKE
-    assert event.reason == "the loss is nan: too late to skip it, the step has been taken"
+    assert event.reason == "the loss is nan, while all gradients are finite"
 
 
 def test_steps_that_are_compiled_from_outside_keep_their_order():

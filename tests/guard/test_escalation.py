@@ -88,7 +88,7 @@ class TestSpikes:
         run.steps(3, a=0.0)
         before = run.lr_scale
         assert 0.5 < before < 1.0
-        run.steps_with_spikes(4)
+        run.steps_with_spikes(3)
         assert run.lr_scale == before
 
     def test_it_ends_no_episode(self):

@@ -35,6 +35,13 @@ def train(model, opt, steps=1, first=0):
         opt.step()
 
 
+def bad(model, opt):
+    """Take a step on gradients that are not finite."""
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, math.nan)
+    opt.step()
+
+
 def storages(value, seen):
     """Collect every tensor storage that can be reached from ``value``."""
     if isinstance(value, torch.Tensor):
@@ -51,7 +58,7 @@ def storages(value, seen):
 
 def memory_of(snapshot):
     copy = snapshot._state
-    return [copy._params, copy._state, copy._reserved]
+    return [copy._params, *copy._members, *copy._reserved]
 
 
 class TestMemory:
@@ -176,8 +183,7 @@ class TestByHand:
         model, opt = start(every=1000)
         train(model, opt, steps=2)
         opt.snapshot()
-        opt.observe(loss=math.nan)
-        opt.step()
+        bad(model, opt)
         assert opt.verdict.action is Action.SKIP
         train(model, opt, first=2)
         assert {s["step"] for s in opt.summary()["snapshots"]["steps"] if s["manual"]} == {3}
@@ -205,8 +211,7 @@ class TestWhatUsersDo:
         model, opt = start(every=10, confirm=5)
         train(model, opt, steps=50)
         for _ in range(9):
-            opt.observe(loss=math.nan)
-            opt.step()
+            bad(model, opt)
         train(model, opt, steps=5, first=50)
         actions = [event.action.value for event in opt.ledger]
         assert actions == ["skip"] * 6 + ["roll_back"] + ["skip"] * 2
@@ -331,7 +336,7 @@ class TestSafety:
         snapshot = keeper._snapshots[keeper.ring.sound()[0].index]
         copies = {
             "weight": lambda: snapshot._state._params[0],
-            "moment": lambda: snapshot._state._state[0, 1]["exp_avg_sq"],
+            "moment": lambda: snapshot._state._members[0].state[0, 1]["exp_avg_sq"],
             "buffer": lambda: next(c for _, c in snapshot._buffers.items() if c.dim()),
         }
         flip_bit(copies[where](), 0, index=3)
@@ -448,18 +453,22 @@ class TestSafety:
         twin.step()
         assert opt.summary()["steps"] == 6
 
-    def test_a_parameter_added_late_begins_a_new_timeline(self):
+    def test_a_parameter_added_late_goes_back_to_what_it_was_when_it_came(self):
         model, opt = start(every=2, confirm=2)
         train(model, opt, steps=6)
-        late = torch.nn.Parameter(torch.ones(3))
+        late = torch.nn.Parameter(torch.full((3,), 5.0))
         opt.add_param_group({"params": [late]})
         late.grad = torch.ones(3)
-        train(model, opt, first=6)
-        assert [s["step"] for s in opt.summary()["snapshots"]["steps"]] == [6]
+        opt.step()
+        assert [s["step"] for s in opt.summary()["snapshots"]["steps"]] == [6, 4, 2]
+        assert not torch.equal(late.detach(), torch.full((3,), 5.0))
         corrupt_weight(opt, math.nan, name="1.0")
-        train(model, opt, steps=22, first=7)
-        assert [e.action for e in opt.ledger] == [Action.ROLL_BACK]
-        assert torch.isfinite(late).all()
+        opt.rollback()
+        train(model, opt, first=7)
+        assert opt.verdict.rollback.to_step == 4
+        assert late.tolist() == [5.0] * 3
+        assert late not in opt.state
+        assert late.data_ptr() and opt.param_groups[1]["lr"] == 1e-3
 
     def test_the_counts_survive_a_checkpoint(self):
         model, opt = start(every=1, confirm=1, cooldown=1000)

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import ExponentialLR, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, ExponentialLR, StepLR
 
-from stableopt import Guard, StableOptimizer
+from stableopt import StableOptimizer
+from stableopt.types import Scope
 
-SEEN_ONCE = 3
-"""Batches of a heavy tail that may be left out before the tail is known."""
+SEEN_ONCE = 5
+"""Batches of a heavy tail of which something may be told before the tail is known."""
 
 
 class Run:
@@ -38,12 +39,17 @@ class Run:
                 scheduler.step()
         return self
 
+    def told_spikes(self):
+        events = self.opt.ledger
+        return [event.call for event in events if any(f.scope is Scope.SPIKE for f in event.findings)]
+
     def assert_undisturbed(self, left_out=0):
-        """Nothing was rolled back, and at most ``left_out`` batches that stand alone skipped."""
+        """Nothing was rolled back or left out, and at most ``left_out`` batches stood out."""
         summary = self.opt.summary()
-        assert summary["rollbacks"] == summary["baseline_resets"] == 0
-        assert summary["skips"] <= left_out, self.opt.ledger[0].reason
-        assert summary["steps"] == summary["calls"] - summary["skips"]
+        assert summary["rollbacks"] == summary["baseline_resets"] == summary["skips"] == 0
+        told = self.told_spikes()
+        assert len(told) <= left_out, told
+        assert summary["steps"] == summary["calls"]
         assert summary["calls"] == len(self.losses)
         assert summary["lr_scale"] == 1.0
 
@@ -110,13 +116,11 @@ def test_a_shift_of_the_data_is_the_new_normal_soon(shift, draw):
     assert median(run.losses[250:256]) > 3 * median(run.losses[200:250])
 
     summary = run.opt.summary()
-    assert summary["rollbacks"] == 0
-    assert summary["skips"] <= Guard().max_skips
-    assert summary["baseline_resets"] <= 1
-    # Six in a row, all of them at the shift, or none: afterwards it is left alone.
-    interventions = [event.call for event in run.opt.ledger if event.intervened]
-    assert interventions == list(range(251, 251 + len(interventions)))
-    assert len(interventions) in (0, Guard().max_skips + 1)
+    assert summary["rollbacks"] == summary["skips"] == summary["baseline_resets"] == 0
+    # Three in a row, all of them at the shift, or none: afterwards it is left alone.
+    told = run.told_spikes()
+    assert told == list(range(251, 251 + len(told)))
+    assert len(told) <= 3
     assert median(run.losses[450:]) < median(run.losses[250:256]) / 2
 
 
@@ -317,3 +321,173 @@ def test_a_negative_loss_that_falls_without_end(setting, draw):
     assert quarters == sorted(quarters, reverse=True)
     assert quarters[-1] < -1.0
     run.assert_undisturbed()
+
+
+# (g) what training is made of comes seldom, or is much larger than everything else
+
+
+def grpo(draw):
+    """Groups of answers, nearly all without a reward; the loss of the ratio form is always zero."""
+    policy, states = mlp(3, 8, 32, nn.Tanh), torch.eye(3)
+    with torch.no_grad():
+        before = policy(states).log_softmax(-1)
+    goal = torch.tensor([4, 1, 2])
+
+    def loss_of(step):
+        logp = policy(states).log_softmax(-1)
+        acts = torch.multinomial(logp.detach().exp(), 16, replacement=True, generator=draw)
+        reward = (acts.T == goal).all(1).float()
+        advantage = (reward - reward.mean()) / (reward.std() + 1e-4)
+        chosen = logp.gather(1, acts).sum(0)
+        ratio = (chosen - chosen.detach()).exp()
+        drift = (logp.exp() * (logp - before)).sum(-1).mean()
+        return -(advantage * ratio).mean() + 0.01 * (drift - drift.detach())
+
+    def metric():
+        best = policy(states).softmax(-1).gather(1, goal[:, None])
+        return float(best.prod())
+
+    return policy, adam, loss_of, metric
+
+
+def triplets(draw):
+    """Triplets that are mostly far enough apart: most batches have no gradient at all."""
+    net, centres = mlp(8, 4), torch.randn(6, 8, generator=draw)
+
+    def embedded(labels):
+        noise = torch.randn(len(labels), 8, generator=draw)
+        return F.normalize(net(centres[labels] + 0.3 * noise), dim=1)
+
+    def loss_of(step):
+        a = torch.randint(6, (4,), generator=draw)
+        b = (a + torch.randint(1, 6, (4,), generator=draw)) % 6
+        near, far = (embedded(a) - embedded(a)).norm(dim=1), (embedded(a) - embedded(b)).norm(dim=1)
+        return (near - far + 0.4).clamp_min(0).mean()
+
+    def metric():
+        a = torch.arange(6).repeat_interleave(20)
+        b = (a + 1 + torch.arange(120) % 5) % 6
+        apart = (embedded(a) - embedded(b)).norm(dim=1) - (embedded(a) - embedded(a)).norm(dim=1)
+        return float((apart > 0.1).float().mean())
+
+    return net, adam, loss_of, metric
+
+
+def tasks(block):
+    """Two tasks in turn, the losses of one a thousand times those of the other."""
+
+    def setting(draw):
+        model, scales = mlp(9, 1), (1e-2, 10.0)
+        teachers = [torch.randn(8, 1, generator=draw) for _ in range(2)]
+
+        def loss_of(step, count=32):
+            task = step // block % 2
+            x = torch.randn(count, 8, generator=draw)
+            out = model(torch.cat([x, torch.full((count, 1), float(task))], dim=1))
+            return scales[task] * F.mse_loss(out, x @ teachers[task])
+
+        def metric():
+            return -float(loss_of(block, 512)) / scales[1]
+
+        return model, adam, loss_of, metric
+
+    return setting
+
+
+def curriculum(draw):
+    """Sums of longer and longer sequences, summed losses: every jump is one of the gradients."""
+    rnn, head = nn.GRU(1, 16, batch_first=True), nn.Linear(16, 1)
+    lengths = (2, 4, 40, 8, 80)
+
+    def loss_of(step):
+        x = torch.randn(8, lengths[step // 100], 1, generator=draw) / 4
+        return (head(rnn(x)[0]) - x.cumsum(1).tanh()).square().sum()
+
+    def metric():
+        x = torch.randn(64, 20, 1, generator=draw) / 4
+        return -float((head(rnn(x)[0]) - x.cumsum(1).tanh()).square().mean())
+
+    return nn.ModuleList([rnn, head]), adam, loss_of, metric
+
+
+def restarts(draw):
+    """Momentum whose learning rate jumps up again and again, and whose loss follows."""
+    model, teacher = mlp(8, 4), torch.randn(8, 4, generator=draw)
+
+    def make(parameters):
+        return momentum(parameters, lr=0.2)
+
+    def loss_of(step):
+        x = torch.randn(16, 8, generator=draw)
+        return F.cross_entropy(model(x), (x @ teacher).argmax(1))
+
+    def metric():
+        x = torch.randn(512, 8, generator=draw)
+        return float((model(x).argmax(1) == (x @ teacher).argmax(1)).float().mean())
+
+    return model, make, loss_of, metric
+
+
+def experts(draw):
+    """One of four experts is chosen: the others have no gradient, for a while or for long."""
+    gate, each = nn.Linear(6, 4), nn.ModuleList(mlp(6, 1, 16) for _ in range(4))
+    hidden = torch.randn(4, 6, generator=draw)
+
+    def loss_of(step, count=4):
+        kind = torch.randint(4, (count,), generator=draw)
+        kind = torch.where(torch.rand(count, generator=draw) < 0.9, kind % 2, kind)
+        x = torch.randn(count, 6, generator=draw) + 2 * hidden[kind]
+        weight, chosen = gate(x).softmax(-1).max(-1)
+        out = torch.stack([each[i](row) for i, row in zip(chosen.tolist(), x, strict=True)])
+        return ((weight[:, None] * out - (x * hidden[kind]).sum(1, keepdim=True)) ** 2).mean()
+
+    def metric():
+        return -float(loss_of(0, 256))
+
+    return nn.ModuleList([gate, each]), adam, loss_of, metric
+
+
+RARE = {
+    "sparse rewards": (grpo, 1200),
+    "empty triplets": (triplets, 900),
+    "tasks in blocks": (tasks(100), 800),
+    "tasks step by step": (tasks(1), 800),
+    "a task for a moment": (tasks(7), 800),
+    "a curriculum": (curriculum, 500),
+    "warm restarts": (restarts, 600),
+    "experts": (experts, 600),
+}
+
+
+@pytest.mark.parametrize("name", RARE)
+def test_nothing_that_training_is_made_of_is_withheld(name, draw):
+    """At most one batch in a hundred is changed, none is left out, and as much is learned."""
+    setting, steps = RARE[name]
+
+    def train(wrap):
+        torch.manual_seed(draw.initial_seed())
+        draw.manual_seed(draw.initial_seed())
+        model, make, loss_of, metric = setting(draw)
+        opt = make(model.parameters())
+        schedule = CosineAnnealingWarmRestarts(opt, 50) if name == "warm restarts" else None
+        opt = StableOptimizer(opt, model=model) if wrap else opt
+        for step in range(steps):
+            loss = loss_of(step)
+            opt.zero_grad()
+            loss.backward()
+            if wrap:
+                opt.observe(loss=loss)
+            opt.step()
+            if schedule is not None:
+                schedule.step()
+        torch.manual_seed(1)
+        draw.manual_seed(1)
+        with torch.no_grad():
+            return metric(), opt
+
+    bare, _ = train(False)
+    mine, opt = train(True)
+    summary = opt.summary()
+    assert summary["skips"] == summary["rollbacks"] == 0, opt.ledger[0].reason
+    assert summary["tamed"] <= steps / 100, [event.reason for event in opt.ledger]
+    assert mine >= bare - max(0.02, 0.15 * abs(bare)), (bare, mine)

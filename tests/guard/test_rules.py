@@ -139,7 +139,7 @@ class TestWhatFollows:
         assert len(verdict.findings) == 1  # the other one holds already
 
     def test_a_batch_that_is_not_finite_is_no_news_for_rules(self):
-        run = Run(SignalRule("accuracy < 0.5"))
+        run = Run(SignalRule("accuracy < 0.5"), responses={"nonfinite_loss": "skip"})
         assert run.step(loss=math.nan, accuracy=0.1).action is Action.SKIP
         assert [f.kind for f in run.opt.verdict.findings] == ["nonfinite_loss"]
         assert run.step(accuracy=0.1).findings[0].kind == "rule"

@@ -30,6 +30,7 @@ from tests.guard.world import (
     RULES,
     SPIKE,
     STEEP,
+    SYMPTOM,
     Fault,
     World,
 )
@@ -37,7 +38,10 @@ from tests.guard.world import (
 STEPS_PER_ROLLBACK = 60
 """New steps that earn a rollback in this world, where runs are short."""
 
-ALL = [BAD_BATCH, SPIKE, STEEP, DAMAGE, *RISKS, *RULES]
+STEPS_PER_SPIKE = 7
+"""New steps that earn one more spike about which something may be done."""
+
+ALL = [BAD_BATCH, SYMPTOM, SPIKE, STEEP, DAMAGE, *RISKS, *RULES]
 KINDS = sorted({finding.kind for finding in ALL} & CAUSES.keys())
 
 answers = {kind: st.sampled_from([r.value for r in CAUSES[kind].allowed]) for kind in KINDS}
@@ -73,7 +77,9 @@ class Guarded(RuleBasedStateMachine):
         responses=responses,
     )
     def start(self, lag, **options):
-        self.shorter = mock.patch.object(policy_module, "STEPS_PER_ROLLBACK", STEPS_PER_ROLLBACK)
+        self.shorter = mock.patch.multiple(
+            policy_module, STEPS_PER_ROLLBACK=STEPS_PER_ROLLBACK, STEPS_PER_SPIKE=STEPS_PER_SPIKE
+        )
         self.shorter.start()
         self.world = World(Guard(**options), lag)
 
@@ -192,7 +198,8 @@ class Guarded(RuleBasedStateMachine):
 
     @invariant()
     def one_timeline(self):
-        steps = [s.step for s in self.world.ring.slots if s.state is not SlotState.FREE]
+        unused = (SlotState.FREE, SlotState.ASIDE)
+        steps = [s.step for s in self.world.ring.slots if s.state not in unused]
         assert len(steps) == len(set(steps))
         assert max(steps) <= self.world.step
 

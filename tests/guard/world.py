@@ -19,7 +19,8 @@ from stableopt.types import Action, Finding, Scope, Verdict
 
 PLAIN = Verdict(action=Action.TAKE)
 DAMAGE = Finding(kind="nonfinite_weight", message="weights are NaN", scope=Scope.STATE)
-BAD_BATCH = Finding(kind="nonfinite_loss", message="the loss is NaN")
+BAD_BATCH = Finding(kind="nonfinite_gradient", message="a gradient is NaN")
+SYMPTOM = Finding(kind="nonfinite_loss", message="the loss is NaN", scope=Scope.NOTICE)
 SPIKE = Finding(kind="loss_spike", message="the loss is high", scope=Scope.SPIKE)
 STEEP = Finding(kind="gradient_spike", message="the gradient is large", scope=Scope.SPIKE)
 RISKS = [
@@ -29,8 +30,10 @@ RISKS = [
 RULES = [
     Finding(kind="rule", message=f"to {r.value}", scope=Scope.RULE, response=r.value)
     for r in Response
+    if r is not Response.TAME
 ]
 LONGEST_COPY = 4
+TRUSTED = (SlotState.VERIFIED, SlotState.ASIDE)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Accounts:
 
     Attributes:
         skips: In a row.
-        spikes: Steps in a row that were taken in spite of one.
+        spikes: Steps that spikes about which something may be done are worth.
         tokens: Rollbacks at hand.
         episode: The factors on the learning rate that its rollbacks have left.
         lowered: Rollbacks since the learning rate was what it should be.
@@ -78,7 +81,8 @@ class Accounts:
 
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
-        self.skips = self.spikes = self.furthest = self.progress = self.lowered = 0
+        self.spikes = policy_module.SPIKES * policy_module.STEPS_PER_SPIKE
+        self.skips = self.furthest = self.progress = self.lowered = 0
         self.tokens = guard.budget
         self.episode: list[float] = []
         self.recovered: int | None = None
@@ -108,7 +112,17 @@ class Accounts:
             self.progress = new
             if new % policy_module.STEPS_PER_ROLLBACK == 0:
                 self.tokens = min(self.guard.budget, self.tokens + 1)
+            most = policy_module.SPIKES * policy_module.STEPS_PER_SPIKE
+            self.spikes = min(most, self.spikes + 1)
             self.new_window()
+
+    @property
+    def spent(self) -> bool:
+        """Whether nothing may be done about spikes any more."""
+        return self.spikes < policy_module.STEPS_PER_SPIKE
+
+    def note_spike(self) -> None:
+        self.spikes = max(0, self.spikes - policy_module.STEPS_PER_SPIKE)
 
     def note_rollback(self, rollback) -> None:
         self.owed += 1 + rollback.from_step - rollback.to_step
@@ -214,6 +228,8 @@ class World:
             self.take(verdict, judged, scale, endangered)
         elif verdict.action is Action.SKIP:
             self.accounts.skips += 1
+            if any(finding.scope is Scope.SPIKE for finding in verdict.findings):
+                self.accounts.note_spike()
             assert self.accounts.skips <= self.guard.max_skips, "more skips in a row than allowed"
             assert self.policy.lr_scale == scale
         else:
@@ -236,7 +252,9 @@ class World:
             return
         assert (verdict == PLAIN) is (not findings)
         assert all(finding.message in verdict.reason for finding in findings), "a silent call"
-        asked = {self.guard.response_to(finding) for finding in findings}
+        left = [f for f in findings if not (self.accounts.spent and f.scope is Scope.SPIKE)]
+        asked = {self.guard.response_to(finding) for finding in left}
+        asked |= {self.guard.response_to(f) for f in findings} & {Response.STOP}
         capped = self.accounts.skips >= self.guard.max_skips
         lost = any(finding.scope is Scope.BATCH for finding in findings)
         if Response.STOP in asked:
@@ -261,12 +279,13 @@ class World:
         assert verdict.action is Action.TAKE
         spikes = [finding for finding in findings if finding.scope is Scope.SPIKE]
         asked = {self.guard.response_to(finding) for finding in findings}
-        most = self.guard.max_skips
-        skipped = Response.SKIP in asked and self.accounts.skips >= most
-        stays = bool(spikes) and (skipped or self.accounts.spikes >= most)
+        skipped = Response.SKIP in asked and self.accounts.skips >= self.guard.max_skips
+        stays = bool(spikes) and (skipped or self.accounts.spent)
         assert verdict.baseline_reset is stays
         left = [finding for finding in findings if not (stays and finding in spikes)]
-        lowers = Response.BACK_OFF in {self.guard.response_to(finding) for finding in left}
+        asked = {self.guard.response_to(finding) for finding in left}
+        assert verdict.tames is (Response.TAME in asked)
+        lowers = Response.BACK_OFF in asked
         factor = self.guard.lr_backoff
         room = self.policy.lr_scale * factor >= factor**self.guard.max_rollbacks * (1 - 1e-6)
         assert verdict.backs_off is (lowers and room)
@@ -277,7 +296,8 @@ class World:
         accounts = self.accounts
         spikes = any(finding.scope is Scope.SPIKE for finding in verdict.findings)
         accounts.skips = 0
-        accounts.spikes = accounts.spikes + 1 if spikes and not verdict.baseline_reset else 0
+        if spikes and not verdict.baseline_reset:
+            accounts.note_spike()
         healthy = not (spikes or verdict.backs_off or endangered)
         self.check_lr(before, verdict, healthy)
         if healthy and judged is not None:
@@ -326,7 +346,7 @@ class World:
 
     def check_victim(self, victim) -> None:
         assert not victim.pins
-        assert victim.state in (SlotState.FREE, SlotState.VERIFIED)
+        assert victim.state in (SlotState.FREE, SlotState.ASIDE, SlotState.VERIFIED)
         if victim.state is SlotState.VERIFIED:
             others = [s.step for s in self.ring.verified()]
             assert max(others, default=-1) > victim.step, "the newest verified one is given up"
@@ -341,12 +361,18 @@ class World:
     def go_back(self, verdict, scale) -> None:
         rollback = verdict.rollback
         assert rollback is not None, "after genesis there is always a verified snapshot"
-        (slot,) = [s for s in self.ring.sound() if s.step == rollback.to_step]
-        assert rollback.from_step == self.step >= rollback.to_step
-        if slot.state is SlotState.VERIFIED:
+        if verdict.action is Action.STOP:
+            slot = self.ring.best()
+            trusted = [s for s in self.ring.slots if s.state in TRUSTED]
+            assert slot.step == rollback.to_step == max(s.step for s in trusted)
+        else:
+            (slot,) = [s for s in self.ring.sound() if s.step == rollback.to_step]
+        assert rollback.from_step == self.step
+        stops = verdict.action is Action.STOP
+        assert stops or self.step >= rollback.to_step
+        if slot.state in TRUSTED:
             assert not self.contents[slot.index], "training continues from a fault"
         if verdict.action is Action.STOP:
-            assert slot is self.ring.verified()[0]
             assert self.policy.lr_scale == scale == rollback.lr_scale
             self.stopped = True
             return
@@ -357,7 +383,8 @@ class World:
             replica.ring.rewind(replica.ring.slots[slot.index])
         self.step = rollback.to_step
         self.unjudged = []
-        assert all(s.step <= self.step for s in self.ring.slots if s.state is not SlotState.FREE)
+        left = [s for s in self.ring.slots if s.state not in (SlotState.FREE, SlotState.ASIDE)]
+        assert all(s.step <= self.step for s in left)
         if self.writing is not None and self.writing[1] > self.step:
             stale = self.writing[0]
             self.writing = None
@@ -372,7 +399,7 @@ class World:
             assert rollback.lr_scale == scale
             return
         scopes = {finding.scope for finding in verdict.findings}
-        lowers = rollback.attempt > 1 or scopes <= {Scope.RISK, Scope.RULE}
+        lowers = rollback.attempt > 1 or scopes <= {Scope.RISK, Scope.RULE, Scope.NOTICE}
         assert rollback.restores_rng is not lowers
         assert rollback.lr_scale == scale * (self.guard.lr_backoff if lowers else 1.0)
         self.accounts.lowered += lowers
@@ -390,8 +417,9 @@ class World:
 
     def check_counts(self) -> None:
         accounts, policy = self.accounts, self.policy
-        counted = accounts.skips, accounts.spikes, accounts.tokens, len(accounts.episode)
-        known = policy.skips_in_a_row, policy.spikes_in_a_row, policy.tokens, policy.attempts
+        spikes = accounts.spikes // policy_module.STEPS_PER_SPIKE
+        counted = accounts.skips, spikes, accounts.tokens, len(accounts.episode)
+        known = policy.skips_in_a_row, policy.spikes_left, policy.tokens, policy.attempts
         assert known == counted
         lowest = self.guard.lr_backoff ** (self.guard.max_rollbacks + accounts.lowered)
         assert lowest * (1 - 1e-6) <= policy.lr_scale <= 1.0

@@ -1,0 +1,45 @@
+"""What can be known before training: what will not go back, and what cannot end well."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from stableopt.runtime.family import family, unseen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch.optim import Optimizer
+
+
+def beyond_reach(optimizer: Optimizer) -> dict[str, str]:
+    """Return, by attribute, what is to be said of tensors that no rollback will restore."""
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return {
+        what: f"{type(member).__name__} keeps tensors in its attribute {what}, which cannot be "
+        "looked into: they are not checked, and a rollback leaves them as they are; "
+        "opt.track() takes anything with state_dict() and load_state_dict()"
+        for member in family(optimizer)
+        for what in unseen(member, trained)
+    }
+
+
+def vanishing_eps(optimizer: Optimizer) -> Iterator[str]:
+    """Yield what is to be said of an ``eps`` that is zero in the dtype of the weights."""
+    told = set()
+    for group in optimizer.param_groups:
+        eps = group.get("eps")
+        if not isinstance(eps, float) or eps == 0.0:
+            continue
+        dtypes = {p.dtype for p in group["params"] if p.is_floating_point() and not p.is_meta}
+        for dtype in sorted(dtypes, key=str):
+            lost = float(torch.tensor(eps, dtype=dtype)) == 0.0
+            if lost and (eps, dtype) not in told:
+                told.add((eps, dtype))
+                yield (
+                    f"eps={eps:g} of {type(optimizer).__name__} is 0 in {dtype}, the dtype of the "
+                    "weights: small second moments vanish as well, and 0 / 0 is NaN. Keep the "
+                    "weights in float32 (and use torch.autocast), or set eps=1e-4"
+                )

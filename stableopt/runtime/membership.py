@@ -1,0 +1,60 @@
+"""Which parameters an optimizer has, and which of them have come, moved or left."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING
+
+from stableopt.runtime.state_copy import Position, positions, shape_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+
+class Membership:
+    """Remembers the parameters of an optimizer, by what they are and not by where they stand.
+
+    Args:
+        optimizer: Whose.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._shape = shape_of(optimizer)
+        self._known = _known(optimizer)
+
+    def is_same(self) -> bool:
+        """Return whether there are the same parameters, of the same shapes, in the same places.
+
+        Cost:
+            Some 0.3 µs per parameter.
+        """
+        return self._shape == shape_of(self._optimizer)
+
+    def update(self) -> tuple[dict[Position, Position], list[Position]]:
+        """Return where the known ones are now, by where they were, and the places of new ones."""
+        old, self._known = self._known, _known(self._optimizer)
+        self._shape = shape_of(self._optimizer)
+        before = {id(ref()): (place, shape) for place, (ref, shape) in old.items() if ref()  is not None}
+        moved, new = {}, []
+        for place, (ref, shape) in self._known.items():
+            was = before.get(id(ref()))
+            if was is not None and was[1] == shape:
+                moved[was[0]] = place
+            else:
+                new.append(place)
+        return moved, new
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"optimizer": self._optimizer}
+
+    def __setstate__(self, state: dict[str, Optimizer]) -> None:
+        # A copy has parameters of its own; the optimizer may not be filled yet.
+        self._optimizer = state["optimizer"]
+        self._shape, self._known = [], {}
+
+
+def _known(optimizer: Optimizer) -> dict[Position, tuple[weakref.ref[Tensor], torch.Size]]:
+    return {place: (weakref.ref(p), p.shape) for place, p in positions(optimizer).items()}

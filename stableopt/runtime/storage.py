@@ -1,0 +1,45 @@
+"""Where the values of a tensor lie: whether they are there, and which of them share a place."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Parameter, is_lazy
+
+_PLAIN = (Tensor, Parameter)
+
+
+def has_data(tensor: Tensor) -> bool:
+    """Return whether the values of a tensor can be read.
+
+    They cannot on the meta device (a model that is built before it gets memory, a base that is
+    offloaded between two forward passes), under ``FakeTensorMode``, in a lazy parameter that has no
+    shape yet, and in storage that was freed.
+    """
+    if type(tensor) in _PLAIN:
+        if tensor.is_meta:
+            return False
+        if tensor.layout is not torch.strided:
+            return True
+        return tensor.untyped_storage().nbytes() > 0 or tensor.numel() == 0
+    return not (is_lazy(tensor) or tensor.is_meta or is_fake(tensor))
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Return whether a tensor only pretends to have values, as under ``FakeTensorMode``."""
+    fake = sys.modules.get("torch._subclasses.fake_tensor")
+    return fake is not None and isinstance(tensor, fake.FakeTensor)
+
+
+def without_overlap(target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+    """Return views of two tensors of one shape, of all elements that have a place in the first.
+
+    An expanded tensor has many elements in one place, and torch refuses to write to it. What is
+    left of it can be written to.
+    """
+    for dim, (size, stride) in enumerate(zip(target.shape, target.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            target, source = target.narrow(dim, 0, 1), source.narrow(dim, 0, 1)
+    return target, source

@@ -1,0 +1,117 @@
+"""No cycle among our parts: what an optimizer holds is freed when it is deleted, not later."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from stableopt import Guard, SignalRule, StableOptimizer, presets
+from stableopt.sensors import KappaTilde, Sensors
+
+
+class Nowhere:
+    every = 1
+
+    def write(self, event): ...
+
+    def close(self): ...
+
+
+OPTIONS = {
+    "default": dict,
+    "no guard": lambda: {"guard": False},
+    "lagged": lambda: {"guard": Guard(sync="lagged")},
+    "compiled": lambda: {"compile": {"backend": "eager"}},
+    "compiled, lagged": lambda: {"compile": {"backend": "eager"}, "guard": Guard(sync="lagged")},
+    "robust": presets.robust,
+    "gradience": presets.gradience,
+    "assr": presets.assr,
+    "rules": lambda: {"guard": Guard(rules=[SignalRule("a > 1")])},
+    "telemetry": lambda: {"telemetry": [Nowhere()]},
+    "kappa": lambda: {"sensors": Sensors(use=(KappaTilde(),), risk="kappa_tilde")},
+}
+
+
+def train(opt, model, steps):
+    for _ in range(steps):
+        opt.zero_grad()
+        loss = model(torch.randn(4, 16)).square().mean()
+        loss.backward()
+        opt.observe(loss=loss.detach(), a=0.0)
+        opt.step()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("tracks", [True, False])
+@pytest.mark.filterwarnings("ignore:sync='lagged'")
+def test_it_is_freed_at_once(name, tracks):
+    model = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16))
+    fused = name == "lagged"
+    opt = StableOptimizer(
+        torch.optim.AdamW(model.parameters(), fused=fused), model=model, **OPTIONS[name]()
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda n: 1.0) if tracks else None
+    if tracks and name != "no guard":
+        opt.track(scheduler=schedule)
+    train(opt, model, 12)
+    if name == "telemetry":
+        opt._loop.telemetry.flush()
+    held = [weakref.ref(opt._loop), weakref.ref(opt.optimizer)]
+    held.append(weakref.ref(opt.state[model[0].weight]["exp_avg"]))
+    if (guardian := opt._loop.guardian) is not None:
+        held.append(weakref.ref(guardian._keeper._snapshots[0]))
+    gc.collect()
+    gc.disable()
+    try:
+        del opt, schedule, guardian
+        assert [ref() for ref in held] == [None] * len(held)
+        assert not model[1]._forward_pre_hooks
+    finally:
+        gc.enable()
+    torch._dynamo.reset()
+
+
+def test_what_the_user_ties_into_a_knot_is_left_to_the_collector():
+    """A model that holds its optimizer, tracked: nothing of ours keeps it alive for good."""
+    model = nn.Linear(4, 4)
+    model.opt = StableOptimizer(torch.optim.AdamW(model.parameters()), model=model)
+    model.opt.track(ema=torch.optim.swa_utils.AveragedModel(nn.Linear(4, 4)))
+    model.opt.track(model=nn.ModuleList([model]))
+    ref = weakref.ref(model.opt)
+    del model
+    gc.collect()
+    assert ref() is None
+
+
+def test_a_run_in_a_knot_is_closed_by_the_collector(tmp_path):
+    model = nn.Linear(4, 4)
+    opt = StableOptimizer(torch.optim.SGD(model.parameters()), telemetry=tmp_path / "run")
+    model.opt = opt
+    opt.track(model=nn.ModuleList([model]))
+    model(torch.ones(1, 4)).sum().backward()
+    opt.step()
+    del model, opt
+    gc.collect()
+    (summary,) = (tmp_path / "run").rglob("summary.json")
+    assert '"status": "closed"' in summary.read_text()
+
+
+def test_a_scheduler_that_is_gone_does_not_disturb_the_others():
+    model = nn.Linear(4, 4)
+    opt = StableOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), guard=Guard(every=2))
+    schedulers = [torch.optim.lr_scheduler.ExponentialLR(opt, 0.9) for _ in range(2)]
+    opt.track(scheduler=schedulers)
+    for _ in range(6):
+        model(torch.ones(1, 4)).sum().backward()
+        opt.step()
+        schedulers[-1].step()
+    schedulers.pop(0)
+    model.weight.data[0, 0] = float("nan")
+    model(torch.ones(1, 4)).sum().backward()
+    opt.step()
+    assert opt.verdict.rollback.left_behind == ()
+    assert schedulers[0].last_epoch == opt.summary()["steps"] - 1
