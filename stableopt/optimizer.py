@@ -332,7 +332,7 @@ class StableOptimizer(Optimizer):
         Raises:
             DivergenceError: More than ``Guard.max_skips`` steps in a row were bad.
         """
-        compiling = torch.compiler.is_compiling()
+        compiling = torch.compiler.is_dynamo_compiling()  # the other one asks for all threads
         if compiling and closure is None and not self._loop.traced.obstacle:
             return self._loop.traced()
         return self._eager_step(closure, compiling)
@@ -350,7 +350,7 @@ class StableOptimizer(Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of all parameters, as the inner optimizer does."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             self.optimizer.zero_grad(set_to_none=set_to_none)
             return
         self._loop.settle(lagged=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 
 import pytest
 import torch
@@ -359,3 +360,47 @@ def test_a_collector_may_close_it_while_somebody_traces(events):
     with FakeTensorMode():
         run.opt.close()
     assert events.summaries[-1]["steps"] == 3
+
+
+@pytest.mark.parametrize("steps", [3, 9])
+def test_a_collector_may_close_it_while_somebodys_graph_runs(events, steps):
+    """What it has to settle is no part of that function: a graph more, if only now and then."""
+    graphs = Graphs()
+    run = Run(telemetry=events, sensors=None)  # they are due after nine steps
+    run.gradients(0)
+    for _ in range(steps):
+        run.compiled()
+    last, numbers = [run.opt], torch.ones(3)
+    del run
+
+    @torch.compile(backend=graphs)
+    def work():
+        last.clear()
+        return numbers + 1
+
+    work()
+    assert events.closed
+    assert events.summaries[-1]["steps"] == steps
+    assert graphs.count == 1
+
+
+def test_a_step_while_another_thread_compiles_is_one_as_ever():
+    """``torch.compiler.is_compiling()`` holds for all threads, for as long as one compiles."""
+    run = Run()
+    run.gradients(0)
+    run.opt.step()
+
+    def train():
+        run.opt.observe(loss=run.gradients(1, math.nan))
+        run.opt.step()
+
+    def backend(graph, inputs):
+        thread = threading.Thread(target=train)
+        thread.start()
+        thread.join()
+        return graph
+
+    torch.compile(lambda x: x + 1, backend=backend)(torch.ones(3))
+    (event,) = run.opt.ledger
+    assert event.call == 2
+    assert "the gradient of 0.weight, 2.weight is not finite" in event.reason

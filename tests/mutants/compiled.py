@@ -51,6 +51,18 @@ COMPILED_MUTANTS = {
         "",
         (f"{UPDATE}::test_what_cannot_be_traced_says_so_once_and_skips",),
     ),
+    "what a collector closes is compiled": Mutant(
+        "stableopt.step",
+        "disable(self._close)(self.telemetry)",
+        "self._close(self.telemetry)",
+        (f"{TRACED}::test_a_collector_may_close_it_while_somebodys_graph_runs",),
+    ),
+    "another thread's compiler has steps run unjudged": Mutant(
+        "stableopt.optimizer",
+        "compiling = torch.compiler.is_dynamo_compiling()",
+        "compiling = torch.compiler.is_compiling()",
+        (f"{TRACED}::test_a_step_while_another_thread_compiles_is_one_as_ever",),
+    ),
     "a graph takes every step": Mutant(
         "stableopt.traced",
         "good = sound & ~self._veto",
