@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import traceback
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -35,8 +36,10 @@ class CompiledUpdate:
     was made with. Every instance has a code object of its own: the limit of recompilations is one
     per code object, and an optimizer that reaches it would end all others.
 
-    What cannot be traced (fused kernels, Adafactor, options that change from step to step) is said
-    once, and the inner step is called as it is from then on.
+    What cannot be compiled (fused kernels, Adafactor, options that change from step to step, more
+    sets of gradients than torch makes graphs for) is said once, and the inner step is called as it
+    is from then on. The step in which it turns out is taken by what would have been compiled: what
+    it is to leave out, it leaves out.
 
     Args:
         optimizer: The inner optimizer.
@@ -63,8 +66,7 @@ class CompiledUpdate:
 
     def __call__(self) -> Any:
         """Take a step of the inner optimizer."""
-        if not self.reason and (reason := self._obstacle()):
-            self.give_up(reason)
+        self.look()
         if self.reason:
             return self._optimizer.step()
         self._optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers ask
@@ -72,6 +74,11 @@ class CompiledUpdate:
             self._step = self._compile()
         with self._rates_in_tensors():
             return self._step(self._optimizer)
+
+    def look(self) -> None:
+        """Give up if the next step cannot be compiled, as far as that is known before it."""
+        if not self.reason and (reason := self._obstacle()):
+            self.give_up(reason)
 
     @property
     def leaves_out(self) -> bool:
@@ -92,22 +99,29 @@ class CompiledUpdate:
     def _compile(self) -> Callable[[Optimizer], Any]:
         """Return the step with its hooks; it is traced when it is first called."""
         optimizer = self._optimizer
-        step = partial(inspect.unwrap(type(optimizer).step), optimizer)
-        take = self._take or step
+        take = self._take or partial(inspect.unwrap(type(optimizer).step), optimizer)
+        untraced = object()
         mine = weakref.ref(self)  # held by what it holds, it would outlive its run
 
         def update() -> Any:
+            if not torch.compiler.is_dynamo_compiling():
+                return untraced  # a backend may skip it; torch would trace all that it calls
             with torch.no_grad():
                 return take()
 
         def compiled(optimizer: Optimizer) -> Any:
+            result: Any = untraced
             try:
-                return traced()
-            except torch._dynamo.exc.TorchDynamoException as error:
+                result = traced()
+            except Exception as error:
+                if _comes_from(update, error):
+                    raise
                 if (alive := mine()) is not None:
-                    alive.give_up(" ".join(str(error).split("\n")[:2]).strip())
-            with torch.no_grad():
-                return step()
+                    alive.give_up(_told(error))
+            if result is untraced:
+                with torch.no_grad():
+                    result = take()
+            return result
 
         update.__code__ = update.__code__.replace(co_name=f"update_{type(optimizer).__name__}")
         traced: Callable[[], Any] = torch.compile(
@@ -158,6 +172,24 @@ class CompiledUpdate:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+
+def _comes_from(update: Callable[[], Any], error: BaseException) -> bool:
+    """Return whether an error was raised while an update ran, which may then be half done.
+
+    What cannot be compiled does not run, and has no frame. Its classes are many, without a common
+    base: torch's own, FailOnRecompileLimitHit, IndexErrors and AssertionErrors of its compilers.
+    """
+    name = update.__code__.co_name
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_name == name for frame, _ in frames)
+
+
+def _told(error: Exception) -> str:
+    """Return what an error says, in one line."""
+    ours = isinstance(error, torch._dynamo.exc.TorchDynamoException)
+    told = error if ours else error.__cause__ or error  # the limit has its reason there
+    return " ".join(str(told).split("\n")[:2]).strip() or type(error).__name__
 
 
 def _kind_of(optimizer: Optimizer) -> tuple[Any, ...]:

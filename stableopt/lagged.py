@@ -53,6 +53,7 @@ class _Pending:
         signals: Everything else that was observed; its tensors are in ``sent``.
         sensed: What the sensors had read before it.
         lr: The learning rates it was taken with.
+        left_out: Whether the device has left it out if it was bad.
     """
 
     sent: Sent
@@ -61,6 +62,7 @@ class _Pending:
     signals: dict[str, Any]
     sensed: Sensed
     lr: tuple[float, ...] | None
+    left_out: bool
 
     def arrive(self) -> tuple[Observation, list[float]]:
         """Return what is known about the step, and the numbers that the guardian asked for."""
@@ -108,9 +110,15 @@ class LaggedStep:
         self._gone = False
 
     def is_ready(self, loop: StepLoop) -> bool:
-        """Tell whether the step that creates the optimizer's state is behind us."""
+        """Return whether the step that creates the optimizer's state is behind us.
+
+        And whether a bad one could be undone, if the update turned out not to be compiled.
+        """
         loop.adopt_group_transforms()
-        return loop.ledger.steps > 0
+        if loop.compiled is not None:
+            loop.compiled.look()
+        undone = _leaves_out(loop) or (loop.guardian is not None and loop.guardian.options.slots > 0)
+        return loop.ledger.steps > 0 and undone
 
     def _tell_what_is_taken(self, loop: StepLoop) -> None:
         """Say that a batch that is not finite costs a rollback, where the device takes it."""
@@ -157,6 +165,7 @@ class LaggedStep:
         gradients = start_gradients(loop.optimizer.param_groups)
         rates = _rates(loop)
         sound = _is_sound(loop, losses, gradients)
+        left_out = _leaves_out(loop)
         with guardian.step(loop.ledger.steps):
             result = _take(loop, sound, _replay(loop, closure, loss))
         guardian.keep_buffers_if(sound)
@@ -167,6 +176,7 @@ class LaggedStep:
             signals=signals,
             sensed=sensed,
             lr=rates,
+            left_out=left_out,
         )
         if loop.sensing is not None:
             loop.sensing.launch(loop.ledger.steps + 1)
@@ -183,7 +193,7 @@ class LaggedStep:
             return
         observation, numbers = pending.arrive()
         verdict = loop.decide(observation, numbers, pending.sensed)
-        kept = is_finite(observation) or not _leaves_out(loop)
+        kept = is_finite(observation) or not pending.left_out
         if verdict.action is Action.SKIP and kept:
             verdict = too_late(verdict)
         elif verdict.tames and loop.guardian is not None:

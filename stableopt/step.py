@@ -359,7 +359,7 @@ class StepLoop:
                 self.compiled.give_up("its step is given a closure, which it may evaluate again")
             return self.optimizer.step() if closure is None else self.optimizer.step(closure)
         result = self.compiled()
-        if self.compiled.leaves_out:
+        if self.traced.called:
             self.traced.forget()  # what became of it is known otherwise
         return result
 

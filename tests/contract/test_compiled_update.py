@@ -284,6 +284,128 @@ def test_a_graph_that_cannot_be_built_is_no_end(caplog):
     assert "no compiler here" in run.opt.summary()["compiled"]
 
 
+def fails(error, graphs=0):
+    """Return a backend that raises after so many graphs."""
+    made = []
+
+    def backend(graph, inputs):
+        made.append(graph)
+        if len(made) > graphs:
+            raise error
+        return graph
+
+    return backend
+
+
+FAILURES = {
+    "a compiler": (RuntimeError("not there"), "not there"),
+    "an index of its": (IndexError("not there"), "not there"),
+    "without a word": (AssertionError(), "AssertionError"),
+    "a lowering": (NotImplementedError("not there"), "not there"),
+    "skipped": (torch._dynamo.exc.SkipFrame("not there"), "no compiled frames"),
+    "a limit": (torch._dynamo.exc.FailOnRecompileLimitHit("not there"), "not there"),
+}
+
+
+@pytest.mark.parametrize("graphs", [0, 1])
+@pytest.mark.parametrize("name", FAILURES)
+def test_whatever_a_compiler_raises_the_update_is_taken_once(name, graphs, caplog):
+    error, reason = FAILURES[name]
+    run = Run(compiles={"backend": fails(error, graphs)})
+    bare = Run(wrapped=False)
+    for step in range(6):
+        for each in (run, bare):
+            each.gradients(step)
+            if step == 3:
+                each.model[2].weight.grad = None  # another graph
+            each.opt.step()
+    torch.testing.assert_close(run.everything(), bare.everything())
+    told = [record.message for record in caplog.records if "compile=" in record.message]
+    assert len(told) == 1
+    assert reason in told[0]
+    assert reason in run.opt.summary()["compiled"]
+
+
+def test_what_is_not_to_be_compiled_for_now_is_taken_as_it_is():
+    run, bare = Run(compiles={"backend": "eager"}).steps(2), Run(wrapped=False).steps(6)
+    with torch.compiler.set_stance("force_eager"):
+        run.steps(2, first=2)
+    run.steps(2, first=4)
+    torch.testing.assert_close(run.everything(), bare.everything())
+    assert run.opt.summary()["compiled"] is True
+
+
+def test_what_a_graph_raises_while_it_runs_is_raised():
+    """The update may be half done: taking it again would make it worse."""
+    calls = []
+
+    def backend(graph, inputs):
+        def run(*args):
+            calls.append(1)
+            if len(calls) > 2:
+                raise RuntimeError("out of memory")
+            return graph(*args)
+
+        return run
+
+    run = Run(compiles={"backend": backend}).steps(2)
+    before = run.everything()
+    run.gradients(2)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run.opt.step()
+    assert_same(run.everything(), before)
+    assert run.opt.summary()["compiled"] is True
+
+
+class Parts(nn.Module):
+    """Takes another set of its layers in every step."""
+
+    def __init__(self, chosen):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(5))
+        self.chosen = chosen
+
+    def forward(self, x, step):
+        return sum(layer(x) for i, layer in enumerate(self.layers) if self.chosen(step, i))
+
+
+def dropped(step, layer):
+    return torch.rand(5, generator=torch.Generator().manual_seed(step))[layer] > 0.5 or not layer
+
+
+CHANGES = {
+    "experts": lambda step, layer: step + 1 >> layer & 1,
+    "layers dropped at random": dropped,
+    "two tasks, thawed one by one": lambda step, layer: layer == step % 2 or 1 < layer < step // 3,
+}
+
+
+@pytest.mark.parametrize("sync", ["exact", "lagged"])
+@pytest.mark.parametrize("name", CHANGES)
+def test_more_sets_of_gradients_than_there_are_graphs(name, sync, caplog):
+    """Torch's limit of them is no end, and said once; a batch that is not finite is left out."""
+    weights = []
+    for wrapped in (False, True):
+        torch.manual_seed(0)
+        model = Parts(CHANGES[name])
+        opt = optim.AdamW(model.parameters(), lr=LR)
+        if wrapped:
+            guard = Guard(sync=sync)
+            opt = StableOptimizer(opt, guard=guard, sensors=(), compile={"backend": "eager"})
+        for step in range(24):
+            x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+            opt.zero_grad()
+            model(x, step).pow(2).mean().mul(math.nan if step == 3 else 1).backward()
+            if wrapped or step != 3:
+                opt.step()
+        weights.append(copied(model.state_dict()))
+    torch.testing.assert_close(*weights)
+    reason = "Dynamo recompile limit exceeded"
+    assert [reason in record.message for record in caplog.records].count(True) == 1
+    assert reason in opt.summary()["compiled"]
+    assert (opt.summary()["steps"], opt.summary()["skips"]) == (23, 1)
+
+
 @pytest.mark.parametrize("value", [None, 1, "inductor", {"fullgraph": False}])
 def test_what_it_may_be(value):
     with pytest.raises(ConfigError, match="compile"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from stableopt.testing import corrupt_weight
 from tests.contract.bits import assert_same
 from tests.contract.scenario import copied
 from tests.contract.specs import SPECS
+from tests.contract.test_compiled_update import OPTIMIZERS, TWO_GRAPHS, fails
 from tests.sensors.test_lane import LateLane
 
 WAYS = {
@@ -421,3 +423,40 @@ def test_transforms_that_come_later_are_refused():
     assert len(run.inner.param_groups) == 1
     run.steps(3, first=3)
     assert run.opt.summary()["steps"] == 6
+
+
+TRACED = [name for name in OPTIMIZERS if name not in ("ASGD", "Muon")]
+"""Muon takes matrices alone, and the model here has more."""
+
+
+@pytest.mark.parametrize(
+    ("name", "slots", "what"),
+    [
+        *((name, 0, "loss") for name in TRACED),
+        ("AdamW", 3, "loss"),
+        ("AdamW", 3, "gradients"),
+        ("SGD, momentum", 3, "gradients"),
+    ],
+)
+def test_a_bad_step_that_could_not_be_compiled_is_left_out(name, slots, what):
+    """In the call in which that turns out nobody has judged it; later ones are undone or judged."""
+    graphs = 2 if name in TWO_GRAPHS else 1
+    compiles = {"backend": fails(RuntimeError("not there"), graphs)}
+    run = Run(partial(OPTIMIZERS[name], lr=1e-2), compiles, guard={"slots": slots}).steps(4)
+    before = run.everything()
+    loss = run.loss(4, math.nan if what == "gradients" else 1.0)
+    run.opt.zero_grad()
+    loss.backward()
+    run.opt.observe(loss=math.nan)
+    next(run.model.parameters()).grad = None  # another graph
+    run.opt.step()
+    assert run.opt.verdict.action is Action.SKIP
+    assert_same(run.everything(), before)
+    assert "not there" in run.opt.summary()["compiled"]
+    run.steps(4, first=5)
+    assert (run.opt.summary()["calls"], run.opt.summary()["steps"]) == (9, 8)
+    run.steps(2, first=9, bad=(9,))
+    first, late, *_ = run.opt.ledger
+    assert (first.call, late.call) == (5, 10)
+    assert late.action is (Action.ROLL_BACK if slots else Action.SKIP)
+    assert all(torch.isfinite(value).all() for value in run.model.state_dict().values())

@@ -51,6 +51,42 @@ COMPILED_MUTANTS = {
         "",
         (f"{UPDATE}::test_what_cannot_be_traced_says_so_once_and_skips",),
     ),
+    "what a graph left half done is done again": Mutant(
+        "stableopt.compiled",
+        "if _comes_from(update, error):",
+        "if False:",
+        (f"{UPDATE}::test_what_a_graph_raises_while_it_runs_is_raised",),
+    ),
+    "only torch's own errors are known": Mutant(
+        "stableopt.compiled",
+        "except Exception as error:",
+        "except torch._dynamo.exc.TorchDynamoException as error:",
+        (f"{UPDATE}::test_whatever_a_compiler_raises_the_update_is_taken_once", "-k", "index"),
+    ),
+    "what a backend skips runs in the middle of it": Mutant(
+        "stableopt.compiled",
+        "if not torch.compiler.is_dynamo_compiling():",
+        "if False:",
+        (f"{UPDATE}::test_whatever_a_compiler_raises_the_update_is_taken_once", "-k", "skipped"),
+    ),
+    "a step that could not be compiled is counted twice": Mutant(
+        "stableopt.step",
+        "if self.traced.called:\n            self.traced.forget()",
+        "if self.compiled.leaves_out:\n            self.traced.forget()",
+        (f"{LAGGED}::test_a_bad_step_that_could_not_be_compiled_is_left_out", "-k", "gradients"),
+    ),
+    "a step that could not be compiled counts as taken": Mutant(
+        "stableopt.lagged",
+        "left_out=left_out,",
+        "left_out=self._leaves_out,",
+        (f"{LAGGED}::test_a_bad_step_that_could_not_be_compiled_is_left_out", "-k", "gradients"),
+    ),
+    "without slots a bad step is taken once nothing is compiled": Mutant(
+        "stableopt.lagged",
+        "return loop.ledger.steps > 0 and undone",
+        "return loop.ledger.steps > 0",
+        (f"{LAGGED}::test_a_bad_step_that_could_not_be_compiled_is_left_out", "-k", "AdamW-0"),
+    ),
     "what a collector closes is compiled": Mutant(
         "stableopt.step",
         "disable(self._close)(self.telemetry)",
@@ -155,7 +191,7 @@ COMPILED_MUTANTS = {
     ),
     "what was taken counts as left out": Mutant(
         "stableopt.lagged",
-        "if verdict.action is Action.SKIP and (is_finite(observation) or not self._leaves_out):",
+        "if verdict.action is Action.SKIP and (is_finite(observation) or not pending.left_out):",
         "if False:",
         (f"{LAGGED}::test_a_spike_is_told_too_late_and_learned_from_by_nobody",),
     ),
@@ -167,8 +203,8 @@ COMPILED_MUTANTS = {
     ),
     "the step that creates the state is not judged first": Mutant(
         "stableopt.lagged",
-        "return self._loop.ledger.steps > 0",
-        "return True",
+        "return loop.ledger.steps > 0 and undone",
+        "return undone",
         (f"{LAGGED}::test_a_bad_batch_never_happened", "-k", "momentum"),
     ),
     "a lagged batch leaves its traces in buffers": Mutant(
