@@ -117,8 +117,8 @@ class LaggedStep:
         loop.adopt_group_transforms()
         if loop.compiled is not None:
             loop.compiled.look()
-        undone = _leaves_out(loop) or (loop.guardian is not None and loop.guardian.options.slots > 0)
-        return loop.ledger.steps > 0 and undone
+        returns = loop.guardian is not None and loop.guardian.options.slots > 0
+        return loop.ledger.steps > 0 and (returns or _leaves_out(loop))
 
     def _tell_what_is_taken(self, loop: StepLoop) -> None:
         """Say that a batch that is not finite costs a rollback, where the device takes it."""
@@ -165,9 +165,10 @@ class LaggedStep:
         gradients = start_gradients(loop.optimizer.param_groups)
         rates = _rates(loop)
         sound = _is_sound(loop, losses, gradients)
-        left_out = _leaves_out(loop)
+        replay = _replay(loop, closure, loss)
+        left_out = replay is None and _leaves_out(loop)
         with guardian.step(loop.ledger.steps):
-            result = _take(loop, sound, _replay(loop, closure, loss))
+            result = _take(loop, sound, replay)
         guardian.keep_buffers_if(sound)
         self._pending = _Pending(
             sent=self._send(losses, gradients, guardian, signals),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -482,11 +481,16 @@ class StableOptimizer(Optimizer):
             loop.close()
 
 
-@lru_cache(maxsize=None)
+_classes: dict[tuple[type, type], type[StableOptimizer]] = {}
+
+
 def _class_like(wrapper: type[StableOptimizer], inner: type) -> type[StableOptimizer]:
+    """Return a class of wrappers that has the name of the inner optimizer's."""
     base = getattr(wrapper, "_wraps_with", wrapper)
-    known = {"_wraps_with": base, "__module__": base.__module__, "__doc__": base.__doc__}
-    return type(inner.__name__, (base,), known)
+    if (base, inner) not in _classes:
+        known = {"_wraps_with": base, "__module__": base.__module__, "__doc__": base.__doc__}
+        _classes[base, inner] = type(inner.__name__, (base,), known)
+    return _classes[base, inner]
 
 
 def _empty(wrapper: type[StableOptimizer]) -> StableOptimizer:

@@ -522,18 +522,18 @@ class StepLoop:
 
     def close(self) -> None:
         """Write the last summary, let the writers and the model go; a second call does nothing."""
+        # The collector may call this while somebody's graph is traced, or runs: torch would
+        # compile this, too. (It is loaded then; at exit it is too late for that.)
+        disable = getattr(sys.modules.get("torch._dynamo"), "disable", lambda close: close)
+        disable(self._close)()
+
+    def _close(self) -> None:
         if self.guardian is not None:
             self.guardian.close()
         if self.telemetry is not None:
-            # The collector may call this while somebody's graph is traced, or runs: torch would
-            # compile this, too. (It is loaded then; at exit it is too late for that.)
-            disable = getattr(sys.modules.get("torch._dynamo"), "disable", lambda close: close)
-            disable(self._close)(self.telemetry)
-
-    def _close(self, telemetry: Dispatcher) -> None:
-        with suppress(DivergenceError), _disable_current_modes():
-            self.settle()
-        telemetry.close(partial(self.summary, *telemetry.ending.tell()))
+            with suppress(DivergenceError), _disable_current_modes():
+                self.settle()
+            self.telemetry.close(partial(self.summary, *self.telemetry.ending.tell()))
 
 
 class _BadEvaluationError(Exception):

@@ -27,6 +27,7 @@ _BATCH = 1 << 18
 """Elements that are looked at together: 1 MiB of float32 stays in a cache."""
 
 _Part: TypeAlias = "tuple[Position, tuple[int, int] | None]"
+_Moment: TypeAlias = "tuple[Label, tuple[int, int] | None]"
 _Bound: TypeAlias = "tuple[Label, Tensor, Tensor, float, float]"
 
 
@@ -45,7 +46,7 @@ class Inspection:
     inspector: Inspector
     _norms: list[tuple[Label, Tensor, float]] = field(default_factory=list)
     _parts: dict[int, tuple[_Part, float]] = field(default_factory=dict)
-    _moments: dict[int, tuple[Hashable, float, Tensor]] = field(default_factory=dict)
+    _moments: dict[int, tuple[_Moment, float, Tensor]] = field(default_factory=dict)
     _floors: list[tuple[Label, Tensor]] = field(default_factory=list)
     _bounds: list[_Bound] = field(default_factory=list)
     _tables: set[Label] = field(default_factory=set)

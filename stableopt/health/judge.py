@@ -24,7 +24,7 @@ from stableopt.runtime.scalars import read_scalars
 from stableopt.types import Finding, Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor, nn
     from torch.optim import Optimizer
@@ -72,9 +72,7 @@ class Judge:
         self._inspector = Inspector(
             optimizer, guard.max_weight, guard.weight_jump, guard.moment_drop
         )
-        self._scan = RotatingScan(
-            optimizer, self._inspector, guard.scan_period, buffers
-        )
+        self._scan = RotatingScan(optimizer, self._inspector, guard.scan_period, buffers)
         self._part = Inspection(self._inspector)
         self.accepted = False
         self.spikes = SpikeDetector(guard.loss_spike, guard.gradient_spike)
@@ -206,7 +204,8 @@ class Judge:
         if masks:
             self._inspector.accept(label for _, label in masks)
             self._say(masks, "with parameters that were added")
-        return {label.owner for _, label in faults if label.kind == "state"}
+        spoilt = {label.owner for _, label in faults if label.kind == "state"}
+        return {place for place in new if place in spoilt}
 
     def _say(self, faults: list[tuple[str, Label]], when: str) -> None:
         logger.warning(

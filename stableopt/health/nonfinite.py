@@ -30,7 +30,9 @@ def find_nonfinite(
     loss, gradients = observation.loss, observation.gradients
     spoils = gradients is not None and bool(gradients.nonfinite)
     if loss is not None and not math.isfinite(loss):
-        scope, more = (Scope.BATCH, "") if spoils else (Scope.NOTICE, ", while all gradients are finite")
+        scope, more = (
+            (Scope.BATCH, "") if spoils else (Scope.NOTICE, ", while all gradients are finite")
+        )
         message = f"the loss is {loss}{more}"
         findings.append(Finding(kind="nonfinite_loss", message=message, scope=scope, value=loss))
     if gradients is not None and spoils:

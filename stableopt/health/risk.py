@@ -14,7 +14,7 @@ from stableopt.health.tiers import TIERS
 from stableopt.types import Drift, Reading, RiskLevel, Standing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 MOVING = 1e-4
 """Change of the log effective rank per step from which on a weight moves: 1% in 100."""

@@ -9,12 +9,12 @@ from stableopt.runtime.family import loose_tensors, state_of
 from stableopt.runtime.state_copy import Position, parameter_at, positions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable
+    from collections.abc import Iterable
 
-    from torch import Tensor
     from torch.optim import Optimizer
 
     from stableopt.health.inspector import Inspector
+    from stableopt.runtime.buffers import BufferShadow
 
 _OVERHEAD = 1 << 12
 """What starting the checks of one part costs, in elements that are read in the same time."""

@@ -345,9 +345,7 @@ class SpikeDetector:
             self._groups[int(number)].load_state_dict(known)
 
 
-def _spike(
-    subject: str, value: float, median: float, how: str, usual: float | None
-) -> Finding:
+def _spike(subject: str, value: float, median: float, how: str, usual: float | None) -> Finding:
     return Finding(
         kind=f"{subject.split()[0]}_spike",
         message=f"the {subject} is {value:.4g} where {median:.4g} is usual ({how})",

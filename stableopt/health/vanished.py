@@ -67,7 +67,7 @@ class MomentHistory:
             self._known[part] = _Known(norm, self.call, weakref.ref(holder))
 
     def move(self, moved: Callable[[Any], Any]) -> None:
-        """Know parts by other labels, as ``moved`` gives them; forget those of which it has none."""
+        """Know parts by the labels that ``moved`` gives; forget those of which it has none."""
         self._known = {
             (label, span): known
             for (old, span), known in self._known.items()

@@ -186,17 +186,16 @@ class BufferShadow:
         self._looks += 1
         for place, slot in self._slots.items():
             live, copy = slot.now, slot.copy
-            alike = live is not None and copy is not None and _alike(copy, live)
-            if alike and (slot.persistent or not slot.rebound) and place not in self._moving:
-                if not torch.equal(*without_overlap(live, copy)):  # type: ignore[arg-type]
-                    self._moving.add(place)
+            if live is None or copy is None or not _alike(copy, live) or self.moves(place):
+                continue
+            statistic = slot.persistent or not slot.rebound
+            if statistic and not torch.equal(*without_overlap(live, copy)):
+                self._moving.add(place)
 
     def moves(self, place: _Place) -> bool:
         """Return whether forward passes move a buffer: it is no switch, mask or table then."""
         slot = self._slots.get(place)
-        return place in self._moving or (
-            slot is not None and isinstance(slot.module, _NormBase)
-        )
+        return place in self._moving or (slot is not None and isinstance(slot.module, _NormBase))
 
     def _goes_back(self, place: _Place, slot: _Slot, *, of_batch: bool) -> bool:
         """Return whether a buffer that is finite goes back.
@@ -219,7 +218,9 @@ class BufferShadow:
             if _is_spoilt(live, moves=False):
                 slot.module._buffers[slot.key] = None
         elif _alike(copy, live):
-            if self._goes_back(place, slot, of_batch=of_batch) or _is_spoilt(live, moves=self.moves(place)):
+            if self._goes_back(place, slot, of_batch=of_batch) or _is_spoilt(
+                live, moves=self.moves(place)
+            ):
                 target, source = without_overlap(live.data, copy)
                 target.copy_(source)  # not detach(), as in StateCopy.restore
         elif live.shape == copy.shape:  # the model was moved to another dtype or device

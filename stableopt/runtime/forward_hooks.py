@@ -42,7 +42,7 @@ class _Hook:
 
 class _BeforeForward(_Hook):
     def __call__(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state():
             return
         listener = self.listener
         # Within a backward pass it is a checkpoint that is computed again.
@@ -85,7 +85,7 @@ class Hooks:
         if known is None or known[0]() is not module:
             handles = (
                 module.register_forward_pre_hook(self._before),
-                module.register_load_state_dict_post_hook(self._after),
+                module.register_load_state_dict_post_hook(self._after),  # type: ignore[no-untyped-call]
             )
             self._handles[id(module)] = weakref.ref(module), handles
 

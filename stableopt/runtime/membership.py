@@ -37,7 +37,9 @@ class Membership:
         """Return where the known ones are now, by where they were, and the places of new ones."""
         old, self._known = self._known, _known(self._optimizer)
         self._shape = shape_of(self._optimizer)
-        before = {id(ref()): (place, shape) for place, (ref, shape) in old.items() if ref()  is not None}
+        before = {
+            id(ref()): (place, shape) for place, (ref, shape) in old.items() if ref() is not None
+        }
         moved, new = {}, []
         for place, (ref, shape) in self._known.items():
             was = before.get(id(ref()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
@@ -110,9 +111,7 @@ class StateCopy:
         params = list(places.values())
         saver = TreeSaver(self._memory, keep=params)
         copies = zip(self._owners, self._places, self._params, strict=True)
-        known = {
-            id(owner()): (place, copy) for owner, place, copy in copies if owner() is not None
-        }
+        known = {id(owner()): (place, copy) for owner, place, copy in copies if owner() is not None}
         moved: dict[Position, Position] = {}
         self._params, self._places = [], list(places)
         for place, parameter in places.items():
@@ -182,7 +181,7 @@ class StateCopy:
                 if name in numbers or not isinstance(value, (int, float)):
                     before = getattr(live, name, None)
                     put = restorer.put(before, value, device)
-                    restorer.then(lambda live=live, name=name, put=put: setattr(live, name, put))
+                    restorer.then(partial(setattr, live, name, put))
         for live_group, saved_group in zip(_groups(optimizer), self._groups, strict=True):
             _restore_options(live_group, saved_group.options, restorer, restores, device)
         # From here on nothing can fail: shapes and dtypes were looked at, memory was taken.
@@ -307,9 +306,7 @@ def _copied(
         }
         beside = {} if only else attributes(member, trained)
         found.append(
-            _Member(
-                state, {n: saver.copy(v, before.attributes.get(n)) for n, v in beside.items()}
-            )
+            _Member(state, {n: saver.copy(v, before.attributes.get(n)) for n, v in beside.items()})
         )
     return found
 

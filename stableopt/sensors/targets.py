@@ -101,8 +101,7 @@ class Targets:
         return frozenset(
             name
             for name, (g, i) in self._names.items()
-            if without_limits(name)
-            or any(groups[g]["params"][i] is w for w in outputs)
+            if without_limits(name) or any(groups[g]["params"][i] is w for w in outputs)
         )
 
 

@@ -232,9 +232,7 @@ changes = st.lists(
 )
 
 
-@settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(changes=changes, sync=st.sampled_from(["exact", "lagged"]))
 def test_whatever_happens_nothing_is_half_restored(changes, sync):
     """It ends with finite weights or with DivergenceError, and never with anything else."""

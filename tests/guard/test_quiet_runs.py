@@ -41,7 +41,9 @@ class Run:
 
     def told_spikes(self):
         events = self.opt.ledger
-        return [event.call for event in events if any(f.scope is Scope.SPIKE for f in event.findings)]
+        return [
+            event.call for event in events if any(f.scope is Scope.SPIKE for f in event.findings)
+        ]
 
     def assert_undisturbed(self, left_out=0):
         """Nothing was rolled back or left out, and at most ``left_out`` batches stood out."""
@@ -336,7 +338,7 @@ def grpo(draw):
     def loss_of(step):
         logp = policy(states).log_softmax(-1)
         acts = torch.multinomial(logp.detach().exp(), 16, replacement=True, generator=draw)
-        reward = (acts.T == goal).all(1).float()
+        reward = (goal == acts.T).all(1).float()
         advantage = (reward - reward.mean()) / (reward.std() + 1e-4)
         chosen = logp.gather(1, acts).sum(0)
         ratio = (chosen - chosen.detach()).exp()

@@ -15,7 +15,9 @@ from stableopt.guard.responses import Response
 from stableopt.testing import corrupt_weight, inject_gradient
 from stableopt.types import Scope
 
-RULES = [SignalRule(f"{r.value} > 0.5", response=r.value) for r in Response if r is not Response.TAME]
+RULES = [
+    SignalRule(f"{r.value} > 0.5", response=r.value) for r in Response if r is not Response.TAME
+]
 """One for every answer; the signal has its name."""
 
 WARMED_UP = 34

@@ -39,7 +39,7 @@ class SlowAndFast(torch.optim.Optimizer):
 
 
 class InAttributes(torch.optim.Optimizer):
-    """Momentum by hand: moments in a list, a ring of losses, a step count; nothing in ``.state``."""
+    """Momentum by hand: moments in a list, a ring of norms, a count; nothing in ``.state``."""
 
     def __init__(self, params, lr=1e-2):
         super().__init__(params, {"lr": lr})
