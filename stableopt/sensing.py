@@ -370,8 +370,11 @@ def renamed(state: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any
             return None
         new = [names.get(name, name) for name in told["where"]]
         reason = told["reason"]
-        if new and reason.startswith(f"{told['where'][0]}:"):
-            reason = new[0] + reason[len(told["where"][0]) :]
+        for old, name in zip(told["where"][:1], new, strict=False):
+            if reason.startswith(f"{old}:"):
+                reason = name + reason[len(old) :]
+            elif reason.endswith(f" {old}"):
+                reason = reason[: -len(old)] + name
         return {**told, "where": new, "reason": reason}
 
     monitor, risk = state["monitor"], dict(state["monitor"]["risk"])

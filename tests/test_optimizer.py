@@ -338,7 +338,7 @@ class TestObserve:
         assert events.seen[0].loss == 2.5
 
     def test_any_non_finite_loss_wins(self, adamw):
-        opt = StableOptimizer(adamw)
+        opt = StableOptimizer(adamw, guard=Guard(responses={"nonfinite_loss": "skip"}))
         opt.observe(loss=1.0)
         opt.observe(loss=float("inf"))
         opt.observe(loss=2.0)
@@ -419,8 +419,6 @@ class TestObserve:
             opt.step()
         opt.close()
         assert [e.loss for e in events.seen] == [2.0, 2.0, 2.0, 1.0, 2.0, float("inf")]
-        with pytest.raises(ConfigError, match="meta tensor"):
-            opt.observe(loss=torch.ones((), device="meta"))
 
     def test_closures_may_return_anything(self, model, adamw):
         opt = StableOptimizer(adamw)

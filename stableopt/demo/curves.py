@@ -138,24 +138,25 @@ def _mark_events(axes: Axes, runs: Mapping[str, Run], fault: Fault | None) -> No
             label=fault.does.label,
         )
     for run in runs.values():
-        _mark_skips(axes, run)
+        _mark(axes, run.skipped, "^", "skipped")
+        _mark(axes, run.tamed, "v", "tamed")
         _mark_rollbacks(axes, run)
         _mark_death(axes, run)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _mark_skips(axes: Axes, run: Run) -> None:
-    if run.skipped:
+def _mark(axes: Axes, steps: Sequence[int], marker: str, label: str) -> None:
+    if steps:
         axes.plot(
-            run.skipped,
-            [_LANE] * len(run.skipped),
+            steps,
+            [_LANE] * len(steps),
             transform=axes.get_xaxis_transform(),
             color=_GUARDED,
             linestyle="none",
-            marker="^",
+            marker=marker,
             markersize=9,
             zorder=4,
-            label="skipped",
+            label=label,
         )
 
 

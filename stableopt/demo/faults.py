@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 POISONED = 5
-"""Batches in a row that the fault ``batch`` replaces: fewer than the guard skips."""
+"""Batches in a row that the fault ``batch`` replaces."""
 
 EXPONENT = 30
 """The bit of a float32 that multiplies what is below 2 in magnitude by 2¹²⁸."""

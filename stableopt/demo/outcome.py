@@ -38,6 +38,7 @@ class Outcome:
         found_after: How many steps later than the fault that was.
         found: What it found.
         skips: Steps that were skipped.
+        tamed: Steps whose gradients were scaled down.
         rollbacks: Where the run went back from, and where to.
         updates: Updates behind the final weights.
         updates_lost: Updates that rollbacks have undone.
@@ -57,6 +58,7 @@ class Outcome:
     found_after: int | None
     found: str
     skips: tuple[int, ...]
+    tamed: tuple[int, ...]
     rollbacks: tuple[dict[str, int], ...]
     updates: int
     updates_lost: int
@@ -81,7 +83,7 @@ def fate_of(run: Run) -> str:
         return DIED
     if run.scars:
         return SCARRED
-    return RECOVERED if run.skipped or run.rollbacks else SURVIVED
+    return RECOVERED if run.skipped or run.tamed or run.rollbacks else SURVIVED
 
 
 def judge_outcome(fault: Fault, run: Run, runs: Mapping[str, Run], clean: Run | None) -> Outcome:
@@ -93,7 +95,7 @@ def judge_outcome(fault: Fault, run: Run, runs: Mapping[str, Run], clean: Run | 
         runs: All runs by title, for their validation losses.
         clean: The same training without the fault.
     """
-    finding = next((e for e in run.ledger if e.call >= fault.at and e.intervened), None)
+    finding = next((e for e in run.ledger if e.call >= fault.at and _is_of_fault(e)), None)
     summary: dict[str, Any] = run.summary or {}
     noise = None if clean is None else clean.validation_error
     change = math.nan if clean is None else run.validation_loss - clean.validation_loss
@@ -107,6 +109,7 @@ def judge_outcome(fault: Fault, run: Run, runs: Mapping[str, Run], clean: Run | 
         found_after=None if finding is None else finding.call - fault.at,
         found="" if finding is None else _sentence(finding),
         skips=tuple(run.skipped),
+        tamed=tuple(run.tamed),
         rollbacks=tuple(
             {"at": call, "from_step": back.from_step, "to_step": back.to_step}
             for call, back in run.rollbacks
@@ -118,6 +121,11 @@ def judge_outcome(fault: Fault, run: Run, runs: Mapping[str, Run], clean: Run | 
         noise=noise,
         within_noise=None if noise is None else abs(change) <= noise,
     )
+
+
+def _is_of_fault(event: Event) -> bool:
+    """Return whether an event is about a fault: of some spikes no more is done than a word."""
+    return event.intervened or any(found.scope is Scope.SPIKE for found in event.findings)
 
 
 def _sentence(event: Event) -> str:

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from stableopt.demo.faults import Inject, announce_fault
+from stableopt.demo.faults import announce_fault
 from stableopt.demo.outcome import DIED, RECOVERED, SCARRED, fate_of
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def compare(console: Console, runs: Mapping[str, Run]) -> None:
     """Print one row per run."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("run", no_wrap=True)
-    for title in ("train", "val", "skips", "rollbacks"):
+    for title in ("train", "val", "skips", "tamed", "rollbacks"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("integrity", no_wrap=True)
     table.add_column("outcome")
@@ -64,6 +64,7 @@ def compare(console: Console, runs: Mapping[str, Run]) -> None:
             _number(run.training_loss),
             _number(run.validation_loss),
             str(len(run.skipped)),
+            str(len(run.tamed)),
             str(len(run.rollbacks)),
             "-" if run.summary is None else run.summary["integrity"],
             _fate(run),
@@ -150,11 +151,12 @@ def _undone(outcome: Outcome) -> str:
         f"{back['to_step']}: {_count('update', back['from_step'] - back['to_step'])} lost"
         for back in outcome.rollbacks
     ]
-    if outcome.skips:
-        first, last = outcome.skips[0], outcome.skips[-1]
-        where = f"step {first}" if first == last else f"from step {first} to {last}"
-        back = ", which puts buffers back" if outcome.fault == Inject.BUFFERS.value else ""
-        deeds.append(f"skipped {_count('batch', len(outcome.skips), 'batches')}, {where}{back}")
+    for what, steps in (("skipped", outcome.skips), ("tamed", outcome.tamed)):
+        if steps:
+            where = (
+                f"step {steps[0]}" if len(steps) == 1 else f"from step {steps[0]} to {steps[-1]}"
+            )
+            deeds.append(f"{what} {_count('batch', len(steps), 'batches')}, {where}")
     return "; ".join(deeds) or "nothing"
 
 

@@ -100,6 +100,11 @@ class Run:
         return [i for i, action in enumerate(self.actions, 1) if action is Action.SKIP]
 
     @property
+    def tamed(self) -> list[int]:
+        """The steps whose gradients were scaled down, from 1."""
+        return [event.call for event in self.ledger if event.tames]
+
+    @property
     def rollbacks(self) -> list[tuple[int, Rollback]]:
         """The steps that found a fault in the state, from 1, and where each led back to."""
         events = [event for event in self.ledger if event.action is Action.ROLL_BACK]

@@ -38,12 +38,12 @@ GRADIENT_REACH = math.log(3.0)
 """How much larger than any of the newest the logarithm of a gradient norm has to be."""
 
 EARLY_REACH = math.log(100.0)
-"""While there is no baseline: how much larger than all before it the logarithm of a gradient norm
-has to be."""
+"""How much larger than all before it the logarithm of one of the first gradient norms has to be."""
 
-EARLIEST = 5
-"""Gradient norms before which a loss that has risen, too, explains one: a model that begins as a
-copy of its own teacher has a loss of next to nothing, and gradients to match."""
+EARLIEST = 8
+"""Gradient norms before there is a median to judge the next one by. Until then a loss that has
+risen, too, explains one: a model that begins as a copy of its own teacher has a loss of next to
+nothing, and gradients to match."""
 
 LOSS_RISE = 10.0
 """How many times as large as all before it such a loss is."""
@@ -52,7 +52,7 @@ ALIKE = 3
 """Flagged values after which others that lie no further out are data, and not faults."""
 
 ALIKE_EARLY = 1
-"""The same while there is no baseline."""
+"""The same during the first 32 steps."""
 
 LOSS_FURTHER = 4.0
 """How many times as far above the median as a flagged loss another one like it may lie."""
@@ -175,13 +175,12 @@ class SpikeDetector:
 
     A gradient norm is one if its logarithm lies so many spreads above (a spread is at least
     0.8, so that six are a factor of 121), if it is three times as large as any of the newest,
-    and larger than the first norms were. While there is no baseline it is one if it is a
-    hundred times as large as all before it (and, in the first five steps, the loss has not risen
-    tenfold, too). The norm of every parameter group is judged in the
+    and larger than the first norms were. Of the first eight one is if it is a hundred times as
+    large as all before it, and the loss has not risen tenfold, too. The norm of every parameter group is judged in the
     same way: of a small one the global norm shows nothing.
 
-    Once three values were flagged, others that lie no further out are data, and not flagged; while
-    there is no baseline, one is enough.
+    Once three values were flagged, others that lie no further out are data, and not flagged; during
+    the first 32 steps, one is enough.
 
     Args:
         loss_limit: z-score; ``None`` not to look.
@@ -252,13 +251,14 @@ class SpikeDetector:
         self, base: Baseline, norm: float, limit: float, group: int | None = None
     ) -> list[Finding]:
         value = math.log(norm)
-        if base.ready:
-            score, enough = base.score(value, GRADIENT_FLOOR), ALIKE
-            beyond = value > max(base.largest + GRADIENT_REACH, base.first_median or 0.0)
+        enough = ALIKE if base.ready else ALIKE_EARLY
+        if base.has(EARLIEST):
+            score = base.score(value, GRADIENT_FLOOR)
+            first = -math.inf if base.first_median is None else base.first_median
+            beyond = value > max(base.largest + GRADIENT_REACH, first)
             out, how = score > limit and beyond, f"robust z {score:.3g}"
         else:
-            out, enough = base.has(1) and value > base.largest + EARLY_REACH, ALIKE_EARLY
-            out = out and not self._explained
+            out = base.has(1) and value > base.largest + EARLY_REACH and not self._explained
             how = "over a hundred times as large as all before it"
         if not out:
             return []

@@ -143,6 +143,27 @@ def test_tied_weights_are_measured_once(audit, weights, gaussian):
     assert "wte (= head)" in audit({"wte": shared, "head": shared}).stdout
 
 
+@pytest.mark.parametrize(
+    ("name", "exempt"),
+    [
+        ("bert.embeddings.position_embeddings.weight", "learned positions: no limit applies"),
+        ("transformer.wpe.weight", "learned positions: no limit applies"),
+        ("lm_head.weight", "an output layer: no limit applies"),
+        ("encoder.weight", None),
+    ],
+)
+def test_neighbours_that_are_alike_are_no_danger(weights, name, exempt):
+    """Learned positions of a healthy encoder: a curve through a few dimensions."""
+    at = torch.linspace(0, 3, 64)[:, None]
+    table = torch.cat([at.sin(), at.cos(), torch.zeros(64, 30)], dim=1)
+    table += 1e-3 * torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    code, found, _ = weights({name: table})
+    assert (found[name]["standing"] == "unjudged") == (exempt is not None)
+    assert (code == 1) == (exempt is None)
+    if exempt:
+        assert exempt in found[name]["reason"]
+
+
 def test_a_container_in_itself(weights, gaussian):
     content = {"w": gaussian(16, 16)}
     content["again"] = content

@@ -268,6 +268,7 @@ def test_late_numbers_give_the_same_run(monkeypatch):
 
 def test_a_spike_is_told_too_late_and_learned_from_by_nobody():
     run = Run().steps(60)
+    run.opt.summary()  # has the last of them judged
     before = run.opt._loop.guardian._judge.spikes.state_dict()
     loss = run.loss(60) * 1e6
     run.opt.zero_grad()
@@ -282,6 +283,16 @@ def test_a_spike_is_told_too_late_and_learned_from_by_nobody():
     after = run.opt._loop.guardian._judge.spikes.state_dict()
     assert_same(_values(after), _values(before))
     assert run.opt.summary()["steps"] == 61
+
+
+def test_a_spike_that_is_to_be_skipped_is_told_too_late():
+    run = Run(guard={"responses": {"gradient_spike": "skip"}, "loss_spike": None}).steps(60)
+    run.opt.zero_grad()
+    (run.loss(60) * 1e6).backward()
+    run.opt.step()
+    (event,) = run.opt.ledger
+    assert event.action is Action.TAKE
+    assert "too late to skip it, the step has been taken" in event.reason
 
 
 def _values(state):
@@ -442,7 +453,8 @@ def test_a_bad_step_that_could_not_be_compiled_is_left_out(name, slots, what):
     """In the call in which that turns out nobody has judged it; later ones are undone or judged."""
     graphs = 2 if name in TWO_GRAPHS else 1
     compiles = {"backend": fails(RuntimeError("not there"), graphs)}
-    run = Run(partial(OPTIMIZERS[name], lr=1e-2), compiles, guard={"slots": slots}).steps(4)
+    guard = {"slots": slots, "responses": {"nonfinite_loss": "skip"}}
+    run = Run(partial(OPTIMIZERS[name], lr=1e-2), compiles, guard=guard).steps(4)
     before = run.everything()
     loss = run.loss(4, math.nan if what == "gradients" else 1.0)
     run.opt.zero_grad()

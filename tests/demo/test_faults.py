@@ -88,16 +88,25 @@ def test_nobody_misses_a_scheduler_that_is_tracked(demo):
 
 
 @pytest.mark.parametrize(
-    ("kind", "at", "steps", "skipped"),
-    [(Inject.BUFFERS, 6, 12, [7]), (Inject.BATCH, 190, 200, [190, 191, 192, 193, 194])],
+    ("kind", "at", "steps", "called"),
+    [(Inject.NAN_GRAD, 6, 12, {"skipped": [6]}), (Inject.BATCH, 190, 200, {})],
 )
-def test_what_a_skip_undoes(train, kind, at, steps, skipped):
+def test_what_a_batch_does_not_leave_behind(train, kind, at, steps, called):
     run = train(kind, at=at, steps=steps)
 
-    assert (run.skipped, run.rollbacks) == (skipped, [])
+    assert (run.skipped, run.rollbacks) == (called.get("skipped", []), [])
+    assert set(run.tamed) <= {190, 191, 192, 193, 194}
     assert (run.scars, run.died_at, run.summary["integrity"]) == ((), None, "OK")
     assert math.isfinite(run.validation_loss)
     assert math.isfinite(run.training_loss)
+
+
+def test_a_table_that_is_damaged_goes_back_with_the_weights(train):
+    run = train(Inject.BUFFERS, at=6, steps=12)
+
+    assert (run.skipped, len(run.rollbacks)) == ([], 1)
+    assert (run.scars, run.summary["integrity"]) == ((), "OK")
+    assert math.isfinite(run.validation_loss)
 
 
 @pytest.mark.parametrize("kind", [Inject.BIT_FLIP, Inject.MOMENTS])
@@ -149,7 +158,7 @@ def test_poisoned_batches_leave_no_trace_but_in_the_numbers(demo):
     assert result.stdout.count("noise in place of the batch") == 2 * POISONED + 1
     assert "fault      step 190: noise in place of the batch (and 4 more)" in result.stdout
     assert "found      in step 190, at once: the loss is" in result.stdout
-    assert "undone     skipped 5 batches, from step 190 to 194" in result.stdout
+    assert re.search(r"undone     (tamed \d batch(es)?, (from )?step 19\d|nothing)", result.stdout)
     assert re.search(r"no guard .* UNCHECKED +survived", result.stdout)
 
 

@@ -19,6 +19,17 @@ from stableopt.health.tiers import SMALLEST, TIERS, standing_of
 from stableopt.types import Drift, Reading, RiskLevel, Standing
 
 
+class Slopes:
+    """Courses that are known by how steep they are."""
+
+    def __init__(self, of):
+        self.of = of
+
+    def slope(self, name, metric):
+        assert metric == "effective_rank"
+        return self.of(name)
+
+
 def reading(metric="relative_rank", value=0.9, standing=None, name="w"):
     if standing is None:
         standing = standing_of(metric, value, 64, 64)
@@ -46,7 +57,7 @@ UNDEFINED = health(reading(value=math.nan))
 
 
 def level(*weights, slope=0.0):
-    risk = SpectralRisk(lambda name: slope)
+    risk = SpectralRisk(Slopes(lambda name: slope))
     found = risk.assess(0, {f"w{i}": weight for i, weight in enumerate(weights)})
     return None if found is None else found.level
 
@@ -96,7 +107,7 @@ class TestLevels:
 
     def test_a_run_learns_while_half_of_its_weights_move(self):
         slopes = {"a": 1.0, "b": None, "c": 0.0, "d": 0.0, "e": 0.0}
-        risk = SpectralRisk(slopes.get)
+        risk = SpectralRisk(Slopes(slopes.get))
         moving = health(reading(), reading("effective_rank", 60.0))
         names = "abcde"
         assert risk.assess(0, dict.fromkeys(names, moving)).level is RiskLevel.STABLE
@@ -108,18 +119,18 @@ class TestLevels:
         assert level(health(reading(), drifts=metrics)) is RiskLevel.WARNING
 
     def test_the_reason_names_the_worst_first(self):
-        risk = SpectralRisk(lambda name: 0.0)
+        risk = SpectralRisk(Slopes(lambda name: 0.0))
         weights = {"a": ENDANGERED, "b": NOT_FINITE, "c": HEALTHY, "d": WARNED}
         found = risk.assess(0, weights)
         assert found.where == ("b", "a")
         assert found.reason == "b: it is not finite (and 1 more)"
-        found = SpectralRisk(lambda name: 0.0).assess(0, {"a": WARNED})
+        found = SpectralRisk(Slopes(lambda name: 0.0)).assess(0, {"a": WARNED})
         assert found.reason == "a: relative_rank 0.55 below 0.6"
-        found = SpectralRisk(lambda name: 0.0).assess(0, {"a": DRIFTING})
+        found = SpectralRisk(Slopes(lambda name: 0.0)).assess(0, {"a": DRIFTING})
         assert found.reason == ("a: effective_rank 0.5 where its course predicts 1 (limit 0.9)")
 
     def test_it_rises_at_once_and_falls_after_a_while(self):
-        risk = SpectralRisk(lambda name: 0.0)
+        risk = SpectralRisk(Slopes(lambda name: 0.0))
         levels = [
             risk.assess(i, {"w": weight}).level
             for i, weight in enumerate([HEALTHY, WARNED, ENDANGERED, *[HEALTHY] * (HELD + 1)])
@@ -133,7 +144,7 @@ class TestLevels:
         ]
 
     def test_the_state_is_plain_and_goes_on(self):
-        first, second = (SpectralRisk(lambda name: 0.0) for _ in range(2))
+        first, second = (SpectralRisk(Slopes(lambda name: 0.0)) for _ in range(2))
         for weight in (ENDANGERED, HEALTHY):
             first.assess(0, {"w": weight})
         second.load_state_dict(first.state_dict())

@@ -274,6 +274,23 @@ def test_the_gradient_of_a_loss_spike_is_no_larger_than_usual():
     assert w.item() == pytest.approx(WINDOW + 1, rel=1e-5)
 
 
+def test_a_tamed_batch_leaves_no_statistics():
+    """What is a thousand times too large is so in the features, too."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+    opt = StableOptimizer(torch.optim.SGD(model.parameters(), lr=0.01), model=model)
+    for step in range(60):
+        before = {name: value.clone() for name, value in model[0].named_buffers()}
+        x = torch.randn(16, 4) * (1000.0 if step == 59 else 1.0)
+        loss = (model(x) - x[:, :1]).square().mean()
+        opt.zero_grad()
+        loss.backward()
+        opt.observe(loss=loss)
+        opt.step()
+    assert opt.verdict.tames
+    assert all(torch.equal(value, before[name]) for name, value in model[0].named_buffers())
+
+
 def test_skipping_can_be_asked_for():
     skip = {"loss_spike": "skip", "gradient_spike": "skip"}
     w, opt = spiking([*noisy(2.0, 0.01), 9.0, 2.0], responses=skip)

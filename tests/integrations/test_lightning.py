@@ -338,6 +338,23 @@ class TestLogs:
         assert len(told) == (1 if clip else 0)
 
 
+@pytest.mark.parametrize("schedule", [None, "step", "lists"])
+@pytest.mark.parametrize("route", ["returned", "callback"])
+def test_the_monitor_of_learning_rates_logs_what_it_logs_for_the_bare_optimizer(
+    tmp_path, route, schedule
+):
+    def logged(route):
+        monitor = lightning().pytorch.callbacks.LearningRateMonitor("step")
+        net = module(wraps=route == "returned", schedule=schedule)
+        ours = [callback()] if route == "callback" else []
+        fit(tmp_path, net, monitor, *ours, logger=rows(), log_every_n_steps=1)
+        return {name: len(values) for name, values in monitor.lrs.items()}
+
+    bare = logged("bare")
+    assert list(bare) == ["lr-AdamW"]
+    assert logged(route) == bare
+
+
 class TestSeveralOptimizers:
     def module(self, wrapped):
         class Pair(lightning().LightningModule):

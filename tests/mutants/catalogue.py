@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.mutants.compiled import COMPILED_MUTANTS
+from tests.mutants.healthy import HEALTHY_MUTANTS
 from tests.mutants.judgement import JUDGEMENT_MUTANTS
 from tests.mutants.mutant import Mutant
 from tests.mutants.sensors import SENSOR_MUTANTS
@@ -54,13 +55,13 @@ MUTANTS = {
     ),
     "the closure runs twice": Mutant(
         "stableopt.step",
-        "            return self.update(), ()\n        if self.guardian is None:",
-        "            return self.optimizer.step(closure), ()\n        if self.guardian is None:",
+        "            return self.update(), ()\n        replay",
+        "            return self.optimizer.step(closure), ()\n        replay",
         (BITWISE, "-k", "AdamW-default and closure"),
     ),
     "lbfgs evaluates once more": Mutant(
         "stableopt.inner",
-        "if seen is not None and seen == self._fingerprint():",
+        "if seen is not None and seen == self._fingerprint() and self._is_where_it_was():",
         "if seen == []:",
         (BITWISE, "-k", "LBFGS"),
     ),
@@ -91,20 +92,20 @@ MUTANTS = {
     ),
     "buffers are not restored": Mutant(
         "stableopt.guardian",
-        "        else:\n            self._buffers.restore()",
+        "        else:\n            self._buffers.left_out()",
         "        else:\n            pass",
         (f"{SKIP}::test_batch_norm_statistics_never_saw_the_batch",),
     ),
     "buffers go back to the beginning": Mutant(
         "stableopt.guardian",
-        "self._buffers.refresh()\n        else:",
+        "self._buffers.taken()\n        else:",
         "pass\n        else:",
         (f"{SKIP}::test_batch_norm_statistics_never_saw_the_batch",),
     ),
     "only floating buffers are kept": Mutant(
         "stableopt.runtime.buffers",
-        "(id(live) in seen or is_lazy(live))",
-        "(id(live) in seen or is_lazy(live) or not live.is_floating_point())",
+        "(id(live) in seen or not has_data(live))",
+        "(id(live) in seen or not has_data(live) or not live.is_floating_point())",
         (f"{SKIP}::test_batch_norm_statistics_never_saw_the_batch",),
     ),
     "a line search is not undone": Mutant(
@@ -196,13 +197,13 @@ MUTANTS = {
     ),
     "newer snapshots survive a rollback": Mutant(
         "stableopt.guard.ring",
-        "if slot is not to and slot.state is not SlotState.FREE and slot.step >= to.step:",
+        "if slot is not to and slot.held and slot.step >= to.step:",
         "if False:",
         (MACHINE,),
     ),
     "newer pending snapshots survive a rollback": Mutant(
         "stableopt.guard.ring",
-        "if slot is not to and slot.state is not SlotState.FREE and slot.step >= to.step:",
+        "if slot is not to and slot.held and slot.step >= to.step:",
         "if slot is not to and slot.state is SlotState.VERIFIED and slot.step >= to.step:",
         (MACHINE,),
     ),
@@ -281,19 +282,19 @@ MUTANTS = {
     ),
     "buffers stay": Mutant(
         "stableopt.guard.snapshot",
-        "self._buffers.restore()",
+        "buffers.go_back(self._buffers)",
         "pass",
         (f"{TRACKED}::test_everything_goes_back_together",),
     ),
     "optimizer state stays": Mutant(
         "stableopt.runtime.state_copy",
-        "        optimizer.state.clear()\n        optimizer.state.update(state)",
-        "        pass",
+        "            live.state.clear()\n            live.state.update(state)",
+        "            pass",
         (ROLLBACK, "-k", "before_the_first_step"),
     ),
     "parameters stay": Mutant(
         "stableopt.runtime.state_copy",
-        "torch._foreach_copy_(live_params, self._params)",
+        "torch._foreach_copy_([places[place].data for place in self._places], self._params)",
         "pass",
         (ROLLBACK, "-k", "AdamW-default and never_saw"),
     ),
@@ -348,21 +349,21 @@ MUTANTS = {
     # Promise 3: what was flagged enters no baseline; nothing is healthy unlooked at.
     "flagged values become normal": Mutant(
         "stableopt.guardian",
-        "        self._policy.note(verdict, step, endangered=self._endangered())\n",
+        "        self._policy.note(verdict, step, endangered=endangered)\n",
         "        self._judge.learn(observation)\n",
         (f"{SPIKES}::test_a_flagged_value_does_not_enter_the_baseline",),
     ),
     "a shift is rolled back": Mutant(
         "stableopt.guard.policy",
-        "if Scope.BATCH in scopes:",
+        "if any(finding.scope is Scope.BATCH for finding in findings):",
         "if True:",
-        (f"{SPIKES}::test_a_shift_is_never_rolled_back_and_becomes_the_new_normal",),
+        (MACHINE,),
     ),
-    "tails are spikes for ever": Mutant(
+    "a tail of the loss is spikes for ever": Mutant(
         "stableopt.health.spikes",
-        "if len(self._alone) < TAIL:",
-        "if True:",
-        (f"{SPIKES}::test_what_has_stood_alone_twice_is_a_tail",),
+        "if before >= ALIKE:",
+        "if False:",
+        (f"{SPIKES}::test_what_was_seen_three_times_is_a_tail",),
     ),
     "baselines do not go back": Mutant(
         "stableopt.guardian",
@@ -384,8 +385,8 @@ MUTANTS = {
     ),
     "buffers are not scanned": Mutant(
         "stableopt.health.scan",
-        "            self._parts = self._plan()\n            for owner, buffer in self._buffers():",
-        "            self._parts = self._plan()\n            for owner, buffer in ():",
+        "            self._parts = self._plan()\n            self._add_buffers(inspection)",
+        "            self._parts = self._plan()",
         (f"{INSPECTION}::test_what_nothing_else_shows_is_found_within_one_scan",),
     ),
     "huge is healthy": Mutant(
@@ -491,6 +492,7 @@ MUTANTS = {
         (f"{DISPATCH}::test_a_writer_that_raises_is_reported_once_and_counted",),
     ),
     **JUDGEMENT_MUTANTS,
+    **HEALTHY_MUTANTS,
     **COMPILED_MUTANTS,
     **TELLING_MUTANTS,
     **TRAINER_MUTANTS,

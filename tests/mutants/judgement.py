@@ -220,8 +220,8 @@ JUDGEMENT_MUTANTS = {
     ),
     "notices are interventions": Mutant(
         "stableopt.types",
-        "told = (Scope.RISK, Scope.NOTICE)",
-        "told = (Scope.RISK,)",
+        "told = (Scope.RISK, Scope.NOTICE, Scope.SPIKE)",
+        "told = (Scope.RISK, Scope.SPIKE)",
         ("tests/health/test_updates.py",),
     ),
     "zero gradients stall a weight": Mutant(
@@ -274,8 +274,8 @@ JUDGEMENT_MUTANTS = {
     ),
     "spikes that are taken are not counted": Mutant(
         "stableopt.guard.policy",
-        "self.spikes_in_a_row = self.spikes_in_a_row + 1 if flagged else 0",
-        "self.spikes_in_a_row = 0",
+        "spent = STEPS_PER_SPIKE * _has_spike(verdict.findings)",
+        "spent = 0",
         (MACHINE,),
     ),
     "rollbacks by hand count": Mutant(
@@ -310,8 +310,8 @@ JUDGEMENT_MUTANTS = {
     ),
     "a bad batch is taken in the end": Mutant(
         "stableopt.guard.policy",
-        "        if Scope.BATCH in scopes:\n            return self._go_back(row",
-        "        if False:\n            return self._go_back(row",
+        "if any(finding.scope is Scope.BATCH for finding in findings):",
+        "if False:",
         (MACHINE,),
     ),
     "one skip more": Mutant(
@@ -326,10 +326,10 @@ JUDGEMENT_MUTANTS = {
         "return slots[0] if slots else None",
         (MACHINE,),
     ),
-    "a stop restores the oldest": Mutant(
+    "a stop forgets what was set aside": Mutant(
         "stableopt.guard.policy",
+        "newest = ring.best()",
         "newest = next(iter(ring.verified()), None)",
-        "newest = next(iter(ring.verified()[::-1]), None)",
         (MACHINE,),
     ),
     "one rule lowers for all": Mutant(

@@ -208,7 +208,7 @@ SENSOR_MUTANTS = {
     ),
     "a snapshot of a danger is trusted": Mutant(
         "stableopt.guardian",
-        "        if not (spikes or self._endangered()):\n",
+        "        if not (spikes or self._endangered() or _is_symptom(observation)):\n",
         "        if True:\n",
         (f"{RESPONSES}::TestResponses::test_a_snapshot_of_a_danger_is_not_trusted",),
     ),

@@ -102,8 +102,8 @@ TRANSFORM_MUTANTS = {
     ),
     "lazy parameters are forgotten": Mutant(
         "stableopt.transforming",
-        'is_lazy(p) for group in groups for p in group["params"]) < self._lazy',
-        'is_lazy(p) for group in groups for p in group["params"]) < 0',
+        'not has_data(p) for group in groups for p in group["params"]) < self._lazy',
+        'not has_data(p) for group in groups for p in group["params"]) < 0',
         (f"{BINDING}::TestLazy",),
     ),
     # Promise 5, and acting once per reading.

@@ -62,12 +62,12 @@ def train(model, opt, steps, first=0):
     return seen
 
 
-def stand_still(opt, steps=1, **signals):
+def stand_still(opt, steps=1, value=0.0, **signals):
     """Take steps that move nothing by themselves, each told ``signals``."""
     for _ in range(steps):
         for group in opt.param_groups:
             for parameter in group["params"]:
-                parameter.grad = torch.zeros_like(parameter)
+                parameter.grad = torch.full_like(parameter, value)
         opt.observe(**signals)
         opt.step()
 

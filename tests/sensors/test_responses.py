@@ -158,8 +158,7 @@ class TestResponses:
         run = Sick(guard=self.guard())
         run.steps(12)
         run.steps(1, share=0.01)
-        run.opt.observe(loss=math.nan)
-        stand_still(run.opt)
+        stand_still(run.opt, value=math.nan)
         assert run.opt.verdict.action is Action.SKIP
         assert run.opt.summary()["lr_scale"] == 1.0
         stand_still(run.opt)

@@ -107,7 +107,16 @@ def test_counters_come_with_the_first_event_and_where_they_change():
                 "action": Action.TAKE,
                 "findings": (Finding(kind="loss_spike", message="", scope=Scope.SPIKE),),
             },
+            {},
+        ),
+        ({"action": Action.TAKE, "tames": True}, {"interventions": 1, "tamed": 1}),
+        (
+            {"action": Action.TAKE, "baseline_reset": True},
             {"interventions": 1, "baseline_resets": 1},
+        ),
+        (
+            {"action": Action.TAKE, "tames": True, "backs_off": True},
+            {"interventions": 1, "tamed": 1, "back_offs": 1},
         ),
         (
             {
