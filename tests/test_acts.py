@@ -184,10 +184,10 @@ class TestSummary:
         weights = [nn.Parameter(torch.full((3, 3), size)) for size in (9.0, 9.0, 0.1)]
         inner = torch.optim.SGD(weights, lr=1e-3)
         opt = StableOptimizer(inner, transforms=[MaxNorm(1.0), ClipGradNorm(1.0)])
-        step(opt)
+        step(opt, 0.1)
         with torch.no_grad():
             weights[2].fill_(5.0)
-        step(opt)
+        step(opt, 0.1)
         step(opt, 9.0)
         norms, clip = opt.summary()["transforms"]
         assert norms == {

@@ -14,7 +14,7 @@ from stableopt.style import STYLE
 from stableopt.types import Action
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes

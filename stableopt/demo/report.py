@@ -153,9 +153,7 @@ def _undone(outcome: Outcome) -> str:
     ]
     for what, steps in (("skipped", outcome.skips), ("tamed", outcome.tamed)):
         if steps:
-            where = (
-                f"step {steps[0]}" if len(steps) == 1 else f"from step {steps[0]} to {steps[-1]}"
-            )
+            where = f"from step {steps[0]} to {steps[-1]}" if steps[1:] else f"step {steps[0]}"
             deeds.append(f"{what} {_count('batch', len(steps), 'batches')}, {where}")
     return "; ".join(deeds) or "nothing"
 

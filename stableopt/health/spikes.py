@@ -176,11 +176,11 @@ class SpikeDetector:
     A gradient norm is one if its logarithm lies so many spreads above (a spread is at least
     0.8, so that six are a factor of 121), if it is three times as large as any of the newest,
     and larger than the first norms were. Of the first eight one is if it is a hundred times as
-    large as all before it, and the loss has not risen tenfold, too. The norm of every parameter group is judged in the
-    same way: of a small one the global norm shows nothing.
+    large as all before it, and the loss has not risen tenfold, too. The norm of every parameter
+    group is judged in the same way: of a small one the global norm shows nothing.
 
-    Once three values were flagged, others that lie no further out are data, and not flagged; during
-    the first 32 steps, one is enough.
+    Once three values were flagged, others that lie no further out are data, and not flagged;
+    during the first 32 steps, one is enough.
 
     Args:
         loss_limit: z-score; ``None`` not to look.

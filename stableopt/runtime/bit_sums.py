@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-
-from stableopt.runtime.tree_copy import tree_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,8 +35,3 @@ def bit_sum(tensor: Tensor) -> Tensor:
         return values.view(-1).view(torch.int64).sum()
     integers = values.view(_INTEGERS[size])
     return integers.sum(dtype=integers.dtype if size >= 4 else torch.int64).to(torch.int64)
-
-
-def bit_sums(value: Any) -> list[Tensor]:
-    """Return the sum of every tensor in a nested value, see :func:`bit_sum`."""
-    return [bit_sum(tensor) for tensor in tree_tensors(value)]

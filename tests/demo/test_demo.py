@@ -37,8 +37,8 @@ def test_guarded_survives_and_unguarded_dies(demo, inject):
     result = demo("--inject", inject, "--steps", "20", "--at", "8")
 
     assert result.exit_code == 0, result.output
-    assert re.search(r"guarded .* 1 +0 +OK +recovered", result.stdout)
-    assert re.search(r"no fault .* 0 +0 +OK +survived", result.stdout)
+    assert re.search(r"guarded .* 1 +0 +0 +OK +recovered", result.stdout)
+    assert re.search(r"no fault .* 0 +0 +0 +OK +survived", result.stdout)
     assert re.search(r"no guard .* nan .* COMPROMISED +died at step 9", result.stdout)
     assert "no guard: died at step 9" in result.stdout
     assert "stopped after step 13" in result.stdout

@@ -74,7 +74,7 @@ class Block:
         """Return the largest logits that alternating maximisation finds, ``(heads,)``."""
         a, c, b, e = self.sides()
         width = a.shape[-1]
-        y = self.draw(len(a), width, 1).double()
+        y = self.draw(len(a), width, 4).double()  # one start may lie across the best direction
         radius = math.sqrt(width)
         middle = torch.eye(width).double() - (1 / width if centred else 0)
 
@@ -86,7 +86,7 @@ class Block:
             x = best(a.mT @ (b @ y + e[..., None]))
             y = best(b.mT @ (a @ x + c[..., None]))
         logits = (a @ x + c[..., None]).mT @ (b @ y + e[..., None])
-        return logits.abs().flatten() * self.scale
+        return logits.abs().amax((1, 2)) * self.scale
 
 
 @st.composite

@@ -52,8 +52,8 @@ def test_names_may_be_others(kind, named):
     assert_same(
         copied(second.opt.state_dict())["stableopt"], copied(first.opt.state_dict())["stableopt"]
     )
-    names = {reading for reading in second.opt.readings}
-    assert names == {f"{i}.weight" for i in (0, 1, 2)} if named[0] else {"0.0", "0.2", "0.4"}
+    # Torch's load_state_dict takes over names that a checkpoint has, too.
+    assert set(second.opt.readings) == {f"{i}.weight" for i in range(3)}
 
 
 def test_what_a_model_calls_them_is_what_is_told():
