@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := stableopt tests benchmarks examples conftest.py
 
-.PHONY: help demo test lint format bench bench-lr gauntlet soak compatibility gpu docs clean
+.PHONY: help demo test test-all mutants lint format
+.PHONY: bench bench-lr gauntlet zoo soak compatibility gpu docs clean
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -18,9 +19,18 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt
 demo: $(VENV)/.installed-cli,report ## train a small GPT, inject a fault, watch it survive (ARGS=...)
 	$(BIN)/stableopt demo $(ARGS)
 
-test: $(VENV)/.installed-test ## run the tests on two cores (ARGS=...)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q $(ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q README.md docs  # their blocks share names
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+test: $(VENV)/.installed-test ## run the tests on two cores, but slow ones and mutants (ARGS=...)
+	$(PYTEST) -n 2 -m 'not slow and not mutant' $(ARGS)
+	$(PYTEST) README.md docs  # their blocks share names
+
+test-all: $(VENV)/.installed-test ## run every test but the mutants (half an hour, ARGS=...)
+	$(PYTEST) -n 2 -m 'not mutant' $(ARGS)
+	$(PYTEST) README.md docs
+
+mutants: $(VENV)/.installed-test ## break the code in each known way, and see a test fail (an hour)
+	$(PYTEST) -n 2 -m mutant tests/mutants $(ARGS)
 
 lint: $(VENV)/.installed-lint $(VENV)/.installed-test ## ruff and mypy
 	$(BIN)/ruff check $(SOURCES)
@@ -54,6 +64,10 @@ bench-lr: $(VENV)/.installed-bench ## sensitivity to the learning rate (an hour 
 
 gauntlet: $(VENV)/.installed-bench ## every fault, ours and six rivals (half an hour on two cores)
 	$(BIN)/python -m benchmarks.faults $(ARGS)
+	$(BIN)/python -m benchmarks.readme
+
+zoo: $(VENV)/.installed-bench ## healthy but unusual trainings, bare and wrapped (an hour)
+	$(BIN)/python -m benchmarks.zoo $(ARGS)
 	$(BIN)/python -m benchmarks.readme
 
 soak: $(VENV)/.installed-bench ## 100,000 healthy steps, in which nothing may happen (ten minutes)

@@ -530,7 +530,7 @@ class StepLoop:
     def _close(self) -> None:
         if self.guardian is not None:
             self.guardian.close()
-        if self.telemetry is not None:
+        if self.telemetry is not None and not self.telemetry.closed:
             with suppress(DivergenceError), _disable_current_modes():
                 self.settle()
             self.telemetry.close(partial(self.summary, *self.telemetry.ending.tell()))

@@ -30,10 +30,8 @@ def find_nonfinite(
     loss, gradients = observation.loss, observation.gradients
     spoils = gradients is not None and bool(gradients.nonfinite)
     if loss is not None and not math.isfinite(loss):
-        scope, more = (
-            (Scope.BATCH, "") if spoils else (Scope.NOTICE, ", while all gradients are finite")
-        )
-        message = f"the loss is {loss}{more}"
+        scope = Scope.BATCH if spoils else Scope.NOTICE
+        message = f"the loss is {loss}" + ("" if spoils else ", while all gradients are finite")
         findings.append(Finding(kind="nonfinite_loss", message=message, scope=scope, value=loss))
     if gradients is not None and spoils:
         findings.append(_in_gradients(gradients, names))

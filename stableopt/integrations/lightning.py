@@ -37,8 +37,8 @@ class StableCallback(Callback):
     - The loss that is judged is that of every micro-batch as ``training_step`` returned it, also
       in mixed precision and in manual optimization, where no closure tells it.
     - The loggers get ``stable/loss`` (the mean of the true loss since the last time),
-      ``stable/skips``, ``stable/rollbacks``, ``stable/step``, ``stable/lr_scale`` and
-      ``stable/risk``, every ``log_every_n_steps``.
+      ``stable/skips``, ``stable/tamed``, ``stable/rollbacks``, ``stable/step``,
+      ``stable/lr_scale`` and ``stable/risk``, every ``log_every_n_steps``.
     - A rollback takes back weights, optimizer state, buffers, random states and the gradient
       scaler. ``global_step``, the data and the learning rate schedules go on: the trainer counts
       batches, and a schedule that goes back would not reach its end.

@@ -47,7 +47,7 @@ __all__ = [
     "suggest_stability",
 ]
 
-RECORDED = ("integrity", "steps", "skips", "rollbacks", "steps_lost", "back_offs")
+RECORDED = ("integrity", "steps", "skips", "tamed", "rollbacks", "steps_lost", "back_offs")
 """Entries of the summary that a trial keeps."""
 
 
@@ -214,9 +214,9 @@ def _wrapped(opt: object) -> StableOptimizer:
 def record_stability(trial: Any, opt: Optimizer) -> None:
     """Keep what happened to a run as user attributes of its trial.
 
-    ``stable/integrity``, ``stable/steps``, ``stable/skips``, ``stable/rollbacks``,
-    ``stable/steps_lost``, ``stable/back_offs``, and the ``stable/reason`` of the last intervention
-    if there was one.
+    ``stable/integrity``, ``stable/steps``, ``stable/skips``, ``stable/tamed``,
+    ``stable/rollbacks``, ``stable/steps_lost``, ``stable/back_offs``, and the ``stable/reason`` of
+    the last intervention if there was one.
 
     Args:
         trial: Of Optuna, or whatever has ``set_user_attr``.
@@ -227,7 +227,7 @@ def record_stability(trial: Any, opt: Optimizer) -> None:
         ConfigError: ``opt`` is not wrapped.
 
     Cost:
-        Six or seven writes to the storage.
+        Seven or eight writes to the storage.
     """
     stable = _wrapped(opt)
     summary = stable.summary()

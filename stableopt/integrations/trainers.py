@@ -120,9 +120,9 @@ def stability_metrics(opt: StableOptimizer) -> dict[str, float]:
     """Return the numbers of a run that a trainer logs, by the keys they have there.
 
     Returns:
-        ``stable/skips``, ``stable/rollbacks``, ``stable/step`` (updates behind the weights)
-        and ``stable/lr_scale``; ``stable/risk`` from 0 (stable) to 4 (instability) once it is
-        known.
+        ``stable/skips``, ``stable/tamed``, ``stable/rollbacks``, ``stable/step`` (updates behind
+        the weights) and ``stable/lr_scale``; ``stable/risk`` from 0 (stable) to 4 (instability)
+        once it is known.
 
     Cost:
         One :meth:`~stableopt.StableOptimizer.summary`: below a millisecond where little has
@@ -135,7 +135,7 @@ def stability_metrics(opt: StableOptimizer) -> dict[str, float]:
         1.0
     """
     summary = opt.summary()
-    found = {f"stable/{name}": float(summary[name]) for name in ("skips", "rollbacks")}
+    found = {f"stable/{name}": float(summary[name]) for name in ("skips", "tamed", "rollbacks")}
     found["stable/step"] = float(summary["steps"])
     found["stable/lr_scale"] = float(summary.get("lr_scale", 1.0))
     risk = opt.risk

@@ -47,8 +47,8 @@ class StableTrainerCallback(TrainerCallback):
     - The loss that is judged is what ``training_step`` returned, summed over the micro-batches of
       a step as the trainer does, and never filtered: ``logging_nan_inf_filter`` does not reach it.
     - The logs of the trainer, and so W&B, TensorBoard and the console, get ``stable/loss`` (the
-      mean of the true loss since the last log), ``stable/skips``, ``stable/rollbacks``,
-      ``stable/step``, ``stable/lr_scale`` and ``stable/risk``.
+      mean of the true loss since the last log), ``stable/skips``, ``stable/tamed``,
+      ``stable/rollbacks``, ``stable/step``, ``stable/lr_scale`` and ``stable/risk``.
     - A rollback takes back weights, optimizer state, buffers, random states and the gradient
       scaler. ``global_step``, the data and the learning rate schedule go on: the trainer counts
       batches, and stops after a number of them, so a schedule that goes back would not reach its

@@ -140,7 +140,7 @@ class WandbWriter:
             run.config.update(
                 {**known, "stable": plain(flat_setup(summary))}, allow_val_change=True
             )
-        for key in ("status", "integrity", "steps_lost", "rollbacks", "skips"):
+        for key in ("status", "integrity", "steps_lost", "rollbacks", "skips", "tamed"):
             run.summary[f"{self._prefix}run/{key}"] = summary[key]
 
     def close(self) -> None:

@@ -36,6 +36,7 @@ _COLUMNS = (
     _Column("best", lambda s: spell(s.best_loss), least=70),
     _Column("steps", lambda s: f"{s.steps:,}", least=60),
     _Column("skips", lambda s: str(s.skips)),
+    _Column("tamed", lambda s: str(s.tamed), least=70),
     _Column("rollbacks", lambda s: str(s.rollbacks)),
     _Column("undone", lambda s: str(s.steps_lost), least=100),
     _Column("back-offs", lambda s: str(s.back_offs), least=110),

@@ -18,6 +18,7 @@ class Kind(str, Enum):
     STOP = "stop"
     ROLL_BACK = "roll_back"
     SKIP = "skip"
+    TAME = "tame"
     BACK_OFF = "back_off"
     RISK = "risk"
     NOTICE = "notice"
@@ -28,6 +29,7 @@ WORDS: Mapping[Kind, str] = {
     Kind.STOP: "stopped",
     Kind.ROLL_BACK: "rolled back",
     Kind.SKIP: "skipped",
+    Kind.TAME: "tamed",
     Kind.BACK_OFF: "backed off",
     Kind.RISK: "risk rose",
     Kind.NOTICE: "noticed",
@@ -95,6 +97,7 @@ class Intervention:
         if self.kind is Kind.BACK_OFF:
             return f"The step was taken.{self._lowered()}"
         return {
+            Kind.TAME: "The step was taken with gradients scaled down to what is usual.",
             Kind.RISK: "The step was taken; the risk rose.",
             Kind.NOTICE: "The step was taken, and something told.",
             Kind.CORRECTION: "The step was taken; a transform began to correct it.",
@@ -144,6 +147,8 @@ def _kind_of(record: Mapping[str, Any], kinds: Sequence[str]) -> Kind | None:
         return Kind(action)
     if record.get("backs_off") is True:
         return Kind.BACK_OFF
+    if record.get("tames") is True:
+        return Kind.TAME
     if kinds:
         return Kind.RISK if all(k.startswith("risk_") for k in kinds) else Kind.NOTICE
     return Kind.CORRECTION if record.get("reason") else None

@@ -19,6 +19,7 @@ _SHAPES: Mapping[Kind, str] = {
     Kind.STOP: "M-6-6H6V6H-6Z",
     Kind.ROLL_BACK: "M0-7 6 0 0 7-6 0Z",
     Kind.SKIP: "M0-6 6 5H-6Z",
+    Kind.TAME: "M-6-5H6L0 0 6 5H-6L0 0Z",
     Kind.BACK_OFF: "M0 6 6-5H-6Z",
     Kind.RISK: "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0Z",
     Kind.NOTICE: "M-6-2H6V2H-6Z",

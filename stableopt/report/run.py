@@ -117,6 +117,7 @@ class Run:
         self.layers: dict[str, LayerTally] = {}
         self.acts: dict[str, ActTally] = {}
         self.lost = 0
+        self._bad_since: int | None = None
         self._best = math.inf
         self._tail: deque[tuple[int, float]] = deque(maxlen=_REMEMBERED)
         self._pace: deque[tuple[float, int]] = deque(maxlen=_PACE)
@@ -170,6 +171,10 @@ class Run:
         loss = number_of(record.get("loss"))
         if loss is not None:
             self.loss.add(call, loss)
+            if math.isfinite(loss):
+                self._bad_since = None
+            elif self._bad_since is None:
+                self._bad_since = call
             self._tail.append((self.step, loss))
             if len(self._tail) >= _LEAST:
                 mean = self.final_loss
@@ -229,6 +234,7 @@ class Run:
 
     def _go_back(self, step: int) -> None:
         """Forget what belongs to updates that were undone: it is no part of what was reached."""
+        self._bad_since = None
         self._tail = deque((t for t in self._tail if t[0] <= step), _REMEMBERED)
         for layers in self.readings.values():
             for readings in layers.values():
@@ -238,9 +244,20 @@ class Run:
 
     @property
     def final_loss(self) -> float | None:
-        """Mean of the newest recorded losses of steps that were taken; ``None`` without any."""
+        """Mean of the newest recorded losses of steps that were taken; ``None`` without any.
+
+        It is the newest of them if that is not finite; earlier ones that are not do not count.
+        """
         newest = [loss for _, loss in islice(reversed(self._tail), TAIL)]
-        return sum(newest) / len(newest) if newest else None
+        if not newest or not math.isfinite(newest[0]):
+            return newest[0] if newest else None
+        finite = [loss for loss in newest if math.isfinite(loss)]
+        return sum(finite) / len(finite)
+
+    @property
+    def bad_losses(self) -> int:
+        """Calls up to now in which every recorded loss of a step that was taken was not finite."""
+        return 0 if self._bad_since is None else self.call - self._bad_since + 1
 
     @property
     def best_loss(self) -> float | None:

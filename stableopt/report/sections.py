@@ -99,7 +99,7 @@ def _numbers(status: Status) -> Html:
         ("loss", spell(status.final_loss), f"mean of the last {TAIL} records"),
         ("best loss", spell(status.best_loss), "lowest such mean"),
         ("updates", f"{status.steps:,}", f"in {status.calls:,} calls"),
-        ("skipped", f"{status.skips:,}", "batches"),
+        ("skipped", f"{status.skips:,}", f"batches; {status.tamed:,} tamed"),
         ("rollbacks", f"{status.rollbacks:,}", f"{count(status.steps_lost, 'update')} undone"),
         ("risk", status.risk or "-", "newest level"),
     ]

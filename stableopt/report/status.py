@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from stableopt.report.interventions import Kind
 from stableopt.report.values import clock, count, printable, whole_of
+from stableopt.telemetry.ledger import MANY
 
 if TYPE_CHECKING:
     from stableopt.report.run import Run
@@ -41,6 +42,7 @@ class Status:
         calls: Of ``step()``.
         steps: Updates behind the weights.
         skips: Calls whose batch was left out.
+        tamed: Calls whose gradients were scaled down to what is usual.
         rollbacks: How often the run went back.
         steps_lost: Updates that this has undone.
         back_offs: How often learning rates were lowered without going back.
@@ -63,6 +65,7 @@ class Status:
     calls: int
     steps: int
     skips: int
+    tamed: int
     rollbacks: int
     steps_lost: int
     back_offs: int
@@ -103,6 +106,7 @@ def status_of(run: Run) -> Status:
         # Updates go back with a rollback: of two numbers the newer one, not the larger.
         steps=_steps_of(run),
         skips=_newest(run, "skips", run.counted(Kind.SKIP)),
+        tamed=_newest(run, "tamed", run.counted(Kind.TAME)),
         rollbacks=_newest(run, "rollbacks", run.counted(Kind.ROLL_BACK)),
         steps_lost=_newest(run, "steps_lost", run.lost),
         back_offs=_newest(run, "back_offs", run.counted(Kind.BACK_OFF)),
@@ -145,8 +149,9 @@ def _ended_by(run: Run) -> str | None:
 def _integrity_of(run: Run) -> str:
     """Return what the summary says, unless events after it say worse."""
     told = run.setting("integrity")
-    last = run.loss.last
-    lost = last is not None and not math.isfinite(last) and _steps_of(run) == run.step
+    # A guard sees to it that gradients are finite: single losses that are not mean nothing then.
+    many = MANY if isinstance(run.setting("guard"), dict) else 1
+    lost = run.bad_losses >= many and _steps_of(run) == run.step
     if run.counted(Kind.STOP) or lost:
         return "COMPROMISED"
     known = ("OK", "COMPROMISED", "UNCHECKED")
@@ -173,6 +178,8 @@ def say_interventions(status: Status) -> str:
     deeds = []
     if status.skips:
         deeds.append(f"{count(status.skips, 'batch', 'batches')} skipped")
+    if status.tamed:
+        deeds.append(f"{count(status.tamed, 'batch', 'batches')} tamed")
     if status.rollbacks:
         times = count(status.rollbacks, "rollback")
         deeds.append(f"{times}, {count(status.steps_lost, 'update')} undone")

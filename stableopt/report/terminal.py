@@ -32,6 +32,7 @@ _STYLES = {
     Kind.STOP: "bold red",
     Kind.ROLL_BACK: "bold cyan",
     Kind.SKIP: "yellow",
+    Kind.TAME: "yellow",
     Kind.BACK_OFF: "yellow",
     Kind.RISK: "magenta",
 }
@@ -85,6 +86,7 @@ def tell_line(run: Run, status: Status) -> str:
         f"loss {spell(run.loss.last)}",
         f"risk {status.risk or '-'}",
         f"skips {status.skips}",
+        f"tamed {status.tamed}",
         f"rollbacks {status.rollbacks}",
         status.integrity,
     ]

@@ -49,6 +49,7 @@ class Dispatcher:
         writers: Who receives events.
 
     Attributes:
+        closed: Whether it has been.
         ending: How the run ends.
 
     Raises:
@@ -59,7 +60,7 @@ class Dispatcher:
         check_free(writers)
         introduce(writers)
         self._channels = [_Channel(writer) for writer in writers]
-        self._closed = False
+        self.closed = False
         self._begun = False
         self.ending = Ending()
 
@@ -73,23 +74,23 @@ class Dispatcher:
 
     def wants(self, step: int) -> bool:
         """Tell whether any writer wants a healthy step."""
-        return not self._closed and any(self._wanted(c.writer, step) for c in self._channels)
+        return not self.closed and any(self._wanted(c.writer, step) for c in self._channels)
 
     def send(self, event: Event, *, always: bool = False) -> None:
         """Queue an event for every writer that wants it, or for all of them; never blocks."""
-        for channel in () if self._closed else self._channels:
+        for channel in () if self.closed else self._channels:
             if always or not event.routine or self._wanted(channel.writer, event.step):
                 channel.send(event)
         self._begun = True
 
     def send_summary(self, make: Callable[[], dict[str, Any]]) -> None:
         """Ask for a summary to be written soon, made when it is written; never blocks."""
-        for channel in () if self._closed else self._channels:
+        for channel in () if self.closed else self._channels:
             channel.summarize(make)
 
     def flush(self, timeout: float = PATIENCE) -> bool:
         """Wait until all that was sent is written; ``False`` if that took too long."""
-        if self._closed:
+        if self.closed:
             return True
         deadline = time.monotonic() + timeout
         waiting = [channel.flush() for channel in self._channels]
@@ -109,10 +110,10 @@ class Dispatcher:
             make: Makes the last summary.
             timeout: Seconds to wait for writers that are slow, and do not say how slow.
         """
-        if self._closed:
+        if self.closed:
             return
         self.send_summary(make)
-        self._closed = True
+        self.closed = True
         began = time.monotonic()
         for channel in self._channels:
             channel.finish()

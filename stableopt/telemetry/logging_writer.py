@@ -87,7 +87,8 @@ class LoggingWriter:
             return
         self._ended = summary["status"]
         level = self._level if succeeded(summary) else logging.WARNING
-        counts = ", ".join(f"{summary[name]} {name}" for name in ("calls", "skips", "rollbacks"))
+        counted = ("calls", "skips", "tamed", "rollbacks")
+        counts = ", ".join(f"{summary[name]} {name}" for name in counted)
         self._logger.log(
             level,
             "run %s: integrity %s, %s",

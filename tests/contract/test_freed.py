@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -115,3 +117,20 @@ def test_a_scheduler_that_is_gone_does_not_disturb_the_others():
     opt.step()
     assert opt.verdict.rollback.left_behind == ()
     assert schedulers[0].last_epoch == opt.summary()["steps"] - 1
+
+
+def test_at_exit_nothing_is_said_of_one_that_outlives_the_modules(tmp_path):
+    code = f"""if True:
+        import torch
+        from stableopt import StableOptimizer
+        model = torch.nn.Linear(4, 4)
+        torch.kept = StableOptimizer(
+            torch.optim.SGD(model.parameters()), model=model, telemetry={str(tmp_path / "run")!r}
+        )
+        model(torch.ones(1, 4)).sum().backward()
+        torch.kept.step()
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    (summary,) = (tmp_path / "run").rglob("summary.json")
+    assert '"status": "closed"' in summary.read_text()

@@ -40,6 +40,7 @@ def ask():
     server.stdout.close()
 
 
+@pytest.mark.mutant
 @pytest.mark.skipif(sys.platform != "linux", reason="needs to fork a process that knows torch")
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_mutant_is_killed(name, ask):

@@ -11,6 +11,7 @@ import pytest
 from stableopt.report import Run, load_run, status_of
 from stableopt.report.interventions import Kind, in_rows, read_intervention
 from stableopt.report.run import MOST_SIGNALS, TAIL
+from stableopt.report.status import say_interventions
 from stableopt.report.trace import Trace
 
 from .conftest import event
@@ -28,7 +29,7 @@ def test_it_says_what_the_optimizer_said(trained):
     run, summary = load_run(where), opt.summary()
     status = status_of(run)
 
-    for key in ("calls", "steps", "skips", "rollbacks", "steps_lost", "back_offs", "stops"):
+    for key in ("calls", "steps", "skips", "tamed", "rollbacks", "steps_lost", "back_offs", "stops"):
         assert getattr(status, key) == summary[key], key
     assert (status.integrity, status.state, status.bad) == ("OK", "closed", False)
     assert status.risk == opt.risk.value
@@ -220,6 +221,31 @@ def test_a_run_that_goes_on_is_ahead_of_its_summary():
     status = status_of(run)
 
     assert (status.calls, status.steps, status.skips) == (3, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("losses", "integrity"),
+    [
+        ([1.0, "NaN"], "OK"),
+        (["NaN"] * 3, "OK"),
+        ([*["NaN"] * 9, 1.0, "NaN"], "OK"),
+        ([1.0, *["NaN"] * 5], "COMPROMISED"),  # 41 calls
+    ],
+)
+def test_a_loss_that_is_not_finite_now_and_then_means_nothing_under_a_guard(losses, integrity):
+    run = built(event(1 + 10 * i, loss=loss) for i, loss in enumerate(losses))
+    run.summary = summary(guard={"every": 100})
+    assert status_of(run).integrity == integrity
+
+
+def test_tamed_batches_are_told():
+    run = built([event(1), event(2, tames=True, findings=[{"kind": "gradient_spike"}])])
+    run.summary = summary(tamed=0)
+    status = status_of(run)
+    assert (status.tamed, status.skips) == (1, 0)
+    assert say_interventions(status) == "1 batch tamed."
+    (told,) = run.interventions
+    assert (told.kind, told.refused) == (Kind.TAME, False)
 
 
 def test_states_are_plain(trained):

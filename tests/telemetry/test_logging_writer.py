@@ -31,7 +31,7 @@ def test_the_log_holds_what_the_run_said(events, caplog):
         assert (f"because {event.reason}" in record.getMessage()) is not healthy
     assert "loss nan" in told[1].getMessage()
     assert "lr/0 0.001, lr/1 0.002" in told[0].getMessage()
-    assert end.getMessage() == "run closed: integrity OK, 40 calls, 1 skips, 1 rollbacks"
+    assert end.getMessage() == "run closed: integrity OK, 40 calls, 1 skips, 0 tamed, 1 rollbacks"
     assert opt.summary()["telemetry"]["failed"] == 0
 
 
@@ -53,7 +53,7 @@ def test_the_end_of_a_run_is_logged_once(caplog):
     opt.close()
     told = [r.getMessage() for r in records_of(caplog, "train")]
     ends = [line for line in told if line.startswith("run ")]
-    assert ends == ["run stopped: integrity COMPROMISED, 1 calls, 0 skips, 0 rollbacks"]
+    assert ends == ["run stopped: integrity COMPROMISED, 1 calls, 0 skips, 0 tamed, 0 rollbacks"]
     assert len(told) == 2
 
 
