@@ -18,6 +18,7 @@ from benchmarks import (
     soak_report,
 )
 from benchmarks.variants import VARIANTS
+from benchmarks.zoo import report as zoo_report
 from stableopt.guard.responses import CAUSES, ON_RISK
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "overhead": overhead,
     "faults": faults,
     "snapshots": snapshots,
+    "zoo": zoo_report.digest,
     "lr_sensitivity": lr_report.digest,
     "compatibility": compatibility.table,
 }

@@ -45,9 +45,9 @@ class StableOptimizer(Optimizer):
     """Wrap a torch optimizer; training stays bit-identical to it while nothing is wrong.
 
     Every call of :meth:`step` observes the loss and the gradients, judges them, and either
-    takes the step of the inner optimizer or leaves everything as it was. A NaN or Inf in
-    the loss or in a gradient skips the step: parameters, optimizer state and, with
-    ``model=``, buffers stay untouched, so that the batch never happened.
+    takes the step of the inner optimizer or leaves everything as it was. A NaN or Inf in a
+    gradient skips the step: parameters, optimizer state and, with ``model=``, buffers stay
+    untouched, so that the batch never happened. Gradients that spike are scaled down.
 
     The wrapper is a true :class:`torch.optim.Optimizer` for schedulers, gradient scalers
     and trainers, and shares ``param_groups``, ``state``, ``defaults`` and hooks with the
@@ -57,8 +57,8 @@ class StableOptimizer(Optimizer):
         optimizer: Any :class:`torch.optim.Optimizer`, kept as ``self.optimizer``.
         model: The module it trains. Gives parameters their names in messages, and lets a
             skipped step restore the buffers (BatchNorm statistics) that its forward pass
-            has already changed, to what they were after the last step that was taken. Load
-            its weights before you build the wrapper, or an optimizer checkpoint afterwards.
+            has already changed, to what they were before it. Hooks on modules with buffers
+            see when that pass begins; :meth:`close` removes them.
         sensors: What is measured on the weights between steps: ``None`` for the default set,
             a list of sensors (empty for none), or :class:`~stableopt.sensors.Sensors` with a
             schedule of its own. They read; they change nothing.
@@ -306,7 +306,8 @@ class StableOptimizer(Optimizer):
     def close(self) -> None:
         """Write the last summary and close the telemetry; the optimizer remains usable.
 
-        Done at garbage collection and at interpreter exit for those who forget. The status of the
+        Hooks on the model are removed. Done at garbage collection and at interpreter exit for those
+        who forget; a second call does nothing. The status of the
         last summary is ``"closed"``, ``"stopped"`` if the guard has stopped the run, and otherwise
         ``"interrupted"`` or ``"failed"`` where this is called while a ``KeyboardInterrupt`` or
         another exception is handled, in an ``except`` or a ``finally``, or where that ended the

@@ -73,6 +73,24 @@ def render(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(["## What was said", "", *said] if said else [])])
 
 
+def digest(result: Mapping[str, Any]) -> str:
+    """Return what the README quotes: a row for each training, and what misses a target.
+
+    Args:
+        result: What ``zoo.json`` holds.
+    """
+    rows, missed = result["rows"], [t for t in result["targets"] if not t["met"]]
+    lines = ["| training | metric | bare | wrapped | left out | tamed |", "|---" * 6 + "|"]
+    for row in rows:
+        cells = [row["title"], row["metric"], _metric(row["bare"]), _metric(row["wrapped"])]
+        lines.append(f"| {' | '.join([*cells, _count(row, 'left_out'), _count(row, 'tamed')])} |")
+    same, runs = sum(row["identical"] for row in rows), sum(row["runs"] for row in rows)
+    said = "; ".join(f"{t['target']}: missed by {', '.join(t['missed'])}" for t in missed)
+    lines += ["", f"{same} of {runs} wrapped runs end with the bits of the bare one. "]
+    lines[-1] += f"Of {len(result['targets'])} targets missed: {said or 'none'}."
+    return "\n".join(lines)
+
+
 def _line(row: Row) -> str:
     missed = any(row[kind] for kind in _MISSES)
     cells = [

@@ -29,7 +29,8 @@ def test_it_says_what_the_optimizer_said(trained):
     run, summary = load_run(where), opt.summary()
     status = status_of(run)
 
-    for key in ("calls", "steps", "skips", "tamed", "rollbacks", "steps_lost", "back_offs", "stops"):
+    keys = "calls", "steps", "skips", "tamed", "rollbacks", "steps_lost", "back_offs", "stops"
+    for key in keys:
         assert getattr(status, key) == summary[key], key
     assert (status.integrity, status.state, status.bad) == ("OK", "closed", False)
     assert status.risk == opt.risk.value
