@@ -195,11 +195,9 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
             self._opt.observe(loss=loss)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Forget a loss that nobody asked for, and let a hopeless trial go."""
+        """Let a hopeless trial go."""
         if self._opt is None:
             return
-        if self._trainer.accelerator.optimizer_step_was_skipped:
-            self._opt.zero_grad()  # gradients are gone already; what was observed goes, too
         if self._prune is not None and self._trial is not None:
             try:
                 self._prune(self._trial, self._opt)

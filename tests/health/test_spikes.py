@@ -99,10 +99,10 @@ class TestGradient:
         detector = learned([1.0 + 0.1 * (n % 5) for n in range(WINDOW)], "norm")
         for number in range(1, 6):
             found = detector.judge(seen(norm=1000.0))
-            assert bool(found) == (number <= ALIKE)
+            assert bool(found) == (number <= 3)
             if found:
                 said = "after this one, values like it are taken for data"
-                assert (said in found[0].message) == (number == ALIKE)
+                assert (said in found[0].message) == (number == 3)
                 detector.note_spike()
             for _ in range(200):
                 detector.learn(seen(norm=1.0))

@@ -22,7 +22,7 @@ HEALTHY_MUTANTS = {
         "stableopt.health.spikes",
         "if before >= enough:",
         "if False:",
-        (f"{QUIET}::test_nothing_that_training_is_made_of_is_withheld", "-k", "rewards"),
+        (f"{SPIKES}::TestGradient",),
     ),
     "a gradient is data once it was seen twice": Mutant(
         "stableopt.health.spikes",
@@ -95,7 +95,7 @@ HEALTHY_MUTANTS = {
         "stableopt.health.nonfinite",
         "scope = Scope.BATCH if spoils else Scope.NOTICE",
         "scope = Scope.BATCH",
-        (f"{SYMPTOMS}::test_nothing_is_called_healthy_by_it",),
+        (f"{SYMPTOMS}::test_skipping_can_be_asked_for", "-k", "exact"),
     ),
     "it is told every time": Mutant(
         "stableopt.health.judge",
@@ -280,7 +280,7 @@ HEALTHY_MUTANTS = {
         "stableopt.health.scan",
         "            inspection.add_attribute(name, found)",
         "            pass",
-        (f"{FAMILY}::test_a_rollback_brings_everything_back", "-k", "moment"),
+        (f"{FAMILY}::test_what_is_not_finite_is_named", "-k", "attributes or flat"),
     ),
     "what a user sets goes back": Mutant(
         "stableopt.runtime.state_copy",

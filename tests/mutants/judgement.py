@@ -86,11 +86,13 @@ JUDGEMENT_MUTANTS = {
         "return _Known({**self.ranges, **told}, undefined)",
         (f"{RULES}::TestUnknown",),
     ),
-    "spikes that are warned of stay spikes": Mutant(
+    "what exceeds the budget of spikes is no new normal": Mutant(
         "stableopt.guard.policy",
         "findings, resets=True)",
         "findings)",
-        (f"{CAUSES}::TestSpikes::test_a_shift_that_stays_is_the_new_normal",),
+        (
+            "tests/health/test_spikes.py::test_no_run_is_tamed_more_than_five_times_in_a_thousand_steps",
+        ),
     ),
     "float16 underflows into a fault": Mutant(
         "stableopt.health.laws",

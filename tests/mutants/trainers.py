@@ -38,12 +38,6 @@ TRAINER_MUTANTS = {
         "self._loss = told",
         (f"{HF}::TestFaults::test_the_loss_of_a_step_is_what_the_trainer_says_it_is",),
     ),
-    "the loss of an overflow is that of the next step, too": Mutant(
-        "stableopt.integrations.transformers",
-        "self._opt.zero_grad()  # gradients",
-        "pass  # gradients",
-        (f"{HF}::TestScaler",),
-    ),
     "a second training goes on with the first snapshots": Mutant(
         "stableopt.integrations.transformers",
         "if known is not None and not self._ended:",

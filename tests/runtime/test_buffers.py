@@ -315,13 +315,14 @@ class TestHooks:
         shadow.close()
         torch.jit.script(model)
 
-    def test_a_checkpoint_that_is_computed_again_begins_no_batch(self):
+    @pytest.mark.parametrize("reentrant", [False, True])
+    def test_a_checkpoint_that_is_computed_again_begins_no_batch(self, reentrant):
         model = Odd()
         shadow = BufferShadow(model)
         for bad in (False, True):
             before = buffers(model)
             x = torch.full((5, 2), torch.nan) if bad else torch.randn(5, 2)
             x.requires_grad_()
-            torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False).sum().backward()
+            torch.utils.checkpoint.checkpoint(model, x, use_reentrant=reentrant).sum().backward()
             shadow.left_out() if bad else shadow.taken()
         assert_same(buffers(model), before)
