@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from stableopt.types import Finding, GradientNorms, Observation
 
 
+ROUNDING = 1e-3
+"""By how much gradients that were scaled to a norm may be above it, of several spikes in one batch."""
+
+
 @torch.no_grad()
 def tame_gradients(
     optimizer: Optimizer, observation: Observation, findings: Sequence[Finding]
@@ -37,13 +41,13 @@ def tame_gradients(
         Two reads and a write of the gradients, where something is scaled.
     """
     said = []
-    for finding in findings:
+    for finding in sorted(findings, key=lambda finding: finding.usual or 0.0):
         gradients = observation.gradients
         if gradients is None or finding.usual is None or finding.kind == "first_gradient":
             continue
         if finding.group is not None:
             gradients = gradients.of_group(finding.group)
-        if gradients.total_value <= finding.usual:
+        if gradients.total_value <= finding.usual * (1 + ROUNDING):
             continue
         factor = finding.usual / gradients.total_value
         _scale(optimizer, gradients, factor)

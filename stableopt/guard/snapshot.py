@@ -131,9 +131,12 @@ class Snapshot:
         Raises:
             ValueError: There are other parameters now; nothing was changed.
         """
-        self._state.restore(optimizer, goes_back, numbers)
+        restore_buffers = None
         if self._buffers is not None and buffers is not None:
-            buffers.go_back(self._buffers)
+            restore_buffers = buffers.way_back(self._buffers)
+        self._state.restore(optimizer, goes_back, numbers)
+        if restore_buffers is not None:
+            restore_buffers()
         left_behind: tuple[str, ...] = ()
         if self._tracked is not None:
             left_behind = tracked.restore(self._tracked, replay=replay)

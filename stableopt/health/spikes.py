@@ -54,6 +54,9 @@ ALIKE = 3
 ALIKE_EARLY = 1
 """The same during the first 32 steps."""
 
+ALIKE_LOSS = 1
+"""The same of losses: a loss that is as far out as the gradient makes a fault less likely."""
+
 LOSS_FURTHER = 4.0
 """How many times as far above the median as a flagged loss another one like it may lie."""
 
@@ -133,6 +136,15 @@ class Baseline:
         """The largest of the newest values."""
         return max(islice(reversed(self._recent), NEWEST))
 
+    @property
+    def usual(self) -> float:
+        """Of logarithms of gradient norms: the largest norm that no spike has.
+
+        A model that has learned all but what is rare has next to no gradient: to scale that of a
+        rare batch to this size would be to drop it. Gradients as large as the first ones are usual.
+        """
+        return math.exp(max(self.largest, -math.inf if self.first_median is None else self.first_median))
+
     def newest(self, count: int) -> list[float]:
         """Return the newest values, oldest first."""
         return list(self._recent)[-count:]
@@ -199,10 +211,11 @@ class SpikeDetector:
         self._out: list[tuple[Baseline, float]] = []
         self._first_is_known = False
         self._explained = False
+        self._is_data = False
 
     def judge(self, observation: Observation) -> tuple[Finding, ...]:
         """Return what stands out in an observation whose gradients are finite."""
-        self._out = []
+        self._out, self._is_data = [], False
         findings = []
         if self._loss_limit is not None and observation.loss is not None and self._loss.ready:
             findings += self._judge_loss(observation.loss, self._loss_limit)
@@ -210,12 +223,12 @@ class SpikeDetector:
         if self._gradient_limit is not None and norm:
             self._explained = self._loss_has_risen(observation.loss)
             findings += self._judge_gradient(self._gradient, norm, self._gradient_limit)
-        return tuple(findings)
+        return () if self._is_data else tuple(findings)
 
     def judge_groups(self, observation: Observation) -> dict[int, Finding]:
         """Return the parameter groups whose gradients stand out, by their numbers."""
         limit, found = self._gradient_limit, {}
-        for number, norm in _groups(observation):
+        for number, norm in () if self._is_data else _groups(observation):
             if limit is not None and number in self._groups:
                 for finding in self._judge_gradient(self._groups[number], norm, limit, number):
                     found[number] = finding
@@ -232,13 +245,13 @@ class SpikeDetector:
         if score <= limit or not beyond:
             return []
         before = base.alike(base.median + out / LOSS_FURTHER)
-        if before >= ALIKE:
+        if before >= ALIKE_LOSS:
             base.renew()
+            self._is_data = True
             return []
         self._out.append((base, loss))
-        # A step on it may be as long as usual, and no longer.
-        usual = math.exp(self._gradient.largest) if self._gradient.ready else None
-        how = f"robust z {score:.3g}{_last(before + 1, ALIKE)}"
+        usual = math.exp(GRADIENT_REACH) * self._gradient.usual if self._gradient.ready else None
+        how = f"robust z {score:.3g}{_last(before + 1, ALIKE_LOSS)}"
         return [_spike("loss", loss, base.median, how, usual)]
 
     def _loss_has_risen(self, loss: float | None) -> bool:
@@ -265,12 +278,12 @@ class SpikeDetector:
         before = base.alike(value - GRADIENT_FURTHER)
         if before >= enough:
             base.renew()
+            self._is_data = self._is_data or group is None
             return []
         self._out.append((base, value))
         subject = "gradient norm" if group is None else f"gradient norm of group {group}"
-        how += _last(before + 1, enough)
-        usual = math.exp(base.median)
-        found = _spike(subject, norm, usual, how, math.exp(base.largest))
+        how += _last(before + 1, enough) if base.ready else ""
+        found = _spike(subject, norm, math.exp(base.median), how, base.usual)
         return [replace(found, group=group)]
 
     def learn(self, observation: Observation) -> None:

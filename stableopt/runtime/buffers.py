@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -12,15 +14,18 @@ from torch.nn.modules.batchnorm import _NormBase
 from stableopt.functional import all_finite, tensor_norms, total_norm
 from stableopt.runtime.forward_hooks import Hooks
 from stableopt.runtime.magnitudes import largest, unmasked
-from stableopt.runtime.storage import has_data, without_overlap
+from stableopt.runtime.storage import is_plain, without_overlap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor, nn
 
-LOOKS = 3
+LOOKS = 6
 """Batches at the start that are compared with what was there before, to see what they move."""
+
+NEWEST, MOST = 4, 3
+"""A batch moves what this many of the newest batches that were compared have moved."""
 
 LOOKS_AGAIN = 50
 """Steps from one such comparison to the next."""
@@ -75,16 +80,18 @@ class BufferShadow:
     were loaded) is none of the batch's doing; after the step, where the forward pass is compiled
     and cannot be heard.
 
-    What goes back is what forward passes move: that is seen by comparing in the first batches, and
-    before every snapshot. What nothing moves is a switch, a mask or a table, and stays as it is
-    unless it holds something that is not finite. A buffer that a forward pass has made anew (the
+    What goes back is what most forward passes move: that is seen by comparing in the first batches,
+    every 50 steps and before every snapshot. What they do not move is a switch, a mask, a table or a
+    cache, and stays as it is unless it holds something that is not finite; or a flag that is in
+    checkpoints, which a skip puts back if it was this batch that moved it. A buffer that a forward pass has made anew (the
     cache of a rotary embedding, grown for a longer sequence) stays as well: other things, which
     are not in any buffer, have been made together with it. Only statistics that are made anew for
     every batch and are in checkpoints go back.
 
     Args:
         model: The model; its modules are walked at every refresh, so that buffers that are
-            added or rebound are seen. Buffers that have no data do not count.
+            added or rebound are seen. Buffers that have no data, or are sparse, nested or quantized,
+            do not count.
 
     Cost:
         One copy of the buffers in memory, one read and write of them per step, and about
@@ -95,7 +102,7 @@ class BufferShadow:
         self._model = model
         self._slots: dict[_Place, _Slot] = {}
         self._infinite: set[_Place] = set()
-        self._moving: set[_Place] = set()
+        self._moved: dict[_Place, deque[bool]] = {}
         self._looks = self._steps = 0
         self._armed = True  # the next forward pass begins a batch
         self._stale = False  # the step that was taken last is not in the copies yet
@@ -146,7 +153,7 @@ class BufferShadow:
         """
         for place, slot in list(self._slots.items()):
             live, copy = slot.now, slot.copy
-            if live is None or copy is None or not _alike(copy, live):
+            if live is None or copy is None or not _alike(copy, live) or not is_plain(live):
                 continue
             holds = sound.to(live.device)
             if not self._goes_back(place, slot, of_batch=True):
@@ -160,18 +167,25 @@ class BufferShadow:
     @torch.no_grad()
     def left_out(self) -> None:
         """Hear that the step was not taken: put back what its batch did."""
-        for place, slot in self._slots.items():
-            self._put_back(place, slot, of_batch=True)
+        for act in self._ways_back(self._slots, of_batch=True):
+            act()
         self._armed, self._stale, self._heard = True, False, False
 
     @torch.no_grad()
-    def go_back(self, to: BufferShadow) -> None:
-        """Put back what a snapshot has of what forward passes move, and whatever is damaged."""
-        self._moving |= to._moving
-        for place, slot in to._slots.items():
-            self._put_back(place, slot, of_batch=False)
-        self.refresh()
-        self._armed, self._stale, self._heard = True, False, False
+    def way_back(self, to: BufferShadow) -> Callable[[], None]:
+        """Return how to put back what a snapshot has of what forward passes move, and what is damaged.
+
+        Nothing is written before that is called, and what could fail has been done by then.
+        """
+        acts = self._ways_back(to._slots, of_batch=False)
+
+        def go() -> None:
+            for act in acts:
+                act()
+            self.refresh()
+            self._armed, self._stale, self._heard = True, False, False
+
+        return go
 
     def current(self) -> BufferShadow:
         """Return this, with the step that was taken last in it."""
@@ -186,16 +200,19 @@ class BufferShadow:
         self._looks += 1
         for place, slot in self._slots.items():
             live, copy = slot.now, slot.copy
-            if live is None or copy is None or not _alike(copy, live) or self.moves(place):
+            if live is None or copy is None or not _alike(copy, live) or not is_plain(live):
                 continue
             statistic = slot.persistent or not slot.rebound
-            if statistic and not torch.equal(*without_overlap(live, copy)):
-                self._moving.add(place)
+            moved = statistic and not torch.equal(*without_overlap(live, copy))
+            self._moved.setdefault(place, deque(maxlen=NEWEST)).append(moved)
 
     def moves(self, place: _Place) -> bool:
         """Return whether forward passes move a buffer: it is no switch, mask or table then."""
         slot = self._slots.get(place)
-        return place in self._moving or (slot is not None and isinstance(slot.module, _NormBase))
+        if slot is not None and isinstance(slot.module, _NormBase):
+            return True
+        moved = self._moved.get(place, ())
+        return sum(moved) >= min(MOST, max(1, len(moved)))
 
     def _goes_back(self, place: _Place, slot: _Slot, *, of_batch: bool) -> bool:
         """Return whether a buffer that is finite goes back.
@@ -205,29 +222,38 @@ class BufferShadow:
             slot: What it was.
             of_batch: Whether it is this batch that is left out.
         """
-        known = self.moves(place)
+        known = self.moves(place) or self._looks == 0
         if slot.rebound:
-            return slot.persistent and (known or self._looks == 0)
-        return known or self._looks == 0 or (of_batch and self._heard)
+            return known and slot.persistent
+        # A flag that this batch has set: what it stands for is made anew by the next.
+        flag = slot.copy is not None and not slot.copy.is_floating_point()
+        return known or (of_batch and self._heard and slot.persistent and flag)
 
-    def _put_back(self, place: _Place, slot: _Slot, *, of_batch: bool) -> None:
+    def _ways_back(
+        self, slots: Mapping[_Place, _Slot], *, of_batch: bool
+    ) -> list[Callable[[], object]]:
+        acts = (self._way_back_of(place, slot, of_batch) for place, slot in slots.items())
+        return [act for act in acts if act is not None]
+
+    def _way_back_of(
+        self, place: _Place, slot: _Slot, of_batch: bool
+    ) -> Callable[[], object] | None:
         live, copy = slot.now, slot.copy
-        if live is None or not has_data(live):
-            return
+        if live is None or not is_plain(live):
+            return None
         if copy is None:
-            if _is_spoilt(live, moves=False):
-                slot.module._buffers[slot.key] = None
-        elif _alike(copy, live):
-            if self._goes_back(place, slot, of_batch=of_batch) or _is_spoilt(
-                live, moves=self.moves(place)
-            ):
+            spoilt = _is_spoilt(live, moves=False)
+            return partial(slot.module._buffers.__setitem__, slot.key, None) if spoilt else None
+        if live.shape == copy.shape:  # if not alike, the model was moved to another dtype or device
+            spoilt = _alike(copy, live) and _is_spoilt(live, moves=self.moves(place))
+            if spoilt or self._goes_back(place, slot, of_batch=of_batch):
                 target, source = without_overlap(live.data, copy)
-                target.copy_(source)  # not detach(), as in StateCopy.restore
-        elif live.shape == copy.shape:  # the model was moved to another dtype or device
-            if self._goes_back(place, slot, of_batch=of_batch):
-                live.data.copy_(copy)
-        elif _is_spoilt(live, moves=self.moves(place)):
-            slot.module._buffers[slot.key] = copy.to(live.device, copy=True)
+                return partial(target.copy_, source)  # not detach(), as in StateCopy.restore
+            return None
+        if _is_spoilt(live, moves=self.moves(place)):
+            anew = copy.to(live.device, copy=True)
+            return partial(slot.module._buffers.__setitem__, slot.key, anew)
+        return None
 
     # copying
 
@@ -245,7 +271,7 @@ class BufferShadow:
         return [
             without_overlap(live, copy)[::-1]
             for copy, live in found
-            if copy is not None and live is not None and _alike(copy, live)
+            if copy is not None and live is not None and _alike(copy, live) and is_plain(live)
             if live.dtype not in _SWITCHES
         ]
 
@@ -258,7 +284,7 @@ class BufferShadow:
             if self._hooks is not None:
                 self._hooks.add(module)
             for key, live in module._buffers.items():
-                if live is not None and (id(live) in seen or not has_data(live)):
+                if live is not None and (id(live) in seen or not is_plain(live)):
                     continue
                 seen.add(id(live))
                 place = id(module), key
@@ -274,7 +300,7 @@ class BufferShadow:
     @staticmethod
     def _copied(module: nn.Module, key: str, before: _Slot | None = None) -> _Slot:
         live = module._buffers.get(key)
-        if live is None or not has_data(live):
+        if live is None or not is_plain(live):
             return _Slot(module, key, None)
         copy = None if before is None else before.copy
         if copy is not None and _alike(copy, live):
@@ -297,7 +323,7 @@ class BufferShadow:
             and slot.copy is not None
             and slot.copy.is_floating_point()
         }
-        lives = [live for live, _ in pairs.values() if live is not None and has_data(live)]
+        lives = [live for live, _ in pairs.values() if live is not None and is_plain(live)]
         lives = [live for live in lives if live.numel()]
         if not lives or bool(torch.isfinite(total_norm(tensor_norms(lives)))):
             return False
@@ -312,7 +338,7 @@ class BufferShadow:
         """Return a copy of this, in the memory of ``other`` if there is one."""
         twin = BufferShadow.__new__(BufferShadow)
         twin.__dict__.update(self.__dict__, _slots={}, _hooks=None)
-        twin._infinite, twin._moving = set(), set(self._moving)
+        twin._infinite, twin._moved = set(), {}
         old = {} if other is None else other._slots
         for place, slot in self._slots.items():
             before = old.get(place)
@@ -346,7 +372,7 @@ class BufferShadow:
     def __getstate__(self) -> dict[str, Any]:
         """Let copies and pickles listen to a model of their own."""
         slots = {place: replace(slot, live=None) for place, slot in self._slots.items()}
-        return {**self.__dict__, "_slots": slots, "_hooks": None, "_moving": set(), "_looks": 0}
+        return {**self.__dict__, "_slots": slots, "_hooks": None, "_moved": {}, "_looks": 0}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # The model may not be filled yet: nothing here may look at it.
@@ -375,6 +401,8 @@ def _is_spoilt(buffer: Tensor, *, moves: bool) -> bool:
     """Return whether a buffer has a NaN, or what is infinite or absurdly large and no mask."""
     if not (buffer.is_floating_point() or buffer.is_complex()) or not buffer.numel():
         return False
+    if buffer.dtype.itemsize == 1:
+        buffer = buffer.float()  # torch compares no eight-bit floats
     if bool(torch.isnan(buffer).any()):
         return True
     sizes = buffer.abs() if moves else unmasked(buffer).abs()

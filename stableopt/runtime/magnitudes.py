@@ -11,9 +11,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+NARROW = 1e10
+"""Above the largest number of float16 and of all eight-bit floats."""
+
+
 def largest(dtype: torch.dtype) -> float:
-    """Return the magnitude above which squares overflow; float16 overflows by itself first."""
-    return math.inf if dtype is torch.float16 else math.sqrt(torch.finfo(dtype).max)
+    """Return the magnitude above which squares overflow; none where numbers end before that."""
+    numbers = torch.finfo(dtype).max if dtype.is_floating_point or dtype.is_complex else 0.0
+    return math.sqrt(numbers) if numbers > NARROW else math.inf
 
 
 def unmasked(table: Tensor) -> Tensor:

@@ -27,6 +27,20 @@ def has_data(tensor: Tensor) -> bool:
     return not (is_lazy(tensor) or tensor.is_meta or is_fake(tensor))
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Return whether the values of a tensor can be read, compared and copied one by one.
+
+    Those of sparse, nested, quantized and half-precision complex tensors cannot, as far as torch
+    has kernels for it.
+    """
+    return (
+        has_data(tensor)
+        and tensor.layout is torch.strided
+        and not (tensor.is_nested or tensor.is_quantized)
+        and tensor.dtype is not torch.complex32
+    )
+
+
 def is_fake(tensor: Tensor) -> bool:
     """Return whether a tensor only pretends to have values, as under ``FakeTensorMode``."""
     fake = sys.modules.get("torch._subclasses.fake_tensor")

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from stableopt.errors import ConfigError, StableOptError
-from stableopt.runtime.storage import has_data, without_overlap
+from stableopt.runtime.storage import has_data, is_plain, without_overlap
 from stableopt.runtime.tree_copy import Memory, TreeRestorer, TreeSaver, tree_bytes
 
 if TYPE_CHECKING:
@@ -231,7 +231,9 @@ def _restore_module(module: nn.Module, saved: Mapping[str, Any]) -> None:
     if weights := [name for name in resized if name in dict(module.named_parameters())]:
         raise ValueError(f"{', '.join(weights)} have another shape than in the snapshot")
     for name in known.keys() - resized:  # a buffer that has grown is a cache, and stays
-        target, source = without_overlap(known[name], saved[name])
+        target, source = known[name], saved[name]
+        if is_plain(target):
+            target, source = without_overlap(target, source)
         target.copy_(source)
 
 

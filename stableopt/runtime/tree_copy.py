@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from stableopt.runtime.storage import without_overlap
+from stableopt.runtime.storage import is_plain, without_overlap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -67,10 +67,8 @@ class _Copies:
     def make(self) -> None:
         plain = []
         for target, source in zip(self._targets, self._sources, strict=True):
-            if _kind(target) is not Tensor:
+            if _kind(target) is not Tensor or not is_plain(target):
                 target.copy_(source)  # a subclass may have its own idea of copying
-            elif target.layout is not torch.strided:
-                plain.append((target.detach(), source.detach()))
             else:
                 plain.append(without_overlap(target.detach(), source.detach()))
         if plain:
@@ -90,10 +88,10 @@ def tree_tensors(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
         if inner is not None:
             for name in inner()[0]:
                 yield from tree_tensors(getattr(value, name), seen)
-        elif value.layout is torch.strided:
-            yield value
         elif value.is_sparse:
             yield value._values()
+        elif is_plain(value):
+            yield value
     elif isinstance(value, dict):
         for item in value.values():
             yield from tree_tensors(item, seen)

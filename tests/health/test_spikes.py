@@ -266,12 +266,12 @@ def test_a_gradient_spike_is_tamed_and_the_next_one_is_not():
     assert opt.summary()["tamed"] == 1
 
 
-def test_the_gradient_of_a_loss_spike_is_no_larger_than_usual():
+def test_the_gradient_of_a_loss_spike_does_not_stand_out():
     w, opt = spiking([*noisy(2.0, 0.01)], then=[(9.0, 20.0)])
     (event,) = opt.ledger
     assert [finding.kind for finding in event.findings] == ["loss_spike"]
     assert event.tames
-    assert w.item() == pytest.approx(WINDOW + 1, rel=1e-5)
+    assert w.item() == pytest.approx(WINDOW + 3, rel=1e-5), "three times as large as usual is none"
 
 
 def test_a_tamed_batch_leaves_no_statistics():
@@ -300,31 +300,60 @@ def test_skipping_can_be_asked_for():
 
 @pytest.mark.parametrize("response", ["tame", "skip", "warn"])
 def test_a_shift_is_never_rolled_back_and_is_data_soon(response):
-    """Promise 3: flagged values never enter a baseline; three that are alike are no faults."""
+    """Promise 3: flagged values never enter a baseline; losses that are alike are no faults."""
     before, after = noisy(2.0, 0.01), noisy(9.0, 0.01, 100)
     w, opt = spiking([*before, *after], responses={"loss_spike": response})
-    assert [event.call for event in opt.ledger] == [97, 98, 99]
+    assert [event.call for event in opt.ledger] == [97]
     assert "values like it are taken for data" in opt.ledger[-1].reason
     assert opt.summary()["rollbacks"] == opt.summary()["baseline_resets"] == 0
-    assert w.item() == len(before) + len(after) - 3 * (response == "skip")
+    assert w.item() == len(before) + len(after) - (response == "skip")
 
 
 def test_a_flagged_value_does_not_enter_the_baseline():
-    _, opt = spiking([*noisy(2.0, 0.01), 9.0, 9.5, 2.0])
+    _, opt = spiking([*noisy(2.0, 0.01), 9.0, 90.0, 2.0])
     remembered = opt.state_dict()["stableopt"]["baselines"]["loss"]
     assert max(remembered["recent"]) < 3.0
-    assert remembered["flagged"] == [[WINDOW, 9.0], [WINDOW, 9.5]]
+    assert remembered["flagged"] == [[WINDOW, 9.0], [WINDOW, 90.0]]
 
 
-def test_what_was_seen_three_times_is_a_tail():
+def test_what_was_seen_is_a_tail():
     """A rare class, a wrong label, a sparse reward: training is made of it."""
     batches = noisy(2.0, 0.01)
     for _ in range(20):
         batches += [9.0, 2.0, 2.0]
     _, opt = spiking(batches)
-    assert len(opt.ledger) == 3
+    assert len(opt.ledger) == 1
     _, opt = spiking([*batches, 200.0])
-    assert len(opt.ledger) == 4, "what lies much further out is a spike all the same"
+    assert len(opt.ledger) == 2, "what lies much further out is a spike all the same"
+
+
+def test_a_loss_that_is_data_explains_its_gradient():
+    """Of one rare kind of batch only one is told, and none is tamed twice."""
+    rare = [(9.0, 1000.0), *[(2.0, 1.0)] * 50]
+    w, opt = spiking(noisy(2.0, 0.01), then=rare * 4, lr=1e-3)
+    (event,) = opt.ledger
+    assert {finding.kind for finding in event.findings} == {"loss_spike", "gradient_spike"}
+    assert event.reason.count("scaled") == 1
+    assert w.item() == pytest.approx(3 * 1.0 + 1e-3 * (WINDOW + 201), rel=1e-3)
+    _, opt = spiking(noisy(2.0, 0.01), then=[(2.0, 1000.0), *[(2.0, 1.0)] * 50] * 4, lr=1e-3)
+    assert len(opt.ledger) == 3, "a loss as usual explains nothing"
+
+
+def test_a_gradient_that_is_data_explains_its_loss():
+    alone = [(2.0, 1000.0), *[(2.0, 1.0)] * 50]
+    _, opt = spiking(noisy(2.0, 0.01), then=[*alone * 3, (9.0, 1000.0)], lr=1e-3)
+    assert [len(event.findings) for event in opt.ledger] == [1, 1, 1]
+
+
+def test_what_is_usual_is_never_less_than_at_the_beginning():
+    """A model that has learned all but what is rare has next to no gradient."""
+    fading = [(2.0, max(1e-6, 0.8**n)) for n in range(300)]
+    w, opt = spiking([], then=[*fading, (2.0, 1000.0)])
+    before = sum(norm for _, norm in fading)
+    (event,) = opt.ledger
+    first = sorted(norm for _, norm in fading[:32])[16]
+    assert w.item() - before == pytest.approx(first, rel=1e-3)
+    assert event.tames
 
 
 def test_no_run_is_tamed_more_than_five_times_in_a_thousand_steps():

@@ -173,9 +173,21 @@ HEALTHY_MUTANTS = {
     # Buffers.
     "caches go back": Mutant(
         "stableopt.runtime.buffers",
-        "return slot.persistent and (known or self._looks == 0)",
+        "return known and slot.persistent",
         "return True",
         (f"{BUFFERS}::TestCaches",),
+    ),
+    "what few batches move goes back": Mutant(
+        "stableopt.runtime.buffers",
+        "return sum(moved) >= min(MOST, max(1, len(moved)))",
+        "return any(moved)",
+        (f"{BUFFERS}::TestCaches",),
+    ),
+    "sparse and quantized buffers are compared": Mutant(
+        "stableopt.runtime.storage",
+        "and not (tensor.is_nested or tensor.is_quantized)",
+        "",
+        (f"{BUFFERS}::test_what_cannot_be_compared_is_left_alone",),
     ),
     "a cache with a NaN stays": Mutant(
         "stableopt.runtime.buffers",
@@ -221,7 +233,7 @@ HEALTHY_MUTANTS = {
     ),
     "a switch goes back with the weights": Mutant(
         "stableopt.runtime.buffers",
-        "return known or self._looks == 0 or (of_batch and self._heard)",
+        "return known or (of_batch and self._heard and slot.persistent and flag)",
         "return True",
         (f"{BUFFERS}::TestWhatTheUserChanges",),
     ),

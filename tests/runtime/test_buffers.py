@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from stableopt.runtime.buffers import BufferShadow
+from stableopt import Guard, StableOptimizer
+from stableopt.runtime.buffers import LOOKS, BufferShadow
 from tests.contract.bits import assert_same
 from tests.contract.scenario import copied
 
@@ -122,7 +123,7 @@ class TestWhatTheUserChanges:
         for _ in range(3):
             batch(model)
             shadow.taken()
-        shadow.go_back(snapshot)
+        shadow.way_back(snapshot)()
         now = buffers(model)
         assert (now.pop("cache")[0] == -torch.inf).all()
         then.pop("cache")
@@ -137,7 +138,7 @@ class TestWhatTheUserChanges:
             shadow.taken()
         snapshot = shadow.current().copy_into(None)
         model.cache[1, 2] = value
-        shadow.go_back(snapshot)
+        shadow.way_back(snapshot)()
         assert (model.cache == 0.0).all()
 
 
@@ -158,7 +159,7 @@ class TestCaches:
         batch(model)
         if go_back:
             shadow.taken()
-            shadow.go_back(snapshot)
+            shadow.way_back(snapshot)()
         else:
             shadow.left_out()
         return model
@@ -189,6 +190,29 @@ class TestCaches:
 
         assert (self.grown(make).later == 1.0).all()
 
+    @pytest.mark.parametrize("persistent", [True, False])
+    @pytest.mark.parametrize("go_back", [True, False])
+    @pytest.mark.parametrize("at", [(1,), (2, 4), (0, 7)])
+    def test_one_that_is_written_in_place_stays(self, go_back, persistent, at):
+        """The number of its entries that are valid is kept beside it, in Python."""
+        model = Odd()
+        model.register_buffer("table", torch.zeros(9), persistent=persistent)
+        shadow = BufferShadow(model)
+        for n in range(10):
+            if n == 8:
+                snapshot = shadow.current().copy_into(None)
+            model.table.fill_(n) if n in at else None
+            batch(model)
+            shadow.taken()
+        batch(model)
+        model.table.fill_(10.0)
+        if go_back:
+            shadow.taken()
+            shadow.way_back(snapshot)()
+        else:
+            shadow.left_out()
+        assert (model.table == 10.0).all()
+
     def test_one_that_is_not_finite_does_not(self):
         def spoil(model):
             model.register_buffer("cache", torch.full((9, 3), torch.nan), persistent=False)
@@ -197,6 +221,51 @@ class TestCaches:
         model = self.grown(spoil)
         assert_same(model.cache, torch.zeros(2, 3))
         assert model.later is None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.eye(4).to_sparse(),
+        lambda: torch.eye(4).to_sparse_csr(),
+        lambda: torch.quantize_per_tensor(torch.randn(4), 0.1, 0, torch.qint8),
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        lambda: torch.ones(4).to_mkldnn(),
+        lambda: torch.ones(4).to(torch.complex32),
+        lambda: torch.full((4,), 400.0).to(torch.float8_e4m3fn),
+    ],
+    ids=["coo", "csr", "quantized", "jagged", "nested", "mkldnn", "complex32", "float8"],
+)
+@pytest.mark.parametrize("late", [True, False])
+def test_what_cannot_be_compared_is_left_alone(make, late):
+    """In a buffer of a model that trains, is skipped and goes back."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    if not late:
+        model.register_buffer("odd", make())
+    opt = StableOptimizer(torch.optim.AdamW(model.parameters()), model=model, guard=Guard(every=4))
+    for step in range(24):
+        if step == 6 and late:
+            model.register_buffer("odd", make())
+        if step == 20:
+            opt.rollback()
+        model(torch.randn(5, 2) * (torch.nan if step == 12 else 1.0)).square().mean().backward()
+        opt.step()
+        opt.zero_grad()
+    assert [event.action.value for event in opt.ledger] == ["skip", "roll_back"]
+
+
+def test_storage_that_is_freed_between_two_steps():
+    model = Odd()
+    opt = StableOptimizer(torch.optim.AdamW(model.parameters()), model=model, guard=Guard(every=4))
+    for step in range(12):
+        batch(model).square().mean().backward()
+        if step == 3:
+            model.cache.untyped_storage().resize_(0)
+        opt.step()
+        opt.zero_grad()
+    assert opt.summary()["steps"] == 12
 
 
 class Expanded(nn.Module):
@@ -220,7 +289,7 @@ def test_many_elements_in_one_place(bad):
             model.mask.data[:, 1, 0].fill_(torch.nan)
         shadow.taken_if(torch.tensor(not bad))
         shadow.left_out()
-    shadow.go_back(snapshot)
+    shadow.way_back(snapshot)()
     assert_same(buffers(model), before)
 
 
@@ -233,12 +302,13 @@ def test_what_is_added_moved_or_materialized_later_is_seen():
     model.norm.add_module("inner", nn.BatchNorm1d(3))
     model.lazy(torch.randn(4, 5))
     model.double()
-    shadow.taken()
-    model.norm.inner(torch.randn(4, 3).double())
-    shadow.taken()
+    for _ in range(LOOKS):
+        model.norm.inner(torch.randn(4, 3).double())
+        model.late += 1
+        shadow.taken()
     before = buffers(model)
     model.norm.inner(torch.randn(4, 3).double())
-    model.late.fill_(9)
+    model.late += 1
     model.lazy(torch.randn(4, 5).double())
     shadow.left_out()
     assert_same(buffers(model), before)
