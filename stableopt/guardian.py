@@ -72,9 +72,7 @@ class Guardian:
         self._scaled = False
         self._untold = True
         self._said: set[str] = set()
-        for sentence in vanishing_eps(optimizer):
-            logger.warning(sentence)
-        self._say_what_stays()
+        self._say_what_is_known()
 
     @property
     def lr_scale(self) -> float:
@@ -127,7 +125,12 @@ class Guardian:
 
     def decide_on(self, findings: tuple[Finding, ...], step: int) -> Verdict:
         """Decide, given what is held against a step."""
-        return self._policy.decide(findings, step=step, ring=self._keeper.ring, manual=self._manual)
+        ring = self._keeper.ring
+        verdict = self._policy.decide(findings, step=step, ring=ring, manual=self._manual)
+        if verdict.action is Action.STOP:
+            causes = "; ".join([verdict.reason, *vanishing_eps(self._optimizer)])
+            return replace(verdict, reason=causes)
+        return verdict
 
     def suspect(self) -> None:
         """Have everything looked at in the next step."""
@@ -146,6 +149,7 @@ class Guardian:
         """See whether parameters have come, left or been replaced since the last call."""
         if not self._judge.has_same_parameters():
             self._keeper.adapt(self._judge.meet())
+            self._say_what_is_known()
 
     def begin(self, step: int) -> None:
         """Make sure that there is a way back to what is there after ``step`` updates."""
@@ -305,11 +309,11 @@ class Guardian:
             self._sensing.load_state_dict(baselines["sensing"])
         self._transforming.load_state_dict(baselines["transforms"])
 
-    def _say_what_stays(self) -> None:
-        """Say of every attribute of the optimizer, once, that no snapshot holds it."""
-        for what, sentence in beyond_reach(self._optimizer).items():
-            if what not in self._said:
-                self._said.add(what)
+    def _say_what_is_known(self) -> None:
+        """Say what no snapshot holds, and what cannot end well, each once."""
+        for sentence in (*beyond_reach(self._optimizer), *vanishing_eps(self._optimizer)):
+            if sentence not in self._said:
+                self._said.add(sentence)
                 logger.warning(sentence)
 
     def _goes_back(self, option: str) -> bool:
@@ -318,7 +322,7 @@ class Guardian:
     def _tell_untracked(self) -> None:
         """Say once what a rollback would leave as it is, where that can be known."""
         self._untold = False
-        self._say_what_stays()
+        self._say_what_is_known()
         forgotten = []
         scheduled = any("initial_lr" in group for group in self._optimizer.param_groups)
         if scheduled and not self.tracked.has_scheduler:

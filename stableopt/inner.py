@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stableopt.runtime.family import family, numbers
+from stableopt.runtime.tree_copy import tree_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +26,17 @@ def requires_closure(optimizer: Optimizer) -> bool:
     """
     parameter = inspect.signature(type(optimizer).step).parameters.get("closure")
     return parameter is not None and parameter.default is inspect.Parameter.empty
+
+
+def call_step(optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
+    """Take a step, with the closure as its signature has it."""
+    if closure is None:
+        return optimizer.step()
+    parameter = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if parameter is not None and parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+        step: Any = optimizer.step
+        return step(closure=closure)
+    return optimizer.step(closure)
 
 
 def takes_closure(optimizer: Optimizer) -> bool:
@@ -161,8 +173,13 @@ class OptionWatch:
         self.numbers |= {name for name, _ in now.items() ^ counted.items()}
 
 
-def _versions(group: dict[str, Any]) -> dict[str, int]:
-    return {key: value._version for key, value in group.items() if isinstance(value, Tensor)}
+def _versions(group: dict[str, Any]) -> dict[str, list[tuple[int, int]]]:
+    """Return what moves when a tensor of an option is written to, or exchanged in its container."""
+    return {
+        key: [(id(tensor), tensor._version) for tensor in tree_tensors(value)]
+        for key, value in group.items()
+        if key != "params" and isinstance(value, (Tensor, list, tuple, dict))
+    }
 
 
 @contextmanager

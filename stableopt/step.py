@@ -23,6 +23,7 @@ from stableopt.health.signals import Signals, loss_of, summarize_signals
 from stableopt.health.stability import COOLDOWN, Stability
 from stableopt.inner import (
     Replay,
+    call_step,
     is_priming,
     learning_rates,
     requires_closure,
@@ -123,7 +124,7 @@ class StepLoop:
         """Run one step; see the module for its order."""
         self.called = True
         if not self._has_data():
-            return self.optimizer.step() if closure is None else self.optimizer.step(closure)
+            return call_step(self.optimizer, closure)
         if self.guardian is not None:
             self.guardian.adapt()
         if self.lagged is not None and self.lagged.is_ready(self):
@@ -357,7 +358,7 @@ class StepLoop:
         if self.compiled is None or closure is not None:
             if self.compiled is not None:
                 self.compiled.give_up("its step is given a closure, which it may evaluate again")
-            return self.optimizer.step() if closure is None else self.optimizer.step(closure)
+            return call_step(self.optimizer, closure)
         result = self.compiled()
         if self.traced.called:
             self.traced.forget()  # what became of it is known otherwise

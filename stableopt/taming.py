@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 ROUNDING = 1e-3
-"""By how much gradients that were scaled to a norm may be above it, of several spikes in one batch."""
+"""By how much gradients that were scaled to a norm already may be above it."""
 
 
 @torch.no_grad()

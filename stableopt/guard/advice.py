@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-def beyond_reach(optimizer: Optimizer) -> dict[str, str]:
-    """Return, by attribute, what is to be said of tensors that no rollback will restore."""
+def beyond_reach(optimizer: Optimizer) -> list[str]:
+    """Return what is to be said of state that no rollback will restore."""
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return {
-        what: f"{type(member).__name__} keeps tensors in its attribute {what}, which cannot be "
+    return [
+        f"{type(member).__name__} keeps state in its attribute {what}, which cannot be "
         "looked into: they are not checked, and a rollback leaves them as they are; "
         "opt.track() takes anything with state_dict() and load_state_dict()"
         for member in family(optimizer)
         for what in unseen(member, trained)
-    }
+    ]
 
 
 def vanishing_eps(optimizer: Optimizer) -> Iterator[str]:
@@ -33,7 +33,11 @@ def vanishing_eps(optimizer: Optimizer) -> Iterator[str]:
         eps = group.get("eps")
         if not isinstance(eps, float) or eps == 0.0:
             continue
-        dtypes = {p.dtype for p in group["params"] if p.is_floating_point() and not p.is_meta}
+        dtypes = {
+            p.dtype
+            for p in group["params"]
+            if p.is_floating_point() and p.requires_grad and not p.is_meta
+        }
         for dtype in sorted(dtypes, key=str):
             lost = float(torch.tensor(eps, dtype=dtype)) == 0.0
             if lost and (eps, dtype) not in told:

@@ -30,8 +30,8 @@ class Label(NamedTuple):
 _SAYS = {
     "nonfinite": "{} not finite themselves",
     "huge": "{} absurdly large",
-    "jumped": "{} many times as large as some steps ago",
-    "vanished": "{} smaller than decay allows",
+    "jumped": "{} many times as large as some steps ago (if on purpose: Guard(weight_jump=None))",
+    "vanished": "{} smaller than decay allows (if on purpose: Guard(moment_drop=None))",
     "negative_moment": "{} negative, which squares never are",
     "moment_bound": "{} larger than the second moment allows",
 }

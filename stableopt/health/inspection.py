@@ -46,7 +46,9 @@ class Inspection:
     inspector: Inspector
     _norms: list[tuple[Label, Tensor, float]] = field(default_factory=list)
     _parts: dict[int, tuple[_Part, float]] = field(default_factory=dict)
-    _moments: dict[int, tuple[_Moment, float, Tensor]] = field(default_factory=dict)
+    _moments: dict[int, tuple[_Moment, float, Tensor, Mapping[str, Any]]] = field(
+        default_factory=dict
+    )
     _floors: list[tuple[Label, Tensor]] = field(default_factory=list)
     _bounds: list[_Bound] = field(default_factory=list)
     _tables: set[Label] = field(default_factory=set)
@@ -80,7 +82,8 @@ class Inspection:
         """
         weight = Label("weight", place)
         before = len(self._norms)
-        self._add_norm(weight, _part(value.detach(), span), self.inspector.max_weight(value))
+        if value.is_floating_point() or value.is_complex():
+            self._add_norm(weight, _part(value.detach(), span), self.inspector.max_weight(value))
         if len(self._norms) > before:
             self._parts[before] = (
                 (place, span),
@@ -98,7 +101,7 @@ class Inspection:
                 decay = self.inspector.decay(place.group, key)
                 if decay is not None and len(self._norms) > before:
                     part = (label, None if whole else span)
-                    self._moments[before] = (part, decay, state[key])
+                    self._moments[before] = (part, decay, state[key], state)
             self._add_bound(place, value, state, span)
 
     def add_buffer(self, owner: Hashable, value: Tensor, *, moves: bool = True) -> None:
@@ -224,14 +227,17 @@ class Inspection:
         ):
             return "jumped"
         if i in self._moments:
-            part, decay, holder = self._moments[i]
-            if inspector.moments.has_vanished(part, norm, decay, holder):
+            part, decay, holder, state = self._moments[i]
+            moments = inspector.moments
+            if moments.has_vanished(part, norm, decay, holder) and not moments.began_anew(
+                part, state
+            ):
                 return "vanished"
         return None
 
     def learn(self, values: Sequence[float]) -> None:
         """Remember the norms of :meth:`start`: nothing was wrong with them."""
-        for i, (moment, _, holder) in self._moments.items():
+        for i, (moment, _, holder, _) in self._moments.items():
             self.inspector.moments.learn(moment, values[i], holder)
         for i, (part, _) in self._parts.items():
             self.inspector.history.learn(part, values[i])

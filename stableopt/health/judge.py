@@ -82,7 +82,7 @@ class Judge:
         self._members = Membership(optimizer)
         self._counts = [0, 0, 0]
         self._guard = guard
-        self._calls = 0
+        self._calls = self._loads = 0
         self._told_loss: int | None = None
         # What searches along a line decides by the loss, too.
         self._loss_decides = requires_closure(optimizer)
@@ -91,6 +91,12 @@ class Judge:
         """Return what :meth:`findings` needs read, beside the observation."""
         self._inspector.moments.call += 1
         self._calls += 1
+        loads = 0 if self._buffers is None else self._buffers.loads
+        if loads != self._loads:  # weights were put there on purpose: no past is held against them
+            self._loads = loads
+            self._inspector.history.forget()
+            self._frozen.forget()
+            self.updates.forget()
         self._part = self._scan.next_part()
         asked: list[Sequence[float | Tensor]] = [
             self._part.start(),

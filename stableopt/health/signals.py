@@ -33,7 +33,7 @@ class Signals:
         self._others: dict[str, Any] = {}
         self._between: dict[str, Any] = {}
         self._begun = self._ended = False
-        self._gradient: tuple[weakref.ref[Tensor], weakref.ref[Tensor]] | None = None
+        self._gradient: tuple[Tensor, weakref.ref[Tensor]] | None = None
 
     def add(
         self, signals: Mapping[str, Any], param_groups: Sequence[Mapping[str, Any]] = ()
@@ -96,14 +96,15 @@ class Signals:
     def _look_for_reset(self, param_groups: Sequence[Mapping[str, Any]]) -> None:
         """End the batch if its gradients have been reset since a loss of it was told."""
         if self._gradient is not None:
-            parameter, gradient = (ref() for ref in self._gradient)
-            if parameter is None or gradient is None or parameter.grad is not gradient:
+            parameter, known = self._gradient
+            gradient = known()
+            if gradient is None or parameter.grad is not gradient:
                 self.end_batch()
         self._gradient = None
         for group in param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._gradient = weakref.ref(parameter), weakref.ref(parameter.grad)
+                    self._gradient = parameter, weakref.ref(parameter.grad)
                     return
 
 

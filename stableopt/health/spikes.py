@@ -143,7 +143,9 @@ class Baseline:
         A model that has learned all but what is rare has next to no gradient: to scale that of a
         rare batch to this size would be to drop it. Gradients as large as the first ones are usual.
         """
-        return math.exp(max(self.largest, -math.inf if self.first_median is None else self.first_median))
+        return math.exp(
+            max(self.largest, -math.inf if self.first_median is None else self.first_median)
+        )
 
     def newest(self, count: int) -> list[float]:
         """Return the newest values, oldest first."""

@@ -7,7 +7,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Mapping
 
 SMALLEST = 1e-30
 """Norms below which squares underflow, and nothing can be said."""
@@ -60,6 +60,19 @@ class MomentHistory:
             return False
         left: float = decay ** (self.call - known.call) * known.norm / self._factor
         return norm < left and left > SMALLEST
+
+    def began_anew(self, part: Part, state: Mapping[str, Any]) -> bool:
+        """Tell whether the steps of a state are counted anew since the last look: a restart.
+
+        Args:
+            part: One that is known.
+            state: All there is beside it.
+
+        Cost:
+            One host synchronisation where the count lies on a device.
+        """
+        step = state.get("step")
+        return step is not None and float(step) <= self.call - self._known[part].call
 
     def learn(self, part: Part, norm: float, holder: object) -> None:
         """Remember the norm of a part, after a step with nothing wrong."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections import deque
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,13 +41,13 @@ class _Slot:
         module: Whose it is.
         key: Its name there.
         copy: What it was; ``None`` if there was nothing.
-        live: The tensor that was copied; ``None`` where that is not known.
+        live: The ``id`` of the tensor that was copied; ``None`` where that is not known.
     """
 
     module: nn.Module
     key: str
     copy: Tensor | None
-    live: weakref.ref[Tensor] | None = None
+    live: int | None = None
 
     @property
     def now(self) -> Tensor | None:
@@ -58,7 +57,7 @@ class _Slot:
     @property
     def rebound(self) -> bool:
         """Whether another tensor stands in its place now."""
-        return self.live is not None and self.live() is not self.now
+        return self.live is not None and self.live != id(self.now)
 
     @property
     def persistent(self) -> bool:
@@ -81,17 +80,20 @@ class BufferShadow:
     and cannot be heard.
 
     What goes back is what most forward passes move: that is seen by comparing in the first batches,
-    every 50 steps and before every snapshot. What they do not move is a switch, a mask, a table or a
-    cache, and stays as it is unless it holds something that is not finite; or a flag that is in
-    checkpoints, which a skip puts back if it was this batch that moved it. A buffer that a forward pass has made anew (the
-    cache of a rotary embedding, grown for a longer sequence) stays as well: other things, which
-    are not in any buffer, have been made together with it. Only statistics that are made anew for
-    every batch and are in checkpoints go back.
+    every 50 steps and before every snapshot. What they do not move is a switch, a mask, a table or
+    a cache, and stays as it is unless it holds something that is not finite; or a flag that is in
+    checkpoints, which a skip puts back if it was this batch that moved it. A buffer that a forward
+    pass has made anew (the cache of a rotary embedding, grown for a longer sequence) stays as well:
+    other things, which are not in any buffer, have been made together with it. Only statistics that
+    are made anew for every batch and are in checkpoints go back.
 
     Args:
         model: The model; its modules are walked at every refresh, so that buffers that are
-            added or rebound are seen. Buffers that have no data, or are sparse, nested or quantized,
-            do not count.
+            added or rebound are seen. Buffers that have no data, or are sparse, nested or
+            quantized, do not count.
+
+    Attributes:
+        loads: How often values were loaded into one of the modules.
 
     Cost:
         One copy of the buffers in memory, one read and write of them per step, and about
@@ -101,13 +103,18 @@ class BufferShadow:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._slots: dict[_Place, _Slot] = {}
+        self._alive: list[Tensor | None] = []  # so that no other tensor gets the id of one
         self._infinite: set[_Place] = set()
         self._moved: dict[_Place, deque[bool]] = {}
         self._looks = self._steps = 0
         self._armed = True  # the next forward pass begins a batch
         self._stale = False  # the step that was taken last is not in the copies yet
         self._heard = False  # a forward pass of this batch was heard
+        self.loads = 0
         self._hooks: Hooks | None = Hooks(self)
+        for module in model.modules():
+            if module._parameters and not module._buffers:
+                self._hooks.add(module)
         self.refresh()
 
     # what happens to the model
@@ -122,6 +129,7 @@ class BufferShadow:
     @torch.no_grad()
     def loaded(self, module: nn.Module) -> None:
         """Hear that values were loaded into a module: they are meant to be there."""
+        self.loads += 1
         for place, slot in self._slots.items():
             if slot.module is module:
                 self._slots[place] = self._copied(slot.module, slot.key, slot)
@@ -173,7 +181,7 @@ class BufferShadow:
 
     @torch.no_grad()
     def way_back(self, to: BufferShadow) -> Callable[[], None]:
-        """Return how to put back what a snapshot has of what forward passes move, and what is damaged.
+        """Return how to put back what a snapshot has, if forward passes move it or it is damaged.
 
         Nothing is written before that is called, and what could fail has been done by then.
         """
@@ -279,6 +287,7 @@ class BufferShadow:
         """Find the buffers that there are; return copies of before, and what they are copies of."""
         old, self._slots = self._slots, {}
         seen: set[int] = set()
+        self._alive = []
         pairs = []
         for module in _owners(self._model):
             if self._hooks is not None:
@@ -287,6 +296,7 @@ class BufferShadow:
                 if live is not None and (id(live) in seen or not is_plain(live)):
                     continue
                 seen.add(id(live))
+                self._alive.append(live)
                 place = id(module), key
                 before = old.get(place)
                 copy = before.copy if before is not None and before.module is module else None
@@ -294,7 +304,7 @@ class BufferShadow:
                     self._slots[place] = self._copied(module, key)
                 else:
                     pairs.append((copy, live))
-                    self._slots[place] = _Slot(module, key, copy, weakref.ref(live))
+                    self._slots[place] = _Slot(module, key, copy, id(live))
         return pairs
 
     @staticmethod
@@ -307,7 +317,7 @@ class BufferShadow:
             copy.copy_(live)
         else:
             copy = live.detach().clone()
-        return _Slot(module, key, copy, weakref.ref(live))
+        return _Slot(module, key, copy, id(live))
 
     @torch.no_grad()
     def spoilt(self) -> bool:
@@ -337,7 +347,7 @@ class BufferShadow:
     def copy_into(self, other: BufferShadow | None) -> BufferShadow:
         """Return a copy of this, in the memory of ``other`` if there is one."""
         twin = BufferShadow.__new__(BufferShadow)
-        twin.__dict__.update(self.__dict__, _slots={}, _hooks=None)
+        twin.__dict__.update(self.__dict__, _slots={}, _alive=[], _hooks=None)
         twin._infinite, twin._moved = set(), {}
         old = {} if other is None else other._slots
         for place, slot in self._slots.items():
@@ -372,7 +382,8 @@ class BufferShadow:
     def __getstate__(self) -> dict[str, Any]:
         """Let copies and pickles listen to a model of their own."""
         slots = {place: replace(slot, live=None) for place, slot in self._slots.items()}
-        return {**self.__dict__, "_slots": slots, "_hooks": None, "_moved": {}, "_looks": 0}
+        anew: dict[str, Any] = {"_alive": [], "_hooks": None, "_moved": {}, "_looks": 0}
+        return {**self.__dict__, "_slots": slots, **anew}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # The model may not be filled yet: nothing here may look at it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -29,15 +30,15 @@ _NUMBERS = (int, float, bool)
 def family(optimizer: Optimizer) -> list[Optimizer]:
     """Return an optimizer and those that it holds in its attributes (Lookahead, SAM, GaLore).
 
-    One that shares its ``.state`` with another is the same one in other clothes.
+    One of torch's that shares its ``.state`` with another is in there with the other.
     """
     found: list[Optimizer] = []
-    states: set[int] = set()
     waiting = deque([optimizer])
     while waiting:
         member = waiting.popleft()
-        if id(member.state) not in states:
-            states.add(id(member.state))
+        others = member is not optimizer and is_of_torch(member)
+        shared = others and any(member.state is known.state for known in found)
+        if not shared and all(member is not known for known in found):
             found.append(member)
             if not is_of_torch(member):
                 for value in _own(member).values():
@@ -74,7 +75,7 @@ def state_of(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, Any]:
     found = dict(state) if isinstance(state, dict) else {"": state}
     for member in family(optimizer)[1:]:
         inner = member.state.get(parameter, {})
-        if isinstance(inner, dict):
+        if isinstance(inner, dict) and inner is not state:
             found.update({f"{type(member).__name__}.{key}": v for key, v in inner.items()})
     return found
 
@@ -141,11 +142,20 @@ def _own(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def _is_state(value: Any, trained: Collection[int]) -> bool:
-    """Return whether a value is a tensor, or a container of tensors and plain values."""
+    """Return whether a value is a tensor or an array, or a container of these and plain values."""
     leaves = list(_leaves(value))
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and id(leaf) not in trained]
+    arrays = [
+        leaf
+        for leaf in leaves
+        if (isinstance(leaf, Tensor) and id(leaf) not in trained) or _is_array(leaf)
+    ]
     plain = (Tensor, str, type(None), *_NUMBERS)
-    return bool(tensors) and all(isinstance(leaf, plain) for leaf in leaves)
+    return bool(arrays) and all(isinstance(leaf, plain) or _is_array(leaf) for leaf in leaves)
+
+
+def _is_array(leaf: object) -> bool:
+    """Return whether something is an array of numpy."""
+    return type(leaf).__module__ == "numpy" and hasattr(leaf, "__array_interface__")
 
 
 def _leaves(value: Any, depth: int = _DEPTH) -> Iterator[Any]:
@@ -158,13 +168,15 @@ def _leaves(value: Any, depth: int = _DEPTH) -> Iterator[Any]:
 
 
 def _has_tensors(thing: object, trained: Collection[int]) -> bool:
-    """Return whether an object has tensors among its attributes that are no trained parameters."""
+    """Return whether an object has state: tensors that are not trained, an optimizer, or chance."""
+    if isinstance(thing, torch.Generator):
+        return True
     if isinstance(thing, nn.Module):
         return any(id(t) not in trained for t in (*thing.parameters(), *thing.buffers()))
     if isinstance(thing, type) or callable(thing):
         return False
     return any(
-        isinstance(leaf, Tensor) and id(leaf) not in trained
+        isinstance(leaf, Optimizer) or (isinstance(leaf, Tensor) and id(leaf) not in trained)
         for value in getattr(thing, "__dict__", {}).values()
         for leaf in _leaves(value)
     )

@@ -75,7 +75,7 @@ class Hooks:
     """
 
     def __init__(self, listener: Listener) -> None:
-        self._handles: dict[int, tuple[weakref.ref[nn.Module], tuple[Any, Any]]] = {}
+        self._handles: dict[int, tuple[weakref.ref[nn.Module], list[Any]]] = {}
         self._before, self._after = _BeforeForward(listener), _AfterLoading(listener)
         self._close = weakref.finalize(self, _remove, self._handles)
 
@@ -83,10 +83,11 @@ class Hooks:
         """Listen to ``module``; a second time does nothing."""
         known = self._handles.get(id(module))
         if known is None or known[0]() is not module:
-            handles = (
-                module.register_forward_pre_hook(self._before),
-                module.register_load_state_dict_post_hook(self._after),  # type: ignore[no-untyped-call]
-            )
+            handles: list[Any] = [
+                module.register_load_state_dict_post_hook(self._after)  # type: ignore[no-untyped-call]
+            ]
+            if module._buffers:
+                handles.append(module.register_forward_pre_hook(self._before))
             self._handles[id(module)] = weakref.ref(module), handles
 
     def close(self) -> None:
@@ -95,7 +96,7 @@ class Hooks:
 
 
 def _remove(handles: dict[int, Any]) -> None:
-    for _, pair in handles.values():
-        for handle in pair:
+    for _, several in handles.values():
+        for handle in several:
             handle.remove()
     handles.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING
 
 from stableopt.runtime.state_copy import Position, positions, shape_of
@@ -37,12 +36,10 @@ class Membership:
         """Return where the known ones are now, by where they were, and the places of new ones."""
         old, self._known = self._known, _known(self._optimizer)
         self._shape = shape_of(self._optimizer)
-        before = {
-            id(ref()): (place, shape) for place, (ref, shape) in old.items() if ref() is not None
-        }
+        before = {id(parameter): (place, shape) for place, (parameter, shape) in old.items()}
         moved, new = {}, []
-        for place, (ref, shape) in self._known.items():
-            was = before.get(id(ref()))
+        for place, (parameter, shape) in self._known.items():
+            was = before.get(id(parameter))
             if was is not None and was[1] == shape:
                 moved[was[0]] = place
             else:
@@ -58,5 +55,6 @@ class Membership:
         self._shape, self._known = [], {}
 
 
-def _known(optimizer: Optimizer) -> dict[Position, tuple[weakref.ref[Tensor], torch.Size]]:
-    return {place: (weakref.ref(p), p.shape) for place, p in positions(optimizer).items()}
+def _known(optimizer: Optimizer) -> dict[Position, tuple[Tensor, torch.Size]]:
+    # Not by weak references: torch.utils.swap_tensors refuses what has some.
+    return {place: (p, p.shape) for place, p in positions(optimizer).items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -67,7 +66,7 @@ class StateCopy:
         self._memory = memory
         self._params: list[Tensor] = []
         self._places: list[Position] = []
-        self._owners: list[weakref.ref[Tensor]] = []
+        self._owners: list[Tensor] = []
         self._members: list[_Member] = []
         self._groups: list[_Group] = []
         self._reserved: list[_Member] = []
@@ -87,7 +86,7 @@ class StateCopy:
         else:
             self._params = [self._memory.copy(p) for p in data]
         self._places = list(places)
-        self._owners = [weakref.ref(p) for p in params]
+        self._owners = params
         self._shape = shape_of(optimizer)
         old = _joined(self._members, self._reserved)
         self._members, self._reserved = _copied(optimizer, places, saver, old), []
@@ -111,22 +110,25 @@ class StateCopy:
         params = list(places.values())
         saver = TreeSaver(self._memory, keep=params)
         copies = zip(self._owners, self._places, self._params, strict=True)
-        known = {id(owner()): (place, copy) for owner, place, copy in copies if owner() is not None}
+        known = {id(owner): (place, copy) for owner, place, copy in copies}
         moved: dict[Position, Position] = {}
+        cast: dict[Position, tuple[torch.dtype, torch.dtype]] = {}
         self._params, self._places = [], list(places)
         for place, parameter in places.items():
             before = known.get(id(parameter))
             if before is not None and before[1].shape == parameter.shape:
                 moved[before[0]] = place
-                self._params.append(before[1])
+                self._params.append(before[1].to(parameter.dtype))
+                if before[1].dtype != parameter.dtype:
+                    cast[place] = before[1].dtype, parameter.dtype
             else:
                 self._params.append(self._memory.copy(parameter.detach()))
-        self._owners = [weakref.ref(p) for p in params]
+        self._owners = params
         new = {place: p for place, p in places.items() if place not in moved.values()}
         arrived = {place: p for place, p in new.items() if place not in without_state}
         now = _copied(optimizer, arrived, saver, [], only=True)
         self._members = [
-            _Member({**_moved(member.state, moved), **added.state}, member.attributes)
+            _Member({**_moved(member.state, moved, cast), **added.state}, member.attributes)
             for member, added in zip(self._members, now, strict=True)
         ]
         options = {id(group.live): group.options for group in self._groups}
@@ -245,13 +247,13 @@ def parameter_at(optimizer: Optimizer, place: Position) -> Tensor | None:
     return found if has_data(found) else None
 
 
-Shape: TypeAlias = "list[list[tuple[int, torch.Size | None]]]"
+Shape: TypeAlias = "list[list[tuple[int, torch.Size | None, torch.dtype]]]"
 
 
 def shape_of(optimizer: Optimizer) -> Shape:
-    """Return what a copy is bound to: which parameters there are, and how large they are."""
+    """Return what a copy is bound to: which parameters there are, how large, and of which dtype."""
     return [
-        [(id(p), p.shape if _has_shape(p) else None) for p in group["params"]]
+        [(id(p), p.shape if _has_shape(p) else None, p.dtype) for p in group["params"]]
         for group in optimizer.param_groups
     ]
 
@@ -321,13 +323,33 @@ def _joined(members: list[_Member], reserved: list[_Member]) -> list[_Member]:
     ]
 
 
-def _moved(state: Mapping[Any, Any], moved: Mapping[Position, Position]) -> dict[Any, Any]:
-    """Return state by the places where its parameters are now; without them, it is left out."""
-    return {
+def _moved(
+    state: Mapping[Any, Any],
+    moved: Mapping[Position, Position],
+    cast: Mapping[Position, tuple[torch.dtype, torch.dtype]],
+) -> dict[Any, Any]:
+    """Return state by the places where its parameters are now; without them, it is left out.
+
+    Args:
+        state: By where they were.
+        moved: New places by old ones.
+        cast: The old dtype and the new one, by the places of those that have another one now.
+    """
+    found = {
         moved.get(key, key): value
         for key, value in state.items()
         if key in moved or not isinstance(key, (Position, Tensor))
     }
+    return {k: _cast(value, *cast[k]) if k in cast else value for k, value in found.items()}
+
+
+def _cast(value: Any, old: torch.dtype, new: torch.dtype) -> Any:
+    """Return a state whose tensors follow their parameter from one dtype to another."""
+    if isinstance(value, dict):
+        return {k: v if k == "step" else _cast(v, old, new) for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_cast(item, old, new) for item in value)
+    return value.to(new) if isinstance(value, Tensor) and value.dtype is old else value
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -181,12 +181,15 @@ def _members(name: str, item: Any) -> tuple[Any, ...]:
 
 
 def _held(item: Any) -> Callable[[], Any]:
-    """Return how to get at an item; a scheduler is not kept alive.
+    """Return how to get at an item; one that holds an optimizer, as a scheduler, is not kept alive.
 
-    It holds its optimizer, which would be freed by the collector alone; and one that nobody else
-    holds is never stepped again.
+    Its optimizer would be freed by the collector alone; and one that nobody else holds is never
+    used again.
     """
-    return weakref.ref(item) if isinstance(item, LRScheduler) else lambda: item
+    held = getattr(item, "__dict__", {}).values()
+    if any(isinstance(value, Optimizer) for value in held):
+        return weakref.ref(item)
+    return lambda: item
 
 
 def _accessors(item: Any) -> Any:
@@ -213,9 +216,25 @@ def _loader(item: _Stateful) -> Callable[[Any], None]:
         restorer = TreeRestorer(Memory.SAME)
         state = restorer.put(None, saved)  # nothing is reused
         restorer.finish()
+        before = _lists(item)
         item.load_state_dict(state)
+        _lengthen(before)
 
     return load
+
+
+def _lists(item: Any) -> list[tuple[Any, str, list[Any]]]:
+    """Return the lists of a scheduler, and of those in it: they have an entry for each group."""
+    every = (item, *getattr(item, "_schedulers", ())) if isinstance(item, LRScheduler) else ()
+    return [(e, key, list(v)) for e in every for key, v in vars(e).items() if type(v) is list]
+
+
+def _lengthen(before: list[tuple[Any, str, list[Any]]]) -> None:
+    """Give lists that have become shorter the entries that they had for groups that came later."""
+    for owner, key, known in before:
+        now = getattr(owner, key)
+        if type(now) is list and 0 < len(now) < len(known):
+            now.extend(known[len(now) :])
 
 
 def _module_tensors(module: nn.Module) -> dict[str, Any]:

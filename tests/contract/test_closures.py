@@ -91,7 +91,15 @@ class Usual(torch.optim.Optimizer):
         return loss
 
 
+class KeywordOnly(Usual):
+    """The same, with a closure that is given by its name."""
+
+    def step(self, *, closure=None):
+        return super().step(closure)
+
+
 MAKERS = {
+    "keyword": KeywordOnly,
     "SAM": lambda ps: Sharpness(ps, lr=0.1, momentum=0.9),
     "SAM on .data": lambda ps: OnData(ps, lr=0.1, momentum=0.9),
     "SAM in every third step": lambda ps: Sharpness(ps, every=3, lr=0.1, momentum=0.9),
@@ -113,7 +121,7 @@ def run(make, wrap, steps=40, bad=None, points=("first",), **options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
     opt = make(model.parameters())
-    first = wrap or make in (MAKERS["usual"], MAKERS["torch"])
+    first = wrap or make in (KeywordOnly, Usual, MAKERS["torch"])
     if wrap:
         opt = StableOptimizer(opt, model=model, sensors=(), **options)
     evaluated = []
@@ -134,7 +142,7 @@ def run(make, wrap, steps=40, bad=None, points=("first",), **options):
         if not first:
             closure()  # as its documentation says
         if step != bad or wrap:
-            opt.step(closure)
+            opt.step(closure=closure)
     return torch.cat([p.detach().flatten() for p in model.parameters()]), evaluated, opt
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from stableopt import Guard, SignalRule, StableOptimizer, presets
+from stableopt import Guard, SignalRule, StabilityGate, StableOptimizer, presets
 from stableopt.sensors import KappaTilde, Sensors
 
 
@@ -75,6 +75,35 @@ def test_it_is_freed_at_once(name, tracks):
     finally:
         gc.enable()
     torch._dynamo.reset()
+
+
+class Holder:
+    """Whatever of the user holds an optimizer, as a schedule of one's own does."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state): ...
+
+
+@pytest.mark.parametrize("make", [StabilityGate, Holder, lambda opt: Holder(opt.optimizer)])
+def test_what_is_tracked_and_holds_the_optimizer_is_not_held_by_it(make):
+    model = nn.Linear(16, 16)
+    opt = StableOptimizer(torch.optim.AdamW(model.parameters()), model=model)
+    held = make(opt)
+    opt.track(held=held)
+    train(opt, model, 3)
+    assert opt.summary()["tracked"] == ["held"]
+    ref = weakref.ref(opt._loop)
+    gc.disable()
+    try:
+        del opt, held
+        assert ref() is None
+    finally:
+        gc.enable()
 
 
 def test_what_the_user_ties_into_a_knot_is_left_to_the_collector():

@@ -35,7 +35,9 @@ class Run:
         return self.opt.verdict
 
     def steps_with_spikes(self, count):
-        return self.steps(count, loss=1e6)
+        for number in range(count):  # each one unlike those before
+            verdict = self.steps(1, loss=1e6 * 10.0**number)
+        return verdict
 
     @property
     def lr_scale(self):

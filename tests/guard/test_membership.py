@@ -9,6 +9,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.optim.lr_scheduler import (
+    CosineAnnealingWarmRestarts,
+    LambdaLR,
+    MultiplicativeLR,
+    SequentialLR,
+    StepLR,
+)
 
 from stableopt import Action, DivergenceError, Guard, StableOptimizer
 from stableopt.testing import corrupt_moment, corrupt_weight
@@ -274,6 +281,134 @@ def test_what_does_not_fit_is_refused_before_anything_is_written():
         snapshot._state.restore(run.opt.optimizer)
     now = copied([dict(run.layers.named_parameters()), run.opt.optimizer.state_dict()])
     assert_same(now, before)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda opt: LambdaLR(opt, lambda step: 0.9**step),
+        lambda opt: MultiplicativeLR(opt, lambda step: 0.9),
+        lambda opt: StepLR(opt, 3),
+        lambda opt: CosineAnnealingWarmRestarts(opt, 7),
+        lambda opt: SequentialLR(opt, [StepLR(opt, 2), StepLR(opt, 3)], [9]),
+    ],
+)
+def test_a_tracked_scheduler_keeps_what_it_has_for_a_late_group(make):
+    run = Run(every=5)
+    schedule = make(run.opt)
+    run.opt.track(scheduler=schedule)
+    run.steps(12)
+    late = nn.Linear(2, 2)
+    run.opt.add_param_group({"params": late.parameters(), "lr": 0.5, "initial_lr": 0.5})
+    several = (schedule, *getattr(schedule, "_schedulers", ()))
+    for each in several:
+        for name in ("base_lrs", "lr_lambdas", "_last_lr"):
+            if name in vars(each):
+                vars(each)[name].append(vars(each)[name][0] if name == "lr_lambdas" else 0.5)
+    run.opt.rollback()
+    run.steps(1)
+    assert run.opt.verdict.rollback is not None
+    schedule.step()
+    known = [len(each.base_lrs) for each in several if hasattr(each, "base_lrs")]
+    assert set(known) == {len(run.opt.param_groups)}
+    run.steps(3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_rollback_to_before_a_change_of_dtype(dtype, fused):
+    model = nn.Linear(3, 2)
+    inner = torch.optim.AdamW(model.parameters(), fused=fused)
+    opt = StableOptimizer(inner, model=model, guard=Guard(every=5, confirm=1), sensors=())
+    for step in range(12):
+        if step == 6:
+            model.to(dtype)
+            for state in opt.state.values():
+                state["exp_avg"] = state["exp_avg"].to(dtype)
+                state["exp_avg_sq"] = state["exp_avg_sq"].to(dtype)
+        if step == 8:
+            opt.rollback()
+        x = torch.ones(4, 3, dtype=model.weight.dtype)
+        model(x).square().mean().backward()
+        opt.step()
+        opt.zero_grad()
+    assert opt.summary()["rollbacks"] == 1
+    assert model.weight.dtype is dtype
+    assert {t.dtype for s in opt.state.values() for k, t in s.items() if k != "step"} == {dtype}
+
+
+@pytest.mark.parametrize("change", ["load", "move"])
+def test_modules_whose_tensors_are_swapped(change):
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    opt = StableOptimizer(torch.optim.AdamW(model.parameters()), model=model, guard=Guard(every=3))
+    for _ in range(4):
+        model(torch.randn(4, 3)).square().mean().backward()
+        opt.step()
+        opt.zero_grad()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        if change == "load":
+            model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()})
+        else:
+            model.double()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def test_weights_that_are_loaded_are_no_jump():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    trained = {k: v + 50.0 * torch.randn_like(v) for k, v in model.state_dict().items()}
+    opt = StableOptimizer(torch.optim.AdamW(model.parameters(), lr=1e-4), model=model)
+    for step in range(200):
+        if step == 120:
+            model.load_state_dict(trained)
+        model(torch.randn(8, 4)).square().mean().backward()
+        opt.step()
+        opt.zero_grad()
+    assert opt.summary()["rollbacks"] == 0
+    with torch.no_grad():
+        model[2].weight.mul_(1000.0)
+    for _ in range(25):
+        model(torch.randn(8, 4)).square().mean().backward()
+        opt.step()
+        opt.zero_grad()
+    assert opt.summary()["rollbacks"] == 1, "what is not loaded is one"
+    assert "if on purpose: Guard(weight_jump=None)" in opt.ledger[-1].reason
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_moments_that_begin_anew_with_their_count_are_a_restart(restart):
+    model = nn.Linear(4, 2)
+    opt = StableOptimizer(torch.optim.AdamW(model.parameters()), model=model)
+    for step in range(200):
+        if step in (100, 150):
+            for state in opt.state.values():
+                state["exp_avg"].zero_()
+                state["exp_avg_sq"].zero_()
+                if restart:
+                    state["step"].zero_()
+        model(torch.randn(8, 4)).square().mean().backward()
+        opt.step()
+        opt.zero_grad()
+    assert bool(opt.summary()["rollbacks"]) != restart
+
+
+def test_integers_that_are_frozen_are_left_alone():
+    """The base of a quantized model, in the group of its adapters."""
+    base = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
+    mask = nn.Parameter(torch.ones(4, dtype=torch.bool), requires_grad=False)
+    adapter = nn.Parameter(torch.zeros(4))
+    guard = Guard(every=4)
+    opt = StableOptimizer(torch.optim.AdamW([base, mask, adapter], foreach=False), guard=guard)
+    for step in range(30):
+        if step == 25:
+            opt.rollback()
+        (adapter * base.float().sum(1) - 1).square().sum().backward()
+        opt.step()
+        opt.zero_grad()
+    assert opt.summary()["rollbacks"] == 1
+    assert (base == 1).all()
 
 
 def test_a_restore_that_fails_half_way_has_changed_nothing(monkeypatch):

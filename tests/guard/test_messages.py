@@ -71,6 +71,26 @@ def test_an_eps_that_is_zero_in_the_dtype_of_the_weights(dtype, eps, warns, capl
     assert ("Keep the weights in float32" in caplog.text) == warns
 
 
+@pytest.mark.parametrize("late", ["half", "group"])
+def test_it_is_said_of_what_becomes_half_later_and_where_the_run_stops(late, caplog):
+    model = nn.Linear(3, 2)
+    opt = StableOptimizer(torch.optim.Adam(model.parameters()), model=model, guard=Guard(slots=0))
+    model(torch.ones(1, 3)).sum().backward()
+    opt.step()
+    assert "eps" not in caplog.text
+    if late == "half":
+        model.half()
+    else:
+        opt.add_param_group({"params": [nn.Parameter(torch.ones(2).half())]})
+    for parameter in (p for group in opt.param_groups for p in group["params"]):
+        parameter.grad = torch.full_like(parameter, math.nan)
+    for _ in range(6):
+        opt.step()
+    with pytest.raises(DivergenceError, match=r"eps=1e-08 of Adam is 0 in torch\.float16"):
+        opt.step()
+    assert "eps=1e-08 of Adam is 0 in torch.float16" in caplog.text
+
+
 def test_it_is_said_once_for_all_groups(caplog):
     layers = [nn.Linear(2, 2).half() for _ in range(3)]
     groups = [{"params": layer.parameters()} for layer in layers]

@@ -83,7 +83,7 @@ class TestSpikes:
         run.steps(60)
         for _ in range(60):
             run.steps(1, loss_scale=1e4)
-        assert 3 <= len(run.opt.ledger) <= 5, "some lie over twice as far out as those before"
+        assert 1 <= len(run.opt.ledger) <= 3, "some lie over four times as far out as the first"
         assert run.opt.ledger[-1].call <= 70
         assert run.opt._loop.guardian._keeper.ring.verified()[0].step > 60
 

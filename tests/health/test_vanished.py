@@ -121,7 +121,9 @@ class TestTraining:
     def test_a_state_that_is_put_anew_is_none(self):
         run = Run()
         run.steps(45)
-        run.opt.optimizer.state.clear()
+        for state in run.opt.optimizer.state.values():
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[key] = torch.zeros_like(state[key])
         run.steps(45)
         assert not run.opt.ledger
 

@@ -170,6 +170,63 @@ HEALTHY_MUTANTS = {
         "_replace(target, items)",
         (f"{MEMBERS}::test_a_restore_that_fails_half_way_has_changed_nothing",),
     ),
+    "a rare batch is scaled down to nothing": Mutant(
+        "stableopt.health.spikes",
+        "max(self.largest, -math.inf if self.first_median is None else self.first_median)",
+        "self.largest",
+        (f"{SPIKES}::test_what_is_usual_is_never_less_than_at_the_beginning",),
+    ),
+    "loss and gradient of one kind of batch are counted apart": Mutant(
+        "stableopt.health.spikes",
+        "return () if self._is_data else tuple(findings)",
+        "return tuple(findings)",
+        (
+            f"{SPIKES}::test_a_gradient_that_is_data_explains_its_loss",
+            f"{SPIKES}::test_a_loss_that_is_data_explains_its_gradient",
+        ),
+    ),
+    "weights that were loaded are a jump": Mutant(
+        "stableopt.runtime.buffers",
+        "        self.loads += 1",
+        "        pass",
+        (f"{MEMBERS}::test_weights_that_are_loaded_are_no_jump",),
+    ),
+    "moments that begin anew have vanished": Mutant(
+        "stableopt.health.vanished",
+        "return step is not None and float(step) <= self.call - self._known[part].call",
+        "return False",
+        (f"{MEMBERS}::test_moments_that_begin_anew_with_their_count_are_a_restart",),
+    ),
+    "a schedule forgets the groups that came later": Mutant(
+        "stableopt.runtime.tracked",
+        "now.extend(known[len(now) :])",
+        "pass",
+        (f"{MEMBERS}::test_a_tracked_scheduler_keeps_what_it_has_for_a_late_group",),
+    ),
+    "moments keep the dtype of the snapshot": Mutant(
+        "stableopt.runtime.state_copy",
+        "_cast(value, *cast[k]) if k in cast else value",
+        "value",
+        (f"{MEMBERS}::test_a_rollback_to_before_a_change_of_dtype",),
+    ),
+    "a closure is given by its place": Mutant(
+        "stableopt.inner",
+        "parameter.kind is inspect.Parameter.KEYWORD_ONLY",
+        "False",
+        (f"{CLOSURES}", "-k", "keyword"),
+    ),
+    "an optimizer that shares its state is not looked into": Mutant(
+        "stableopt.runtime.family",
+        "others = member is not optimizer and is_of_torch(member)",
+        "others = member is not optimizer",
+        (f"{FAMILY}::test_what_is_not_finite_in_an_optimizer_that_shares_its_state_is_named",),
+    ),
+    "nothing more is said of eps": Mutant(
+        "stableopt.guardian",
+        "[verdict.reason, *vanishing_eps(self._optimizer)]",
+        "[verdict.reason]",
+        (f"{MESSAGES}::test_it_is_said_of_what_becomes_half_later_and_where_the_run_stops",),
+    ),
     # Buffers.
     "caches go back": Mutant(
         "stableopt.runtime.buffers",
@@ -327,9 +384,14 @@ HEALTHY_MUTANTS = {
     ),
     "a scheduler that is tracked keeps all alive": Mutant(
         "stableopt.runtime.tracked",
-        "return weakref.ref(item) if isinstance(item, LRScheduler) else lambda: item",
-        "return lambda: item",
-        (f"{FREED}::test_it_is_freed_at_once", "-k", "default"),
+        "        return weakref.ref(item)\n",
+        "        return lambda: item\n",
+        (
+            f"{FREED}::test_it_is_freed_at_once",
+            f"{FREED}::test_what_is_tracked_and_holds_the_optimizer_is_not_held_by_it",
+            "-k",
+            "default or held",
+        ),
     ),
     # Where a batch ends.
     "an overflow is no end of a batch": Mutant(
@@ -346,7 +408,7 @@ HEALTHY_MUTANTS = {
     ),
     "every gradient begins a batch": Mutant(
         "stableopt.health.signals",
-        "if parameter is None or gradient is None or parameter.grad is not gradient:",
+        "if gradient is None or parameter.grad is not gradient:",
         "if True:",
         (f"{BATCH}::test_micro_batches_belong_together",),
     ),

@@ -201,8 +201,8 @@ class TestCaches:
         for n in range(10):
             if n == 8:
                 snapshot = shadow.current().copy_into(None)
-            model.table.fill_(n) if n in at else None
             batch(model)
+            model.table.fill_(n + 1) if n in at else None
             shadow.taken()
         batch(model)
         model.table.fill_(10.0)

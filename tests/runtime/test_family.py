@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import types
 from collections import defaultdict, deque
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -148,7 +150,7 @@ def moment(run):
     found[0].view(-1)[0] = math.inf
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["nested", "attributes", "flat", "several"])
 @pytest.mark.parametrize("strike", [weight, moment])
 def test_a_rollback_brings_everything_back(kind, strike):
     clean = Run(kind).train(60)
@@ -173,7 +175,7 @@ def test_numbers_that_the_optimizer_counts_go_back_and_others_stay():
     assert run.inner.scale == 3.0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["nested", "attributes", "flat", "several"])
 def test_what_is_not_finite_is_named(kind):
     run = Run(kind).train(30)
     moment(run)
@@ -186,6 +188,78 @@ def test_what_is_not_finite_is_named(kind):
         "several": "momentum_buffer of 0.weight is not finite",
     }
     assert names[kind] in reason
+
+
+class Shares(torch.optim.Optimizer):
+    """Lookahead that has the very ``.state`` of the optimizer inside."""
+
+    def __init__(self, inner, k=3):
+        super().__init__(inner.param_groups, {})
+        self.inner, self.k, self.count = inner, k, 0
+        self.param_groups, self.state = inner.param_groups, inner.state
+        self.slow = [p.detach().clone() for g in self.param_groups for p in g["params"]]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = self.inner.step(closure)
+        self.count += 1
+        if self.count % self.k == 0:
+            params = [p for g in self.param_groups for p in g["params"]]
+            for p, slow in zip(params, self.slow, strict=True):
+                p.copy_(slow.lerp_(p, 0.5))
+        return loss
+
+
+class InOptions(torch.optim.Optimizer):
+    """Momentum in a list in the group, and an array beside it."""
+
+    def __init__(self, params, lr=1e-2):
+        super().__init__(params, {"lr": lr})
+        self.sizes = np.zeros(len(self.param_groups[0]["params"]))
+        for group in self.param_groups:
+            group["moments"] = [torch.zeros_like(p) for p in group["params"]]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for i, (p, m) in enumerate(zip(group["params"], group["moments"], strict=True)):
+                m.mul_(0.9).add_(p.grad)
+                self.sizes[i] += float(m.norm())
+                p.add_(m, alpha=-group["lr"] / (1.0 + float(self.sizes[i])))
+
+
+KINDS |= {
+    "shared state": lambda params: Shares(InAttributes(params)),
+    "shared twice": lambda params: Shares(Shares(torch.optim.AdamW(params, lr=1e-2))),
+    "options": InOptions,
+}
+
+
+@pytest.mark.parametrize("kind", ["shared state", "shared twice", "options"])
+def test_what_shares_its_state_or_keeps_it_in_options_goes_back(kind):
+    clean = Run(kind).train(60)
+    struck = Run(kind).train(60, weight)
+    assert struck.opt.summary()["rollbacks"] == 1
+    for before, after in zip(clean.model.parameters(), struck.model.parameters(), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_what_is_not_finite_in_an_optimizer_that_shares_its_state_is_named():
+    run = Run("shared state").train(30)
+    run.inner.inner.moments[0][0][0, 0] = math.nan
+    run.train(52)
+    assert "the optimizer's moments[0][0]" in run.opt.ledger[0].reason
+
+
+@pytest.mark.parametrize(
+    "thing", [torch.Generator(), types.SimpleNamespace(inner=torch.optim.SGD([torch.ones(1)]))]
+)
+def test_of_chance_and_of_hidden_optimizers_it_is_said(thing, caplog):
+    model = nn.Linear(3, 2)
+    inner = InAttributes(model.parameters())
+    inner.thing = thing
+    StableOptimizer(inner, model=model)
+    assert "keeps state in its attribute thing" in caplog.text
 
 
 def test_who_belongs_together():
@@ -234,7 +308,7 @@ class Projected(torch.optim.SGD):
 def test_what_cannot_be_looked_into_is_said_once(caplog):
     model = nn.Linear(3, 2)
     opt = StableOptimizer(Projected(model.parameters()), model=model, guard=Guard(every=2))
-    assert "Projected keeps tensors in its attribute projector (Projector)" in caplog.text
+    assert "Projected keeps state in its attribute projector (Projector)" in caplog.text
     for _ in range(8):
         model(torch.ones(1, 3)).sum().backward()
         opt.step()
@@ -245,7 +319,7 @@ def test_what_cannot_be_looked_into_is_said_once(caplog):
 def test_of_the_others_nothing_is_said(make, caplog):
     model = nn.Linear(3, 2)
     StableOptimizer(make(model.parameters()), model=model)
-    assert "keeps tensors" not in caplog.text
+    assert "keeps state" not in caplog.text
 
 
 def test_containers_of_every_kind():
