@@ -52,7 +52,7 @@ ALIKE = 3
 """Flagged values after which others that lie no further out are data, and not faults."""
 
 ALIKE_EARLY = 1
-"""The same during the first 32 steps."""
+"""The same during the first 32 steps, however far out others lie: there is no scale yet."""
 
 ALIKE_LOSS = 1
 """The same of losses: a loss that is as far out as the gradient makes a fault less likely."""
@@ -193,8 +193,9 @@ class SpikeDetector:
     large as all before it, and the loss has not risen tenfold, too. The norm of every parameter
     group is judged in the same way: of a small one the global norm shows nothing.
 
-    Once three values were flagged, others that lie no further out are data, and not flagged;
-    during the first 32 steps, one is enough.
+    Once three gradient norms were flagged, others that lie no further out are data, and not
+    flagged; during the first 32 steps, one is enough, and so is one loss. What is data for one of
+    loss and gradient is so for the other.
 
     Args:
         loss_limit: z-score; ``None`` not to look.
@@ -277,7 +278,7 @@ class SpikeDetector:
             how = "over a hundred times as large as all before it"
         if not out:
             return []
-        before = base.alike(value - GRADIENT_FURTHER)
+        before = base.alike(value - GRADIENT_FURTHER if base.ready else -math.inf)
         if before >= enough:
             base.renew()
             self._is_data = self._is_data or group is None
