@@ -77,7 +77,12 @@ def test_every_example_is_listed():
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(SHOWS)
 
 
-@pytest.mark.parametrize("name", SHOWS)
+SLOW = {"robust_gpt.py", "optuna_study.py"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SHOWS]
+)
 def test_example(name, tmp_path):
     run = subprocess.run(
         [sys.executable, EXAMPLES / name], capture_output=True, text=True, cwd=tmp_path

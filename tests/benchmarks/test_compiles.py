@@ -46,6 +46,7 @@ def test_a_cell_that_is_worse_is_found():
     assert "the NaN was taken" in found
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     arguments = ["--steps", "24", "--optimizers", "AdamW", "--output", str(tmp_path)]
     assert main(arguments) == 0

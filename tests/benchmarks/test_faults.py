@@ -46,6 +46,7 @@ def quick(tmp_path_factory):
     return result, (directory / "faults.md").read_text()
 
 
+@pytest.mark.slow
 def test_writes_a_result_file(quick):
     result, table = quick
     assert not result["complete"]
@@ -61,6 +62,7 @@ def test_writes_a_result_file(quick):
         assert survival(row["contestants"][OURS]) in table
 
 
+@pytest.mark.slow
 def test_every_contestant_meets_the_same_fault(quick):
     for name, records in quick[0]["records"].items():
         times = 2 if FAULTS[name].again is not None else FAULTS[name].times
@@ -76,6 +78,7 @@ def test_every_contestant_meets_the_same_fault(quick):
             assert record["struck_calls"][0] == ours["struck_calls"][0]
 
 
+@pytest.mark.slow
 def test_survives_unpoisoned(quick):
     result, _ = quick
     assert result["clean_interventions"] == 0
@@ -88,6 +91,7 @@ def test_survives_unpoisoned(quick):
             assert row["identical"] == ours["runs"], row
 
 
+@pytest.mark.slow
 def test_the_faults_are_real(quick):
     for row in quick[0]["rows"]:
         clip = row["contestants"][BASELINE]
@@ -95,6 +99,7 @@ def test_the_faults_are_real(quick):
             assert clip["survived"] - clip["poisoned"] == 0, row
 
 
+@pytest.mark.slow
 def test_what_has_diverged_is_told(quick):
     result, table = quick
     row = next(row for row in result["rows"] if row["fault"] == "v-zero-all")

@@ -112,6 +112,7 @@ def test_refuses_a_size(size):
         sensors.main(["--sizes", size])
 
 
+@pytest.mark.slow
 def test_the_cost_of_sensors(tmp_path, capsys):
     assert sensor_cost.main(["--quick", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "sensor_cost.json").read_text())

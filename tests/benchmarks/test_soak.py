@@ -18,6 +18,7 @@ def test_a_run_is_quiet(model):
     assert run["snapshots"] >= 1
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     assert soak.main(["--steps", "36", "--output", str(tmp_path)]) in (0, 1)
     result = json.loads((tmp_path / "soak.json").read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ from benchmarks import trackers
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+@pytest.mark.slow
 def test_a_quick_run(tmp_path, capsys):
     assert trackers.main(["--quick", "--output", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "trackers.json").read_text())

@@ -78,6 +78,7 @@ def cheap(tmp_path_factory):
     return status, result, (directory / "zoo.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_command(cheap):
     status, result, table = cheap
     assert status == (0 if all(target["met"] for target in result["targets"]) else 1)
@@ -89,6 +90,7 @@ def test_the_command(cheap):
         assert TRAININGS[name].title in table
 
 
+@pytest.mark.slow
 def test_bare_and_wrapped_learn(cheap):
     _, result, _ = cheap
     for name in CHEAP:
