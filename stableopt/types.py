@@ -189,7 +189,7 @@ class Finding:
         where: Names of the parameters concerned, in the optimizer's order.
         value: The offending number, where there is one.
         response: What a rule asks for; ``None`` where the guard's table has the answer.
-        usual: For a spike, the largest gradient norm of late: what taming brings it down to.
+        usual: For a spike, the gradient norm that taming brings it down to.
         group: For a spike of one parameter group, its number.
     """
 

@@ -44,7 +44,7 @@ class Guard:
         lr_recovery: Steps over which the learning rate comes back after an episode; 0 for at
             once, ``None`` for never.
         loss_spike: Robust z-score above which a loss is a spike; ``None`` not to look. A step on
-            a spike is tamed: its gradients are scaled down to the largest norm of late.
+            a spike is tamed: its gradients are scaled down to what is usual.
         gradient_spike: The same for the logarithm of the global gradient norm.
         max_weight: Largest magnitude that a weight may have; ``None`` for the square root of
             the largest number of its dtype (1.8e19 in float32 and bfloat16; none in float16).

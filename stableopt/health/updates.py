@@ -198,7 +198,7 @@ def _stalled(name: str, count: int, rate: float) -> Finding:
         message=(
             f"nine in ten elements of {name} have not moved by a bit for some {count} steps, "
             f"though they have a gradient: its learning rate ({rate:.3g}) is too small for its "
-            "values, or for their dtype"
+            "values, or for their dtype; or it has converged"
         ),
         scope=Scope.NOTICE,
         where=(name,),
