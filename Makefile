@@ -25,11 +25,11 @@ test: $(VENV)/.installed-test ## run the tests on two cores, but slow ones and m
 	$(PYTEST) -n 2 -m 'not slow and not mutant' $(ARGS)
 	$(PYTEST) README.md docs  # their blocks share names
 
-test-all: $(VENV)/.installed-test ## run every test but the mutants (half an hour, ARGS=...)
+test-all: $(VENV)/.installed-test ## run every test but the mutants (a quarter of an hour, ARGS=...)
 	$(PYTEST) -n 2 -m 'not mutant' $(ARGS)
 	$(PYTEST) README.md docs
 
-mutants: $(VENV)/.installed-test ## break the code in each known way, and see a test fail (an hour)
+mutants: $(VENV)/.installed-test ## break the code in each known way, and see a test fail (ten minutes)
 	$(PYTEST) -n 2 -m mutant tests/mutants $(ARGS)
 
 lint: $(VENV)/.installed-lint $(VENV)/.installed-test ## ruff and mypy
@@ -66,7 +66,7 @@ gauntlet: $(VENV)/.installed-bench ## every fault, ours and six rivals (half an 
 	$(BIN)/python -m benchmarks.faults $(ARGS)
 	$(BIN)/python -m benchmarks.readme
 
-zoo: $(VENV)/.installed-bench ## healthy but unusual trainings, bare and wrapped (an hour)
+zoo: $(VENV)/.installed-bench ## healthy but unusual trainings, bare and wrapped (five minutes)
 	$(BIN)/python -m benchmarks.zoo $(ARGS)
 	$(BIN)/python -m benchmarks.readme
 
