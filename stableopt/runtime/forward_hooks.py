@@ -80,15 +80,15 @@ class Hooks:
         self._close = weakref.finalize(self, _remove, self._handles)
 
     def add(self, module: nn.Module) -> None:
-        """Listen to ``module``; a second time does nothing."""
+        """Listen to ``module``, and to its forward pass if it has buffers; once, if asked again."""
         known = self._handles.get(id(module))
         if known is None or known[0]() is not module:
-            handles: list[Any] = [
+            known = self._handles[id(module)] = weakref.ref(module), []
+            known[1].append(
                 module.register_load_state_dict_post_hook(self._after)  # type: ignore[no-untyped-call]
-            ]
-            if module._buffers:
-                handles.append(module.register_forward_pre_hook(self._before))
-            self._handles[id(module)] = weakref.ref(module), handles
+            )
+        if module._buffers and len(known[1]) == 1:
+            known[1].append(module.register_forward_pre_hook(self._before))
 
     def close(self) -> None:
         """Take all of them away."""

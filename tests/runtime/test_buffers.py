@@ -338,6 +338,19 @@ class TestHooks:
         assert not model._forward_pre_hooks
         assert not model.norm._load_state_dict_post_hooks
 
+    def test_a_module_that_gets_its_first_buffer_later_is_heard(self):
+        model = nn.Linear(2, 2)
+        shadow = BufferShadow(model)
+        assert not model._forward_pre_hooks
+        model.register_buffer("switch", torch.tensor(False))
+        for _ in range(2):
+            batch(model)
+            shadow.taken()
+        assert len(model._forward_pre_hooks) == len(model._load_state_dict_post_hooks) == 1
+        shadow.close()
+        assert not model._forward_pre_hooks
+        assert not model._load_state_dict_post_hooks
+
     def test_copies_and_pickles_of_the_model_have_hooks_that_do_nothing(self):
         model = Odd()
         shadow = BufferShadow(model)
