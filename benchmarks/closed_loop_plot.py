@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks.closed_loop_scenarios import SCENARIOS
-from stableopt.style import INK, STYLE
+from stableopt.commands.style import INK, STYLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

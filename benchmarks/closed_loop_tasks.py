@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.lr_model import GPT, Shape
-from stableopt.demo.corpus import Corpus, load_corpus
+from stableopt.commands.demo.corpus import Corpus, load_corpus
 
 if TYPE_CHECKING:
     from torch import Tensor

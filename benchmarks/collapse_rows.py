@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.collapse_tasks import TASKS
 from stableopt.functional import gaussian_kappa_p10
 from stableopt.functional.row_spectrum import SAMPLED_ROWS
-from stableopt.health.tiers import SMALLEST, TIERS
+from stableopt.health.spectra.tiers import SMALLEST, TIERS
 from stableopt.types import RiskLevel, Standing
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from benchmarks.collapse_tasks import TASKS
-from stableopt.sensing import Sensing
+from stableopt.health.spectra.sensing import Sensing
 from stableopt.sensors import Sensors
 from stableopt.types import Drift, RiskLevel, Standing
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from benchmarks.collapse_kinds import Collapse
-    from stableopt.sensing import Sensed
+    from stableopt.health.spectra.sensing import Sensed
 
 SMALLEST = 32
 """Rows and columns from which on a weight is made to collapse."""

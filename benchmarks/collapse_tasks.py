@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.workload import Block, Size
-from stableopt.demo.corpus import Corpus, load_corpus
+from stableopt.commands.demo.corpus import Corpus, load_corpus
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -26,14 +26,18 @@ from benchmarks.command import results_directory, silent
 from benchmarks.environment import ROOT, describe_environment
 from benchmarks.gpu_report import render
 from stableopt import Guard, StableOptimizer
-from stableopt.demo.model import GPT, ModelOptions
+from stableopt.commands.demo.model import GPT, ModelOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
-TESTS = ("tests/contract/test_devices.py", "tests/guard/test_cuda.py", "tests/sensors/test_lane.py")
+TESTS = (
+    "tests/contract/test_devices.py",
+    "tests/snapshots/test_cuda.py",
+    "tests/sensors/test_lane.py",
+)
 """What has a part that only a GPU can run."""
 
 LARGE = ModelOptions(context=1024, width=768, depth=17, heads=12)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from benchmarks.lr_methods import BASELINE, COMPARED, ROBUST
 from benchmarks.lr_scores import curve
 from benchmarks.lr_tasks import MAIN
-from stableopt.style import STYLE
+from stableopt.commands.style import STYLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from benchmarks.lr_model import GPT, Shape
 from benchmarks.lr_other_models import GatedConvolutions, Lstm, NeuralNgram
-from stableopt.demo.corpus import Corpus, load_corpus
+from stableopt.commands.demo.corpus import Corpus, load_corpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable

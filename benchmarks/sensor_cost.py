@@ -23,7 +23,7 @@ from benchmarks.command import results_directory, torch_threads
 from benchmarks.environment import describe_environment
 from benchmarks.variants import BASELINE, PERIODIC, VARIANTS, make_learner
 from benchmarks.workload import count_parameters, loss_of, make_batches
-from stableopt.health.drift import LEARNED
+from stableopt.health.spectra.drift import LEARNED
 from stableopt.sensors import Sampler, Sensors
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.workload import GPT, Size, loss_of
-from stableopt.demo.corpus import load_corpus
+from stableopt.commands.demo.corpus import load_corpus
 from stableopt.functional.rank import effective_rank_of
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from stableopt.functional import (
 )
 from stableopt.functional.rank import effective_rank_of
 from stableopt.functional.row_spectrum import sample_rows
-from stableopt.health.tiers import TIERS, standing_of
+from stableopt.health.spectra.tiers import TIERS, standing_of
 from stableopt.sensors import SampledSpectrum, SpectralNorm, Visit
 from stableopt.types import Standing
 

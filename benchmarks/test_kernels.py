@@ -12,8 +12,8 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from benchmarks.variants import make_optimizer
 from benchmarks.workload import loss_of, make_batches, make_model
 from stableopt import ClipGradNorm
-from stableopt.health.gradients import measure_gradients
-from stableopt.runtime.buffers import BufferShadow
+from stableopt.sensors.gradients import measure_gradients
+from stableopt.snapshots.buffers import BufferShadow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

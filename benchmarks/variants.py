@@ -14,9 +14,9 @@ from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.workload import make_model
 from stableopt import ClipGradNorm, StableOptimizer, presets
-from stableopt.compiled import CompiledUpdate
 from stableopt.functional import assr_condition_number, assr_fiedler
 from stableopt.sensors import Sensors
+from stableopt.update.compiled import CompiledUpdate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

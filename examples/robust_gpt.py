@@ -10,8 +10,8 @@ import math
 import torch
 
 from stableopt import StableOptimizer, presets
-from stableopt.demo.corpus import load_corpus
-from stableopt.demo.model import GPT, ModelOptions
+from stableopt.commands.demo.corpus import load_corpus
+from stableopt.commands.demo.model import GPT, ModelOptions
 
 STEPS, WARMUP, CONTEXT = 150, 10, 64
 corpus = load_corpus()  # the sources of Python's standard library

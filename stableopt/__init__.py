@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from stableopt.lazy import lazily
+from stableopt.runtime.lazy import lazily
 from stableopt.version import __version__
 
 if TYPE_CHECKING:
     from stableopt.errors import ConfigError, DivergenceError, MissingExtraError, StableOptError
     from stableopt.gate import StabilityGate
-    from stableopt.guard import Guard, SignalRule
+    from stableopt.guard import Guard
     from stableopt.optimizer import StableOptimizer
     from stableopt.telemetry import JsonLines
     from stableopt.transforms import (
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
         UpdateCap,
         layers,
     )
-    from stableopt.triggers import above, below, drift
+    from stableopt.triggers import SignalRule
+    from stableopt.triggers.conditions import above, below, drift
     from stableopt.types import Action, Event, Finding, Verdict
 
 _HOMES = {
@@ -41,7 +42,7 @@ _HOMES = {
     "MaxNorm": "transforms",
     "MissingExtraError": "errors",
     "QKClip": "transforms",
-    "SignalRule": "guard",
+    "SignalRule": "triggers",
     "SpectralCap": "transforms",
     "SpectralNormalization": "transforms",
     "StabilityGate": "gate",

@@ -10,7 +10,7 @@ from stableopt.errors import MissingExtraError
 def main() -> None:
     """Run the command line; exit with code 2 if its packages are not installed."""
     try:
-        from stableopt.cli import app
+        from stableopt.commands.command_line import app
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"rich", "typer"}:
             raise

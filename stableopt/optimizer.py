@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim import Optimizer
 
-from stableopt import config as checks
-from stableopt.checkpoint import KEY as CHECKPOINT_KEY
-from stableopt.checkpoint import check_checkpoint
+from stableopt.config import checks
 from stableopt.errors import ConfigError
-from stableopt.step import StepLoop
+from stableopt.loop.checkpoint import KEY as CHECKPOINT_KEY
+from stableopt.loop.checkpoint import check_checkpoint
+from stableopt.loop.step import StepLoop
 
 if TYPE_CHECKING:
     import os
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from stableopt.guard import Guard
-    from stableopt.guardian import Guardian
+    from stableopt.loop.guardian import Guardian
     from stableopt.sensors import Sensor, Sensors
     from stableopt.telemetry import Writer
     from stableopt.transforms import Transform
@@ -132,6 +132,7 @@ class StableOptimizer(Optimizer):
             transforms=checks.make_transforms(transforms),
             telemetry=checks.make_telemetry(telemetry),
             compiles=checks.check_compile(compile, optimizer),
+            transforms_of=checks.group_transforms,
         )
         self._close_at_exit()
 
@@ -164,7 +165,7 @@ class StableOptimizer(Optimizer):
             >>> guard["max_skips"]
             3
         """
-        from stableopt.config_reader import arguments_from  # builds on everything there is
+        from stableopt.config.reader import arguments_from  # builds on everything there is
 
         return cls(optimizer, model=model, **arguments_from(config))
 

@@ -21,7 +21,7 @@ from stableopt.transforms import (
     WhereFound,
     layers,
 )
-from stableopt.triggers import above, below
+from stableopt.triggers.conditions import above, below
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,7 +45,7 @@ def gradience(directory: str | os.PathLike[str] | None = None) -> dict[str, Any]
       fault needs nothing more; those after it lower it.
     - κ̃ never sees σ_min, so it is no proxy of a condition number; what its slope tells is
       whether one direction comes to dominate. Its estimate is warm, and the slope that of the
-      mean of ln κ̃ per step (:class:`stableopt.health.kappa_slope.KappaSlope`): the document
+      mean of ln κ̃ per step (:class:`stableopt.health.spectra.kappa_slope.KappaSlope`): the document
       gives no units, and a cold estimate alone moves by more than its limits.
     - The cost is measured: ``make bench``.
 

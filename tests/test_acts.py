@@ -23,8 +23,8 @@ from stableopt import (
 )
 from stableopt.sensors import Sampler, Sensors, SpectralNorm
 from stableopt.telemetry import read_events
-from stableopt.transforming import QUIET
 from stableopt.transforms import Change, Needs, Phase
+from stableopt.transforms.chain import QUIET
 from stableopt.types import Act
 from tests.contract.bits import assert_same
 

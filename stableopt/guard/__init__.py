@@ -1,6 +1,6 @@
-"""How to survive: the options of the guard, and the policy from findings to a verdict."""
+"""DECIDE: from findings to a verdict. No torch here."""
 
 from stableopt.guard.options import Guard
-from stableopt.guard.rules import SignalRule
+from stableopt.triggers.signal_rule import SignalRule
 
 __all__ = ["Guard", "SignalRule"]

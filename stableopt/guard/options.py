@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from stableopt.errors import ConfigError, require_int, require_number
-from stableopt.guard.responses import Pairs, Response, check_responses, response_to
-from stableopt.guard.rules import SignalRule, check_rules
-from stableopt.types import Finding, Scope
+from stableopt.guard.responses import Pairs, check_responses, response_to
+from stableopt.triggers.signal_rule import SignalRule, check_rules
+from stableopt.types import Finding, Response, Scope
 
 SCAN_PERIOD = 20
 """Steps in which weights and state are scanned once, unless snapshots are closer together."""
@@ -49,11 +49,11 @@ class Guard:
         max_weight: Largest magnitude that a weight may have; ``None`` for the square root of
             the largest number of its dtype (1.8e19 in float32 and bfloat16; none in float16).
         weight_jump: How many times as large as some 20 steps ago the norm of a weight may be,
-            if that growth is out of proportion, too (:mod:`stableopt.health.jumps`); ``None`` not
-            to look, e.g. where weights are exchanged on purpose in the middle of training.
+            if that growth is out of proportion, too (:mod:`stableopt.health.tensors.jumps`);
+            ``None`` not to look, e.g. where weights are exchanged on purpose during training.
         moment_drop: How many times smaller than its decay allows the norm of a second moment may
-            become (:mod:`stableopt.health.vanished`); ``None`` not to hold moments to any law that
-            knows their past, e.g. where they are pruned on purpose, as ReLoRA does.
+            become (:mod:`stableopt.health.tensors.vanished`); ``None`` not to compare moments with
+            their past, e.g. where they are pruned on purpose, as ReLoRA does.
         act_on_risk: Whether a risk level of the spectral sensors is answered when it rises:
             ``WARNING`` by a snapshot, ``DANGER`` by one and ``lr_backoff``, ``INSTABILITY`` by a
             rollback with ``lr_backoff``, within ``max_rollbacks``. Otherwise it is only told.

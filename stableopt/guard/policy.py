@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from stableopt.guard.responses import Response
-from stableopt.types import Action, Rollback, Scope, Verdict
+from stableopt.types import Action, Response, Rollback, Scope, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -3,36 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from stableopt.errors import ConfigError, unknown_name
+from stableopt.types import Response
 
 if TYPE_CHECKING:
     from stableopt.types import Finding
-
-
-class Response(str, Enum):
-    """What may be done about a finding, the mildest first."""
-
-    WARN = "warn"
-    """The step is taken, and the finding told."""
-    TAME = "tame"
-    """The step is taken with gradients that are scaled down to the largest norm of late; or, for
-    the first gradient, what the optimizer remembers of it is."""
-    BACK_OFF = "back_off"
-    """The step is taken, and learning rates are lowered by ``lr_backoff`` from there on."""
-    SKIP = "skip"
-    """The batch never happened; at most ``max_skips`` in a row."""
-    ROLL_BACK = "roll_back"
-    """A snapshot is restored."""
-    STOP = "stop"
-    """The newest verified snapshot is restored, and the run ends with ``DivergenceError``."""
-
-    @property
-    def rank(self) -> int:
-        """0 for ``WARN`` to 5 for ``STOP``: of several findings the highest counts."""
-        return list(Response).index(self)
 
 
 class Cause(NamedTuple):

@@ -1,1 +1,1 @@
-"""Detectors: what was observed, and what is held against it."""
+"""JUDGE: detectors that turn what was observed into findings."""

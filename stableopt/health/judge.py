@@ -7,21 +7,21 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from stableopt.health.culprits import Culprits
 from stableopt.health.describe import Label, describe
-from stableopt.health.frozen import FrozenWatch
-from stableopt.health.inspection import Inspection
-from stableopt.health.inspector import Inspector
-from stableopt.health.laws import remembers
-from stableopt.health.nonfinite import find_nonfinite
-from stableopt.health.scan import RotatingScan
-from stableopt.health.spikes import SpikeDetector
-from stableopt.health.updates import UpdateWatch
-from stableopt.inner import requires_closure
+from stableopt.health.steps.blame import Culprits
+from stableopt.health.steps.nonfinite import find_nonfinite
+from stableopt.health.steps.spikes import SpikeDetector
+from stableopt.health.steps.updates import UpdateWatch
+from stableopt.health.tensors.frozen import FrozenWatch
+from stableopt.health.tensors.inspection import Inspection
+from stableopt.health.tensors.inspector import Inspector
+from stableopt.health.tensors.laws import remembers
+from stableopt.health.tensors.scan import RotatingScan
 from stableopt.runtime.membership import Membership
 from stableopt.runtime.names import parameter_names
 from stableopt.runtime.scalars import read_scalars
 from stableopt.types import Finding, Scope
+from stableopt.update.closures import requires_closure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from stableopt.guard import Guard
-    from stableopt.runtime.buffers import BufferShadow
-    from stableopt.runtime.state_copy import Position
-    from stableopt.runtime.tracked import Tracked
+    from stableopt.runtime.positions import Position
+    from stableopt.snapshots.buffers import BufferShadow
+    from stableopt.snapshots.tracked import Tracked
     from stableopt.types import Observation
 
 logger = logging.getLogger("stableopt")

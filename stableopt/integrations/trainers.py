@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
-from stableopt import config as checks
+from stableopt.config import checks
 from stableopt.errors import ConfigError, unknown_name
 from stableopt.optimizer import StableOptimizer
 from stableopt.types import RiskLevel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stableopt.runtime.state_copy import Position, positions, shape_of
+from stableopt.runtime.positions import Position, positions, shape_of
 
 if TYPE_CHECKING:
     import torch

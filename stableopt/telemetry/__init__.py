@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from stableopt.lazy import lazily
+from stableopt.runtime.lazy import lazily
 
 if TYPE_CHECKING:
     from stableopt.telemetry.json_lines import JsonLines, read_events

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from stableopt.errors import ConfigError, require_number
-from stableopt.sensors.known import METRICS
+from stableopt.sensors.registry import METRICS
 from stableopt.transforms.protocol import Change, Needs, Phase
 from stableopt.transforms.selection import Select, selection
 from stableopt.transforms.watch import Watch, metrics_of
 from stableopt.transforms.weights import has_matrix
-from stableopt.triggers import Limit, Trigger, check_trigger
+from stableopt.triggers.conditions import Limit, Trigger, check_trigger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from stableopt.transforms.protocol import Moment, Site, Target
-    from stableopt.triggers import Leaf
+    from stableopt.triggers.conditions import Leaf
 
 SCALED = frozenset({"spectral_norm"})
 """Metrics of sensors that fall when a weight is scaled down. No other one does."""

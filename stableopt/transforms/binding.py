@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stableopt.errors import ConfigError
 from stableopt.runtime.names import parameter_names
-from stableopt.runtime.previous import Previous
 from stableopt.runtime.storage import has_data
-from stableopt.sensors.known import METRICS
+from stableopt.sensors.registry import METRICS
+from stableopt.transforms.previous import Previous
 from stableopt.transforms.protocol import Actuator, Target
 from stableopt.transforms.selection import NothingSelectedError, selection
 from stableopt.transforms.where_found import WhereFound

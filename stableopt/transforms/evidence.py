@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from stableopt.health.risk import WeightHealth
+    from stableopt.health.spectra.risk import WeightHealth
     from stableopt.types import Drift
 
 

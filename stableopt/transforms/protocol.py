@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from stableopt.transforms.selection import Select
-    from stableopt.triggers import Evidence
+    from stableopt.triggers.conditions import Evidence
     from stableopt.types import GradientNorms
 
 

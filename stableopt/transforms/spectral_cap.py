@@ -17,14 +17,14 @@ from stableopt.functional import (
     spectral_norm,
 )
 from stableopt.functional.spectral_norm import bidiagonalize, scaled_product, unit_noise
-from stableopt.health.drift import LAWS
-from stableopt.sensors.known import METRICS
+from stableopt.health.spectra.drift import LAWS
+from stableopt.sensors.registry import METRICS
 from stableopt.transforms.protocol import Change, Needs, Phase
 from stableopt.transforms.rounding import ROOM, aim, write_matrix
 from stableopt.transforms.selection import Select, selection
 from stableopt.transforms.watch import Watch, metrics_of
 from stableopt.transforms.weights import has_matrix
-from stableopt.triggers import Limit, Trigger, above, check_trigger
+from stableopt.triggers.conditions import Limit, Trigger, above, check_trigger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

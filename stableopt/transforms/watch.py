@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from stableopt.transforms.protocol import Moment, Target
-    from stableopt.triggers import Trigger
+    from stableopt.triggers.conditions import Trigger
 
 
 class Watch:

@@ -14,7 +14,7 @@ from benchmarks.collapse_report import render
 from benchmarks.collapse_runs import Watch, collapsible, strike, struck_at, train, watch
 from benchmarks.collapse_tasks import HEALTHY, TASKS
 from stableopt.functional import effective_rank
-from stableopt.sensing import Sensing
+from stableopt.health.spectra.sensing import Sensing
 from stableopt.sensors import Sensors
 
 KIND, OUTPUT = "autoencoder", "7.weight"

@@ -30,9 +30,9 @@ from stableopt import (
     StableOptimizer,
     UpdateCap,
 )
-from stableopt.inner import requires_closure
 from stableopt.sensors import ConditionNumber, SampledSpectrum, Sampler, Sensors, SpectralNorm
 from stableopt.transforms import WhereFound
+from stableopt.update.closures import requires_closure
 from tests.contract.specs import Spec
 
 STEPS = 20

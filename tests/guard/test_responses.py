@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from stableopt import Action, ConfigError, DivergenceError, Guard, StableOptimizer
-from stableopt.guard.responses import CAUSES, ON_RISK, Response
-from stableopt.types import Finding, Scope
+from stableopt.guard.responses import CAUSES, ON_RISK
+from stableopt.types import Finding, Response, Scope
 
 PACKAGE = Path(__file__).parents[2] / "stableopt"
 

@@ -11,9 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from torch import nn
 
 from stableopt import Action, DivergenceError, Guard, SignalRule, StableOptimizer
-from stableopt.guard.responses import Response
 from stableopt.testing import corrupt_weight, inject_gradient
-from stableopt.types import Scope
+from stableopt.types import Response, Scope
 
 RULES = [
     SignalRule(f"{r.value} > 0.5", response=r.value) for r in Response if r is not Response.TAME

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from stableopt.guard import Guard
 from stableopt.guard import policy as policy_module
 from stableopt.guard.policy import Policy
-from stableopt.guard.responses import Response
 from stableopt.guard.ring import Ring, SlotState
-from stableopt.types import Action, Finding, Scope, Verdict
+from stableopt.types import Action, Finding, Response, Scope, Verdict
 
 PLAIN = Verdict(action=Action.TAKE)
 DAMAGE = Finding(kind="nonfinite_weight", message="weights are NaN", scope=Scope.STATE)

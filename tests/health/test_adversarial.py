@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
 from stableopt import Action, Guard, StableOptimizer
-from stableopt.health.spikes import EARLIEST
+from stableopt.health.steps.spikes import EARLIEST
 from stableopt.testing import corrupt_weight
 
 HEALTHY = 150

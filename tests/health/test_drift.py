@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stableopt.health.drift import KEPT, LAWS, LEARNED, RELEARNED, Course, DriftDetector
+from stableopt.health.spectra.drift import KEPT, LAWS, LEARNED, RELEARNED, Course, DriftDetector
 
 BAD = {
     "effective_rank": 0.5,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from stableopt import Action, Guard, StableOptimizer
 from stableopt.guard.options import SCAN_PERIOD
-from stableopt.health.inspection import floating_tensors
-from stableopt.health.laws import MomentLaws
+from stableopt.health.tensors.inspection import floating_tensors
+from stableopt.health.tensors.laws import MomentLaws
 from stableopt.testing import corrupt_buffer, corrupt_moment, corrupt_weight, flip_bit
 from tests.contract.specs import VARIANTS, variant_id
 from tests.contract.test_rollback import Loop, guarded

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from stableopt import Action, Guard, StableOptimizer
-from stableopt.health.jumps import LEARNED, USUAL, NormHistory
+from stableopt.health.tensors.jumps import LEARNED, USUAL, NormHistory
 
 
 def history(norms, factor=8.0):

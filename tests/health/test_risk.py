@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from stableopt.health.kappa_slope import (
+from stableopt.health.spectra.kappa_slope import (
     DANGER,
     LEARNING,
     SETTLING,
@@ -14,8 +14,8 @@ from stableopt.health.kappa_slope import (
     WINDOW,
     KappaSlope,
 )
-from stableopt.health.risk import HELD, SpectralRisk, WeightHealth
-from stableopt.health.tiers import SMALLEST, TIERS, standing_of
+from stableopt.health.spectra.risk import HELD, SpectralRisk, WeightHealth
+from stableopt.health.spectra.tiers import SMALLEST, TIERS, standing_of
 from stableopt.types import Drift, Reading, RiskLevel, Standing
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stableopt import Action, Guard, StableOptimizer
-from stableopt.health.spikes import ALIKE, MEMORY, WARMUP, WINDOW, Baseline, SpikeDetector
+from stableopt.health.steps.spikes import ALIKE, MEMORY, WARMUP, WINDOW, Baseline, SpikeDetector
 from stableopt.types import GradientNorms, Observation, Scope
 
 

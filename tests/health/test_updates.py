@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from stableopt import Action, DivergenceError, Guard, StableOptimizer
-from stableopt.health.updates import MOST, QUIET
+from stableopt.health.steps.updates import MOST, QUIET
 
 
 class Run:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stableopt import Action, DivergenceError
-from stableopt.health.vanished import MomentHistory
+from stableopt.health.tensors.vanished import MomentHistory
 from tests.health.test_jumps import Run
 
 OPTIMIZERS = {

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks import lr_model, lr_other_models, workload
-from stableopt.demo.model import GPT, ModelOptions
+from stableopt.commands.demo.model import GPT, ModelOptions
 from stableopt.errors import ConfigError
 from stableopt.layouts import OutputHead, find_head, norm_values
 from tests.layouts.models import TOKENS, TRANSFORMERS

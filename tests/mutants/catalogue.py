@@ -17,7 +17,7 @@ BITWISE = "tests/contract/test_bitwise.py"
 SKIP = "tests/contract/test_skip.py"
 ROLLBACK = "tests/contract/test_rollback.py"
 TRACKED = "tests/contract/test_tracked.py"
-KEEPER = "tests/guard/test_keeper.py"
+KEEPER = "tests/snapshots/test_keeper.py"
 INSPECTION = "tests/health/test_inspection.py"
 SPIKES = "tests/health/test_spikes.py"
 MACHINE = "tests/guard/test_state_machine.py"
@@ -54,13 +54,13 @@ MUTANTS = {
         (f"{CHECKPOINT}::test_grad_scaler_sees_the_same_run_and_keeps_its_overflow_skips",),
     ),
     "the closure runs twice": Mutant(
-        "stableopt.step",
+        "stableopt.loop.step",
         "            return self.update(), ()\n        replay",
         "            return self.optimizer.step(closure), ()\n        replay",
         (BITWISE, "-k", "AdamW-default and closure"),
     ),
     "lbfgs evaluates once more": Mutant(
-        "stableopt.inner",
+        "stableopt.update.closures",
         "if seen is not None and seen == self._fingerprint() and self._is_where_it_was():",
         "if seen == []:",
         (BITWISE, "-k", "LBFGS"),
@@ -79,7 +79,7 @@ MUTANTS = {
         (f"{SKIP}::test_the_batch_never_happened", "-k", "SGD-default and inf_gradient"),
     ),
     "an overflowing norm is a fault": Mutant(
-        "stableopt.health.gradients",
+        "stableopt.sensors.gradients",
         "if not math.isfinite(float(norm)) and not all_finite(value)",
         "if not math.isfinite(float(norm))",
         (f"{SKIP}::test_huge_finite_gradients_whose_norm_overflows_are_taken",),
@@ -91,56 +91,56 @@ MUTANTS = {
         (f"{SKIP}::test_the_batch_never_happened", "-k", "SGD-default and nan_loss"),
     ),
     "buffers are not restored": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         "        else:\n            self._buffers.left_out()",
         "        else:\n            pass",
         (f"{SKIP}::test_batch_norm_statistics_never_saw_the_batch",),
     ),
     "buffers go back to the beginning": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         "self._buffers.taken()\n        else:",
         "pass\n        else:",
         (f"{SKIP}::test_batch_norm_statistics_never_saw_the_batch",),
     ),
     "only floating buffers are kept": Mutant(
-        "stableopt.runtime.buffers",
+        "stableopt.snapshots.buffers",
         "(id(live) in seen or not is_plain(live))",
         "(id(live) in seen or not is_plain(live) or not live.is_floating_point())",
         (f"{SKIP}::test_batch_norm_statistics_never_saw_the_batch",),
     ),
     "a line search is not undone": Mutant(
-        "stableopt.step",
+        "stableopt.loop.step",
         "self._before.restore(self.optimizer)",
         "pass",
         (f"{SKIP}::test_lbfgs_skips_when_a_later_evaluation_is_bad",),
     ),
     "a restored copy is handed out": Mutant(
-        "stableopt.runtime.tree_copy",
+        "stableopt.snapshots.tree_copy",
         "return saved.clone()",
         "return saved",
-        ("tests/runtime/test_state_copy.py",),
+        ("tests/snapshots/test_state_copy.py",),
     ),
     "gradients are transformed before they are judged": Mutant(
-        "stableopt.step",
+        "stableopt.loop.step",
         "        verdict, result = self.decide(",
         "        self.transforming.change_gradients(observation)\n"
         "        verdict, result = self.decide(",
         (f"{CLIP}::test_a_skipped_step_leaves_the_gradients_as_they_were",),
     ),
     "priming counts as a step": Mutant(
-        "stableopt.step",
+        "stableopt.loop.step",
         "if not told and is_priming(self.optimizer, _norm(observation)):",
         "if False:",
         (f"{CHECKPOINT}::test_distributed_checkpoint_primes_without_a_trace", "-k", "AdamW"),
     ),
     "signals go stale": Mutant(
-        "stableopt.health.signals",
+        "stableopt.sensors.signals",
         "self._losses, self._others, self._between = [], {}, {}",
         "pass",
         (f"{OBSERVE}::test_other_signals_keep_the_last_value_and_are_consumed",),
     ),
     "an overflow of the scaler stays in the mean": Mutant(
-        "stableopt.health.signals",
+        "stableopt.sensors.signals",
         "self._begun = self._ended = True",
         "pass",
         (f"{OBSERVE}::test_what_a_grad_scaler_skipped_is_not_held_against_the_next_batch",),
@@ -165,7 +165,7 @@ MUTANTS = {
         (f"{SKIP}::test_too_many_skips_in_a_row_stop_the_run",),
     ),
     "the ledger forgets": Mutant(
-        "stableopt.step",
+        "stableopt.loop.step",
         "self.ledger.add(event)",
         "pass",
         (f"{SKIP}::test_too_many_skips_in_a_row_stop_the_run",),
@@ -275,61 +275,61 @@ MUTANTS = {
     ),
     # Promise 2, in the real loop: what a snapshot holds, and that all of it comes back.
     "random states stay": Mutant(
-        "stableopt.guard.snapshot",
+        "stableopt.snapshots.snapshot",
         "if replay and self._rng is not None:",
         "if False:",
         (f"{TRACKED}::test_everything_goes_back_together",),
     ),
     "buffers stay": Mutant(
-        "stableopt.guard.snapshot",
+        "stableopt.snapshots.snapshot",
         "            restore_buffers()\n",
         "            pass\n",
         (f"{TRACKED}::test_everything_goes_back_together",),
     ),
     "optimizer state stays": Mutant(
-        "stableopt.runtime.state_copy",
+        "stableopt.snapshots.state_copy",
         "            live.state.clear()\n            live.state.update(state)",
         "            pass",
         (ROLLBACK, "-k", "before_the_first_step"),
     ),
     "parameters stay": Mutant(
-        "stableopt.runtime.state_copy",
+        "stableopt.snapshots.state_copy",
         "torch._foreach_copy_([places[place].data for place in self._places], self._params)",
         "pass",
         (ROLLBACK, "-k", "AdamW-default and never_saw"),
     ),
     "the options of a tracked schedule stay": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         "return self.tracked.has_scheduler or option in self._watch.moved",
         "return option in self._watch.moved",
         (ROLLBACK, "-k", "goes_back"),
     ),
     "the options of any schedule go back": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         "return self.tracked.has_scheduler or option in self._watch.moved",
         "return True",
         (ROLLBACK, "-k", "not_tracked"),
     ),
     "options that the step moves stay": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         "return self.tracked.has_scheduler or option in self._watch.moved",
         "return self.tracked.has_scheduler",
         (ROLLBACK, "-k", "ScheduleFree"),
     ),
     "the scale of a scaler is halved after it was restored": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         "forgive_overflow(scaler)",
         "pass",
         (f"{TRACKED}::test_everything_goes_back_together",),
     ),
     "a scaler never hears of lost weights": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         "return self._asked_by_scaler > (self._asks or 1) and bool(self._judge.damage())",
         "return False",
         (f"{TRACKED}::test_everything_goes_back_together",),
     ),
     "a scaler that asks twice has all weights read": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         "self._asked_by_scaler > (self._asks or 1)",
         "self._asked_by_scaler > 1",
         (f"{KEEPER}::TestWhatUsersDo::test_a_scaler_that_asks_several_times_costs_no_scan",),
@@ -341,14 +341,14 @@ MUTANTS = {
         (f"{TRACKED}::test_the_second_rollback_passes_the_batches_by",),
     ),
     "the lowered rate stays in the groups": Mutant(
-        "stableopt.inner",
+        "stableopt.update.learning_rate",
         '            group["lr"] = lr\n\n\ndef learning_rates',
         "            pass\n\n\ndef learning_rates",
         (ROLLBACK, "-k", "lower_rate"),
     ),
     # Promise 3: what was flagged enters no baseline; nothing is healthy unlooked at.
     "flagged values become normal": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         "        self._policy.note(verdict, step, endangered=endangered)\n",
         "        self._judge.learn(observation)\n",
         (f"{SPIKES}::test_a_flagged_value_does_not_enter_the_baseline",),
@@ -360,74 +360,74 @@ MUTANTS = {
         (MACHINE,),
     ),
     "a tail of the loss is spikes for ever": Mutant(
-        "stableopt.health.spikes",
+        "stableopt.health.steps.spikes",
         "if before >= ALIKE_LOSS:",
         "if False:",
         (f"{SPIKES}::test_what_was_seen_is_a_tail",),
     ),
     "baselines do not go back": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         'self._judge.spikes.load_state_dict(baselines["spikes"])',
         "pass",
         (f"{SPIKES}::test_baselines_go_back_with_the_weights",),
     ),
     "near zero everything is a spike": Mutant(
-        "stableopt.health.spikes",
+        "stableopt.health.steps.spikes",
         "score = base.score(loss, LOSS_FLOOR * abs(base.first_median or 0.0))",
         "score = base.score(loss, 0.0)",
         (f"{SPIKES}::TestLoss::test_near_zero_nothing_is_a_spike",),
     ),
     "the scan stands still": Mutant(
-        "stableopt.health.scan",
+        "stableopt.health.tensors.scan",
         "for place, span in self._parts.pop():",
         "for place, span in self._parts.pop()[:0]:",
         (f"{INSPECTION}::test_what_nothing_else_shows_is_found_within_one_scan",),
     ),
     "buffers are not scanned": Mutant(
-        "stableopt.health.scan",
+        "stableopt.health.tensors.scan",
         "            self._parts = self._plan()\n            self._add_buffers(inspection)",
         "            self._parts = self._plan()",
         (f"{INSPECTION}::test_what_nothing_else_shows_is_found_within_one_scan",),
     ),
     "huge is healthy": Mutant(
-        "stableopt.health.inspection",
+        "stableopt.health.tensors.inspection",
         'return "huge" if float(tensor.abs().amax()) > limit else None',
         "return None",
         (f"{INSPECTION}::test_what_nothing_else_shows_is_found_within_one_scan",),
     ),
     "first moments are free": Mutant(
-        "stableopt.health.laws",
+        "stableopt.health.tensors.laws",
         "return _SLACK * squared, max(",
         "return 1e30 * squared, max(",
         (f"{INSPECTION}::test_what_nothing_else_shows_is_found_within_one_scan",),
     ),
     "the bound is too strict": Mutant(
-        "stableopt.health.laws",
+        "stableopt.health.tensors.laws",
         "return _SLACK * squared, max(",
         "return 0.01 * squared, max(",
         (f"{INSPECTION}::TestMomentLaws",),
     ),
     "what was always so is a fault": Mutant(
-        "stableopt.health.inspector",
+        "stableopt.health.tensors.inspector",
         "self.exempt.update(labels)",
         "pass",
         (f"{INSPECTION}::test_what_was_never_finite_is_left_alone",),
     ),
     # Promise 2, in the real loop: nothing with a fault in it is kept or restored.
     "snapshots are taken unlooked at": Mutant(
-        "stableopt.guard.keeper",
+        "stableopt.snapshots.keeper",
         "        findings = self._judge.damage()",
         "        findings = ()",
         (f"{INSPECTION}::test_a_snapshot_never_holds_it",),
     ),
     "snapshots are restored unlooked at": Mutant(
-        "stableopt.guard.keeper",
+        "stableopt.snapshots.keeper",
         "if not snapshot.is_intact():",
         "if False:",
         (f"{KEEPER}::TestSafety::test_a_snapshot_that_was_damaged_at_rest_is_given_up",),
     ),
     "a checkpoint keeps the ring": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         "self._keeper.forget()",
         "pass",
         (f"{KEEPER}::TestSafety::test_loading_a_checkpoint_empties_the_ring",),
@@ -445,7 +445,7 @@ MUTANTS = {
         (f"{KEEPER}::TestByHand::test_it_counts_against_no_limit",),
     ),
     "memory is taken anew": Mutant(
-        "stableopt.runtime.tree_copy",
+        "stableopt.snapshots.tree_copy",
         "if self._memory.fits(old, value) and id(old) not in self._reused:",
         "if False:",
         (f"{KEEPER}::TestMemory::test_nothing_is_allocated_after_the_first_step",),

@@ -7,8 +7,8 @@ from tests.mutants.mutant import Mutant
 SPIKES = "tests/health/test_spikes.py"
 QUIET = "tests/guard/test_quiet_runs.py"
 SYMPTOMS = "tests/guard/test_symptoms.py"
-MEMBERS = "tests/guard/test_membership.py"
-BUFFERS = "tests/runtime/test_buffers.py"
+MEMBERS = "tests/snapshots/test_membership.py"
+BUFFERS = "tests/snapshots/test_buffers.py"
 STORAGE = "tests/runtime/test_storage.py"
 CLOSURES = "tests/contract/test_closures.py"
 FAMILY = "tests/runtime/test_family.py"
@@ -19,19 +19,19 @@ MESSAGES = "tests/guard/test_messages.py"
 HEALTHY_MUTANTS = {
     # What training is made of is not withheld.
     "a sparse reward is a spike every time": Mutant(
-        "stableopt.health.spikes",
+        "stableopt.health.steps.spikes",
         "if before >= enough:",
         "if False:",
         (f"{SPIKES}::TestGradient",),
     ),
     "a gradient is data once it was seen twice": Mutant(
-        "stableopt.health.spikes",
+        "stableopt.health.steps.spikes",
         "ALIKE = 3",
         "ALIKE = 2",
         (f"{SPIKES}::TestGradient",),
     ),
     "what was flagged is remembered for ever": Mutant(
-        "stableopt.health.spikes",
+        "stableopt.health.steps.spikes",
         "while self._flagged and self._flagged[0][0] < self._count - MEMORY:",
         "while False:",
         (f"{SPIKES}::TestGradient",),
@@ -49,50 +49,50 @@ HEALTHY_MUTANTS = {
         ("tests/guard/test_state_machine.py",),
     ),
     "a tamed gradient is as large as ever": Mutant(
-        "stableopt.taming",
+        "stableopt.loop.tame",
         "gradient.mul_(factor)",
         "pass",
         (f"{SPIKES}::test_a_gradient_spike_is_tamed_and_the_next_one_is_not",),
     ),
     "taming one group tames all": Mutant(
-        "stableopt.taming",
+        "stableopt.loop.tame",
         "        if finding.group is not None:\n            gradients",
         "        if False:\n            gradients",
-        ("tests/health/test_culprits.py::TestGroups",),
+        ("tests/health/test_blame.py::TestGroups",),
     ),
     "a tamed batch moves running statistics": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         "if verdict.action is Action.TAKE and not verdict.tames:",
         "if verdict.action is Action.TAKE:",
         (f"{SPIKES}::test_a_tamed_batch_leaves_no_statistics",),
     ),
     "the first five gradients may be anything": Mutant(
-        "stableopt.health.spikes",
+        "stableopt.health.steps.spikes",
         "base.has(1) and value > base.largest + EARLY_REACH",
         "base.has(6) and value > base.largest + EARLY_REACH",
         (f"{SPIKES}::TestGradient",),
     ),
     "a student of itself is tamed": Mutant(
-        "stableopt.health.spikes",
+        "stableopt.health.steps.spikes",
         "value > base.largest + EARLY_REACH and not self._explained",
         "value > base.largest + EARLY_REACH",
         (f"{SPIKES}::TestGradient",),
     ),
     "the first gradient is remembered for long": Mutant(
-        "stableopt.taming",
+        "stableopt.loop.tame",
         "state[key].mul_(factor**power)",
         "pass",
         (f"{SPIKES}::TestTheFirstGradient",),
     ),
     "squares are scaled like what they are squares of": Mutant(
-        "stableopt.taming",
+        "stableopt.loop.tame",
         "state[key].mul_(factor**power)",
         "state[key].mul_(factor)",
         (f"{SPIKES}::TestTheFirstGradient",),
     ),
     # A symptom is none of damage.
     "a loss that is not finite is a bad batch": Mutant(
-        "stableopt.health.nonfinite",
+        "stableopt.health.steps.nonfinite",
         "scope = Scope.BATCH if spoils else Scope.NOTICE",
         "scope = Scope.BATCH",
         (f"{SYMPTOMS}::test_skipping_can_be_asked_for", "-k", "exact"),
@@ -104,7 +104,7 @@ HEALTHY_MUTANTS = {
         (f"{SYMPTOMS}::test_training_goes_on_bit_for_bit", "-k", "exact"),
     ),
     "the device leaves it out": Mutant(
-        "stableopt.lagged",
+        "stableopt.loop.lagged",
         "(losses if loop.skips_losses else ())",
         "losses",
         (f"{SYMPTOMS}::test_training_goes_on_bit_for_bit", "-k", "lagged"),
@@ -122,14 +122,14 @@ HEALTHY_MUTANTS = {
         (f"{SYMPTOMS}::test_a_batch_that_reaches_buffers_is_left_out",),
     ),
     "a NaN is healthy if the gradients are": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         "return observation.loss is not None and not math.isfinite(observation.loss)",
         "return False",
         (f"{SYMPTOMS}::test_nothing_is_called_healthy_by_it",),
     ),
     # Parameters that come and go.
     "nobody sees that parameters have come": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         "if not self._judge.has_same_parameters():",
         "if False:",
         (f"{MEMBERS}::TestGoingBack",),
@@ -141,43 +141,43 @@ HEALTHY_MUTANTS = {
         (f"{MEMBERS}::TestGoingBack",),
     ),
     "a snapshot knows parameters by their places": Mutant(
-        "stableopt.runtime.state_copy",
+        "stableopt.snapshots.state_copy",
         "before = known.get(id(parameter))",
         "before = next((k for k in known.values() if k[0] == place), None)",
         (f"{MEMBERS}::TestWhatComesLater",),
     ),
     "the past of a norm is known by its place": Mutant(
-        "stableopt.health.inspector",
+        "stableopt.health.tensors.inspector",
         "        self.history.move(moved)\n",
         "",
         (f"{MEMBERS}::TestWhatComesLater",),
     ),
     "a fault that comes with its moments is kept": Mutant(
-        "stableopt.runtime.state_copy",
+        "stableopt.snapshots.state_copy",
         "for place, p in new.items() if place not in without_state}",
         "for place, p in new.items()}",
         (f"{MEMBERS}::TestWhatComesLater",),
     ),
     "what does not fit is written": Mutant(
-        "stableopt.runtime.state_copy",
+        "stableopt.snapshots.state_copy",
         "if not self.fits(optimizer):",
         "if False:",
         (f"{MEMBERS}::test_what_does_not_fit_is_refused_before_anything_is_written",),
     ),
     "a state is emptied before it can be filled": Mutant(
-        "stableopt.runtime.tree_copy",
+        "stableopt.snapshots.tree_copy",
         "self.then(partial(_replace, target, items))",
         "_replace(target, items)",
         (f"{MEMBERS}::test_a_restore_that_fails_half_way_has_changed_nothing",),
     ),
     "a rare batch is scaled down to nothing": Mutant(
-        "stableopt.health.spikes",
+        "stableopt.health.steps.spikes",
         "max(self.largest, -math.inf if self.first_median is None else self.first_median)",
         "self.largest",
         (f"{SPIKES}::test_what_is_usual_is_never_less_than_at_the_beginning",),
     ),
     "loss and gradient of one kind of batch are counted apart": Mutant(
-        "stableopt.health.spikes",
+        "stableopt.health.steps.spikes",
         "return () if self._is_data else tuple(findings)",
         "return tuple(findings)",
         (
@@ -186,31 +186,31 @@ HEALTHY_MUTANTS = {
         ),
     ),
     "weights that were loaded are a jump": Mutant(
-        "stableopt.runtime.buffers",
+        "stableopt.snapshots.buffers",
         "        self.loads += 1",
         "        pass",
         (f"{MEMBERS}::test_weights_that_are_loaded_are_no_jump",),
     ),
     "moments that begin anew have vanished": Mutant(
-        "stableopt.health.vanished",
+        "stableopt.health.tensors.vanished",
         "return step is not None and float(step) <= self.call - self._known[part].call",
         "return False",
         (f"{MEMBERS}::test_moments_that_begin_anew_with_their_count_are_a_restart",),
     ),
     "a schedule forgets the groups that came later": Mutant(
-        "stableopt.runtime.tracked",
+        "stableopt.snapshots.tracked",
         "now.extend(known[len(now) :])",
         "pass",
         (f"{MEMBERS}::test_a_tracked_scheduler_keeps_what_it_has_for_a_late_group",),
     ),
     "moments keep the dtype of the snapshot": Mutant(
-        "stableopt.runtime.state_copy",
+        "stableopt.snapshots.state_copy",
         "_cast(value, *cast[k]) if k in cast else value",
         "value",
         (f"{MEMBERS}::test_a_rollback_to_before_a_change_of_dtype",),
     ),
     "a closure is given by its place": Mutant(
-        "stableopt.inner",
+        "stableopt.update.closures",
         "parameter.kind is inspect.Parameter.KEYWORD_ONLY",
         "False",
         (f"{CLOSURES}", "-k", "keyword"),
@@ -222,20 +222,20 @@ HEALTHY_MUTANTS = {
         (f"{FAMILY}::test_what_is_not_finite_in_an_optimizer_that_shares_its_state_is_named",),
     ),
     "nothing more is said of eps": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         "[verdict.reason, *vanishing_eps(self._optimizer)]",
         "[verdict.reason]",
         (f"{MESSAGES}::test_it_is_said_of_what_becomes_half_later_and_where_the_run_stops",),
     ),
     # Buffers.
     "caches go back": Mutant(
-        "stableopt.runtime.buffers",
+        "stableopt.snapshots.buffers",
         "return known and slot.persistent",
         "return True",
         (f"{BUFFERS}::TestCaches",),
     ),
     "what few batches move goes back": Mutant(
-        "stableopt.runtime.buffers",
+        "stableopt.snapshots.buffers",
         "return sum(moved) >= min(MOST, max(1, len(moved)))",
         "return any(moved)",
         (f"{BUFFERS}::TestCaches",),
@@ -247,13 +247,13 @@ HEALTHY_MUTANTS = {
         (f"{BUFFERS}::test_what_cannot_be_compared_is_left_alone",),
     ),
     "a cache with a NaN stays": Mutant(
-        "stableopt.runtime.buffers",
+        "stableopt.snapshots.buffers",
         "    if bool(torch.isnan(buffer).any()):\n        return True\n",
         "",
         (f"{BUFFERS}::TestCaches", f"{BUFFERS}::TestWhatTheUserChanges"),
     ),
     "a mask of infinities is damage": Mutant(
-        "stableopt.runtime.buffers",
+        "stableopt.snapshots.buffers",
         "sizes = buffer.abs() if moves else unmasked(buffer).abs()",
         "sizes = buffer.abs()",
         (f"{BUFFERS}::TestCaches", f"{BUFFERS}::TestWhatTheUserChanges"),
@@ -265,37 +265,37 @@ HEALTHY_MUTANTS = {
         (f"{BUFFERS}::test_many_elements_in_one_place", STORAGE),
     ),
     "nobody hears a forward pass": Mutant(
-        "stableopt.runtime.forward_hooks",
+        "stableopt.snapshots.forward_hooks",
         "            listener.before_forward()",
         "            pass",
         (f"{BUFFERS}::TestWhatTheUserChanges",),
     ),
     "calibrating is a batch": Mutant(
-        "stableopt.runtime.forward_hooks",
+        "stableopt.snapshots.forward_hooks",
         "if listener and torch.is_grad_enabled()",
         "if listener",
         (f"{BUFFERS}::TestWhatTheUserChanges",),
     ),
     "a checkpoint that is computed again begins a batch": Mutant(
-        "stableopt.runtime.forward_hooks",
+        "stableopt.snapshots.forward_hooks",
         " and torch._C._current_graph_task_id() == -1",
         "",
         (f"{BUFFERS}::TestHooks",),
     ),
     "nobody hears what is loaded": Mutant(
-        "stableopt.runtime.forward_hooks",
+        "stableopt.snapshots.forward_hooks",
         "            listener.loaded(module)",
         "            pass",
         (f"{BUFFERS}::TestWhatTheUserChanges",),
     ),
     "a switch goes back with the weights": Mutant(
-        "stableopt.runtime.buffers",
+        "stableopt.snapshots.buffers",
         "return known or (of_batch and self._heard and slot.persistent and flag)",
         "return True",
         (f"{BUFFERS}::TestWhatTheUserChanges",),
     ),
     "a copy of a model needs this to be read": Mutant(
-        "stableopt.runtime.forward_hooks",
+        "stableopt.snapshots.forward_hooks",
         'return getattr, (nullcontext(), "__exit__")',
         "return type(self), ()",
         (f"{BUFFERS}::TestHooks",),
@@ -315,19 +315,19 @@ HEALTHY_MUTANTS = {
     ),
     # Closures.
     "who can do without a closure gets none": Mutant(
-        "stableopt.inner",
+        "stableopt.update.closures",
         "return requires_closure(optimizer) or not _steps_like_torch(optimizer)",
         "return requires_closure(optimizer)",
         (f"{CLOSURES}::test_it_is_what_the_optimizer_does", "-k", "SAM"),
     ),
     "what moves on .data has not moved": Mutant(
-        "stableopt.inner",
+        "stableopt.update.closures",
         "return all(map(torch.equal, self._values, self._sample()))",
         "return True",
         (f"{CLOSURES}::test_it_is_what_the_optimizer_does", "-k", "data"),
     ),
     "an evaluation at another point is not undone": Mutant(
-        "stableopt.step",
+        "stableopt.loop.step",
         "self._evaluates_again |= replay.evaluated",
         "pass",
         (f"{CLOSURES}::test_a_bad_evaluation_at_another_point_is_undone",),
@@ -340,19 +340,19 @@ HEALTHY_MUTANTS = {
         (f"{FAMILY}::test_a_rollback_brings_everything_back", "-k", "nested or several"),
     ),
     "attributes stay": Mutant(
-        "stableopt.runtime.state_copy",
+        "stableopt.snapshots.state_copy",
         "beside = {} if only else attributes(member, trained)",
         "beside = {}",
         (f"{FAMILY}::test_a_rollback_brings_everything_back", "-k", "attributes or flat"),
     ),
     "attributes are not scanned": Mutant(
-        "stableopt.health.scan",
+        "stableopt.health.tensors.scan",
         "            inspection.add_attribute(name, found)",
         "            pass",
         (f"{FAMILY}::test_what_is_not_finite_is_named", "-k", "attributes or flat"),
     ),
     "what a user sets goes back": Mutant(
-        "stableopt.runtime.state_copy",
+        "stableopt.snapshots.state_copy",
         "if name in numbers or not isinstance(value, (int, float)):",
         "if True:",
         (f"{FAMILY}::test_numbers_that_the_optimizer_counts_go_back_and_others_stay",),
@@ -365,7 +365,7 @@ HEALTHY_MUTANTS = {
     ),
     # What is deleted is freed.
     "a loop holds itself": Mutant(
-        "stableopt.step",
+        "stableopt.loop.step",
         "        self.ledger = Ledger()\n",
         "        self.ledger = Ledger()\n        self._itself = self\n",
         (f"{FREED}::test_it_is_freed_at_once", "-k", "default"),
@@ -383,7 +383,7 @@ HEALTHY_MUTANTS = {
         (f"{FREED}::test_a_run_in_a_knot_is_closed_by_the_collector",),
     ),
     "a scheduler that is tracked keeps all alive": Mutant(
-        "stableopt.runtime.tracked",
+        "stableopt.snapshots.tracked",
         "        return weakref.ref(item)\n",
         "        return lambda: item\n",
         (
@@ -401,13 +401,13 @@ HEALTHY_MUTANTS = {
         (f"{BATCH}::test_an_overflow_that_a_scaler_leaves_out",),
     ),
     "gradients that are reset are no end of a batch": Mutant(
-        "stableopt.health.signals",
+        "stableopt.sensors.signals",
         "            self._look_for_reset(param_groups)\n",
         "            pass\n",
         (f"{BATCH}::test_a_batch_that_the_loop_leaves_out",),
     ),
     "every gradient begins a batch": Mutant(
-        "stableopt.health.signals",
+        "stableopt.sensors.signals",
         "if gradient is None or parameter.grad is not gradient:",
         "if True:",
         (f"{BATCH}::test_micro_batches_belong_together",),
@@ -420,7 +420,7 @@ HEALTHY_MUTANTS = {
         (MESSAGES,),
     ),
     "an eps of zero is not said": Mutant(
-        "stableopt.guard.advice",
+        "stableopt.health.advice",
         "if lost and (eps, dtype) not in told:",
         "if False:",
         (MESSAGES,),
@@ -438,7 +438,7 @@ HEALTHY_MUTANTS = {
         ("tests/integrations/test_lightning.py", "-k", "monitor"),
     ),
     "a resumed run measures under other names": Mutant(
-        "stableopt.sensing",
+        "stableopt.health.spectra.sensing",
         "return renamed(self.state_dict(), self._targets.places)",
         "return self.state_dict()",
         ("tests/sensors/test_checkpoint.py",),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
-RULES = "tests/guard/test_rules.py"
+RULES = "tests/triggers/test_rules.py"
 CAUSES = "tests/guard/test_responses.py"
 GATE = "tests/test_gate.py"
 JUMPS = "tests/health/test_jumps.py"
 MACHINE = "tests/guard/test_state_machine.py"
 ESCALATION = "tests/guard/test_escalation.py"
 VANISHED = "tests/health/test_vanished.py"
-KEEPER = "tests/guard/test_keeper.py"
+KEEPER = "tests/snapshots/test_keeper.py"
 
 JUDGEMENT_MUTANTS = {
     "what is asked for is not done": Mutant(
@@ -30,10 +30,14 @@ JUDGEMENT_MUTANTS = {
         "stableopt.guard.policy",
         "response = max(map(",
         "response = min(map(",
-        ("tests/health/test_inspection.py", "tests/guard/test_keeper.py", f"{CAUSES}::TestState"),
+        (
+            "tests/health/test_inspection.py",
+            "tests/snapshots/test_keeper.py",
+            f"{CAUSES}::TestState",
+        ),
     ),
     "a spike that is only warned of is the new normal": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         "        if spikes:\n            self._judge.spikes.note_spike()",
         "        if False:\n            self._judge.spikes.note_spike()",
         (f"{CAUSES}::TestSpikes::test_a_warning_takes_the_step_and_teaches_nothing",),
@@ -45,43 +49,43 @@ JUDGEMENT_MUTANTS = {
         (f"{RULES}::TestWhatFollows::test_skip_leaves_out_batches_but_not_for_ever",),
     ),
     "a rule is told at every observation": Mutant(
-        "stableopt.health.rule_book",
+        "stableopt.triggers.rule_book",
         "if now.row >= rule.patience > before.row:",
         "if now.row >= rule.patience:",
         (f"{RULES}::TestWhatFollows::test_a_warning_is_told_once_and_changes_nothing",),
     ),
     "rules have no patience": Mutant(
-        "stableopt.health.rule_book",
+        "stableopt.triggers.rule_book",
         "if now.row >= rule.patience > before.row:",
         "if now.row >= 1 > before.row:",
         (f"{RULES}::TestConditions::test_patience_counts_observations",),
     ),
     "a batch that is left out teaches rules": Mutant(
-        "stableopt.health.rule_book",
+        "stableopt.triggers.rule_book",
         "if self._asked is not None and taken:",
         "if self._asked is not None:",
         (f"{RULES}::TestMemory::test_a_skipped_batch_teaches_nothing",),
     ),
     "NaN is healthy to a rule": Mutant(
-        "stableopt.health.rule_book",
+        "stableopt.triggers.rule_book",
         "return not self._known.undefined and not any(self._holding())",
         "return not any(self._holding())",
         (f"{RULES}::TestUnknown",),
     ),
     "the best is that of single values": Mutant(
-        "stableopt.health.signal_statistics",
+        "stableopt.triggers.signal_statistics",
         "self._largest = max(self._largest, average)",
         "self._largest = max(self._largest, value)",
-        ("tests/health/test_signal_statistics.py",),
+        ("tests/triggers/test_signal_statistics.py",),
     ),
     "a first value that was lucky is the best for good": Mutant(
-        "stableopt.health.signal_statistics",
+        "stableopt.triggers.signal_statistics",
         "FIRST = 7",
         "FIRST = 1",
         (f"{RULES}::TestConditions",),
     ),
     "a NaN releases what holds": Mutant(
-        "stableopt.health.rule_book",
+        "stableopt.triggers.rule_book",
         "return _Known({**self.ranges, **numbers}, undefined)",
         "return _Known({**self.ranges, **told}, undefined)",
         (f"{RULES}::TestUnknown",),
@@ -95,19 +99,19 @@ JUDGEMENT_MUTANTS = {
         ),
     ),
     "float16 underflows into a fault": Mutant(
-        "stableopt.health.laws",
+        "stableopt.health.tensors.laws",
         "max(smallest**2, _SLACK * squared * lost)",
         "smallest**2",
         ("tests/health/test_inspection.py", "-k", "underflow"),
     ),
     "snapshots are trusted while a rule acts": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         "if self._rules.endangered:",
         "if False:",
         (f"{RULES}::TestMemory",),
     ),
     "rules do not go back": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         'self._rules.load_state_dict(baselines["rules"])',
         "pass",
         (f"{RULES}::TestMemory::test_it_goes_back_with_the_weights",),
@@ -119,7 +123,7 @@ JUDGEMENT_MUTANTS = {
         (f"{GATE}::TestIsStable",),
     ),
     "an open episode is stable": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         "return self._policy.attempts == 0 and self._rules.calm",
         "return self._rules.calm",
         (f"{GATE}::TestIsStable::test_a_rollback_ends_it_until_the_episode_is_over",),
@@ -131,19 +135,19 @@ JUDGEMENT_MUTANTS = {
         (f"{GATE}::TestGate",),
     ),
     "large layers are blamed for being large": Mutant(
-        "stableopt.health.culprits",
+        "stableopt.health.steps.blame",
         "math.sqrt(now - usual) * math.sqrt(now + usual)",
         "now",
-        ("tests/health/test_culprits.py::test_who_is_to_blame",),
+        ("tests/health/test_blame.py::test_who_is_to_blame",),
     ),
     "weights that begin are jumps": Mutant(
-        "stableopt.health.jumps",
+        "stableopt.health.tensors.jumps",
         "max(factor * known.norm, USUAL * unit)",
         "factor * known.norm",
         (f"{JUMPS}::TestHistory",),
     ),
     "any growth is a jump": Mutant(
-        "stableopt.health.jumps",
+        "stableopt.health.tensors.jumps",
         " and grown > factor * known.largest",
         "",
         (f"{JUMPS}::TestHistory",),
@@ -161,25 +165,25 @@ JUDGEMENT_MUTANTS = {
         (f"{JUMPS}::TestTraining::test_a_checkpoint_of_other_weights",),
     ),
     "flips cancel in the sum of the bits": Mutant(
-        "stableopt.runtime.bit_sums",
+        "stableopt.runtime.bit_sum",
         "return values.view(-1).view(torch.int64).sum()",
         "return values.double().sum().to(torch.int64)",
         ("tests/runtime/test_bit_sums.py",),
     ),
     "live parameters are part of a copy": Mutant(
-        "stableopt.runtime.state_copy",
+        "stableopt.snapshots.state_copy",
         "known = {id(p) for p in params}",
         "known: set[int] = set()",
         (f"{KEEPER}::TestSafety::test_a_state_that_refers_to_parameters",),
     ),
     "moments may vanish": Mutant(
-        "stableopt.health.vanished",
+        "stableopt.health.tensors.vanished",
         "return norm < left and left > SMALLEST",
         "return False",
         (f"{VANISHED}::TestHistory",),
     ),
     "moments never decay": Mutant(
-        "stableopt.health.vanished",
+        "stableopt.health.tensors.vanished",
         "decay ** (self.call - known.call) * ",
         "",
         (f"{VANISHED}::TestHistory",),
@@ -191,7 +195,7 @@ JUDGEMENT_MUTANTS = {
         (f"{VANISHED}::TestTraining::test_a_rollback_forgets_what_came_after_it",),
     ),
     "other moments are held against those before them": Mutant(
-        "stableopt.health.vanished",
+        "stableopt.health.tensors.vanished",
         " or known.holder() is not holder",
         "",
         (f"{VANISHED}::TestTraining::test_a_state_that_is_put_anew_is_none",),
@@ -200,16 +204,16 @@ JUDGEMENT_MUTANTS = {
         "stableopt.health.judge",
         "groups = {} if together else self.spikes.judge_groups(observation)",
         "groups: dict[int, Finding] = {}",
-        ("tests/health/test_culprits.py::TestGroups",),
+        ("tests/health/test_blame.py::TestGroups",),
     ),
     "what moves by design is reported": Mutant(
-        "stableopt.health.frozen",
+        "stableopt.health.tensors.frozen",
         "elif known.steady:",
         "elif True:",
         ("tests/health/test_frozen.py::test_a_teacher_that_follows_its_student_is_none",),
     ),
     "frozen weights may change": Mutant(
-        "stableopt.health.frozen",
+        "stableopt.health.tensors.frozen",
         "if not differs:",
         "if True:",
         ("tests/health/test_frozen.py",),
@@ -221,19 +225,19 @@ JUDGEMENT_MUTANTS = {
         ("tests/health/test_frozen.py::test_one_that_is_not_finite_stops_the_run_and_says_why",),
     ),
     "notices are interventions": Mutant(
-        "stableopt.types",
+        "stableopt.types.event",
         "told = (Scope.RISK, Scope.NOTICE, Scope.SPIKE)",
         "told = (Scope.RISK, Scope.SPIKE)",
         ("tests/health/test_updates.py",),
     ),
     "zero gradients stall a weight": Mutant(
-        "stableopt.health.updates",
+        "stableopt.health.steps.updates",
         "rate > 0 and sloped > 0 and unmoved",
         "unmoved",
         ("tests/health/test_updates.py::TestStalled",),
     ),
     "updates may be of any length": Mutant(
-        "stableopt.health.updates",
+        "stableopt.health.steps.updates",
         "ratio <= max(LARGE, FACTOR * usual)",
         "True",
         ("tests/health/test_updates.py::TestLarge",),
@@ -359,7 +363,7 @@ JUDGEMENT_MUTANTS = {
         (f"{ESCALATION}::test_rounding_costs_no_step_of_the_learning_rate",),
     ),
     "a rollback that cannot be is a step": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         "if goes_back and verdict.action is Action.TAKE:",
         "if False:",
         (ESCALATION,),

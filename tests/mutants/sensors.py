@@ -91,25 +91,25 @@ SENSOR_MUTANTS = {
     ),
     # Promise 3: what was flagged enters no baseline; undefined is never healthy.
     "a flagged value becomes part of the course": Mutant(
-        "stableopt.health.drift",
+        "stableopt.health.spectra.drift",
         "        self.away += 1\n",
         "        self.away += 1\n        self.visits.append((step, x))\n",
         (f"{DRIFT}::test_flagged_values_are_no_part_of_the_course",),
     ),
     "undefined is healthy": Mutant(
-        "stableopt.health.tiers",
+        "stableopt.health.spectra.tiers",
         "    if math.isnan(value):\n        return Standing.UNDEFINED\n    tier",
         "    if math.isnan(value):\n        return Standing.HEALTHY\n    tier",
         (f"{RISK}::TestTiers::test_undefined_is_never_healthy",),
     ),
     "a sensor that failed read a one": Mutant(
-        "stableopt.sensing",
+        "stableopt.health.spectra.sensing",
         "dict.fromkeys(sensor.metrics, math.nan) if result is None",
         "dict.fromkeys(sensor.metrics, 1.0) if result is None",
         (f"{SENSING}::TestFailures::test_a_sensor_that_fails_is_undefined_and_told_once",),
     ),
     "nothing known is stable": Mutant(
-        "stableopt.health.risk",
+        "stableopt.health.spectra.risk",
         "return RiskLevel.STABLE if known else None",
         "return RiskLevel.STABLE",
         (f"{SENSING}::TestFailures::test_a_run_about_which_nothing_is_known_has_no_risk",),
@@ -123,7 +123,7 @@ SENSOR_MUTANTS = {
         (f"{SENSING}::TestFailures::test_a_sensor_that_fails_is_undefined_and_told_once",),
     ),
     "what a sensor sees broken is left to the scan": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         "if (self._suspect or (suspect and self._judge.accepted)) and not findings:",
         "if self._suspect and not findings:",
         (f"{SENSING}::TestFailures::test_a_weight_that_is_not_finite_is_never_healthy",),
@@ -148,32 +148,32 @@ SENSOR_MUTANTS = {
         (f"{GOVERNOR}::test_a_long_pause_earns_no_more_than_the_advance",),
     ),
     "what is acted upon is postponed": Mutant(
-        "stableopt.sensing",
+        "stableopt.health.spectra.sensing",
         "        return self.acts\n",
         "        return False\n",
         (f"{SENSING}::TestSchedule::test_what_is_acted_upon_is_not_postponed",),
     ),
     "weights are touched while they are read": Mutant(
-        "stableopt.sensing",
+        "stableopt.health.spectra.sensing",
         "            self._launched.round.wait()",
         "            pass",
         (f"{LANE}::test_whoever_touches_the_weights_waits_first",),
     ),
     # Promise 6, and rollback: the same readings again.
     "warm vectors are not saved": Mutant(
-        "stableopt.sensing",
+        "stableopt.health.spectra.sensing",
         "{metric: dict(known) for metric, known in self._memories.items()}",
         "{}",
         (f"{SENSING}::TestReproducibility::test_a_resumed_run_reads_the_same",),
     ),
     "readings do not go back": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         'self._sensing.load_state_dict(baselines["sensing"])',
         "pass",
         (f"{SENSING}::TestReproducibility::test_readings_go_back_with_the_weights",),
     ),
     "a reading is taken twice": Mutant(
-        "stableopt.sensing",
+        "stableopt.health.spectra.sensing",
         "step in (self._measured, self._postponed):",
         "step == self._postponed:",
         (f"{SENSING}::TestReproducibility::test_a_checkpoint_after_a_skip_does_not_measure_twice",),
@@ -186,7 +186,7 @@ SENSOR_MUTANTS = {
         (f"{RESPONSES}::TestRisk::test_it_is_told_and_nothing_is_done_about_it",),
     ),
     "telling is an intervention": Mutant(
-        "stableopt.types",
+        "stableopt.types.event",
         "return moved or any(finding.scope not in told for finding in self.findings)",
         "return moved or bool(self.findings)",
         (f"{RESPONSES}::TestRisk::test_it_is_told_and_nothing_is_done_about_it",),
@@ -207,7 +207,7 @@ SENSOR_MUTANTS = {
         ),
     ),
     "a snapshot of a danger is trusted": Mutant(
-        "stableopt.guardian",
+        "stableopt.loop.guardian",
         "        if not (spikes or self._endangered() or _is_symptom(observation)):\n",
         "        if True:\n",
         (f"{RESPONSES}::TestResponses::test_a_snapshot_of_a_danger_is_not_trusted",),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
-HEATMAP = "tests/report/test_heatmap.py"
+HEATMAP = "tests/commands/report/test_heatmap.py"
 METRICS = "tests/telemetry/test_metrics.py"
 OUTBOX = "tests/telemetry/test_outbox.py"
-PAGE = "tests/report/test_page.py"
+PAGE = "tests/commands/report/test_page.py"
 
 TELLING_MUTANTS = {
     "losses that are not finite are not told": Mutant(
@@ -35,13 +35,13 @@ TELLING_MUTANTS = {
         (f"{OUTBOX}::test_what_is_refused_is_not_tried_again",),
     ),
     "names write markup": Mutant(
-        "stableopt.report.markup",
+        "stableopt.commands.report.markup",
         'return Html(escape("\\n".join(map(printable, content.split("\\n")))))',
         'return Html("\\n".join(map(printable, content.split("\\n"))))',
         (f"{PAGE}::test_names_cannot_write_markup",),
     ),
     "limits apply where the guard applies none": Mutant(
-        "stableopt.report.offenders",
+        "stableopt.recorded.offenders",
         "return Standing.UNJUDGED if name in unjudged else tier.standing(value)",
         "return tier.standing(value)",
         (f"{HEATMAP}::test_limits_do_not_apply_where_the_summary_says_so",),

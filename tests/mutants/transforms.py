@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
-TRIGGERS = "tests/test_triggers.py"
+TRIGGERS = "tests/triggers/test_triggers.py"
 IN_USE = "tests/transforms/test_in_use.py"
 CORRECTED = "tests/sensors/test_corrected.py"
 ACTS = "tests/test_acts.py"
@@ -22,43 +22,43 @@ LOGIT = "tests/transforms/test_logit_bound.py"
 TRANSFORM_MUTANTS = {
     # Triggers: when, and how hard.
     "severity has no ceiling": Mutant(
-        "stableopt.triggers",
+        "stableopt.triggers.conditions",
         "else min(1.0, math.log(value / self.limit))",
         "else math.log(value / self.limit)",
         (f"{TRIGGERS}::TestSeverity::test_above",),
     ),
     "a trigger flickers at its limit": Mutant(
-        "stableopt.triggers",
+        "stableopt.triggers.conditions",
         "bound = self.release if str(self) in held else self.limit",
         "bound = self.limit",
         (f"{TRIGGERS}::TestHysteresis::test_it_does_not_flicker_at_the_limit",),
     ),
     "limits that look alike hold together": Mutant(
-        "stableopt.triggers",
+        "stableopt.triggers.conditions",
         "return short if float(short) == number else repr(number)",
         "return short",
         (f"{TRIGGERS}::TestText",),
     ),
     "or is the smallest": Mutant(
-        "stableopt.triggers",
+        "stableopt.triggers.conditions",
         "return max((severity for severity in found if severity is not None), default=None)",
         "return min((severity for severity in found if severity is not None), default=None)",
         (f"{TRIGGERS}::TestAlgebra::test_or_is_the_largest_and_and_the_smallest",),
     ),
     "and is content with one": Mutant(
-        "stableopt.triggers",
+        "stableopt.triggers.conditions",
         "return min(present) if len(present) == len(found) else None",
         "return min(present) if present else None",
         (f"{TRIGGERS}::TestAlgebra",),
     ),
     "a trigger as text loses its parentheses": Mutant(
-        "stableopt.triggers",
+        "stableopt.triggers.conditions",
         '" & ".join(_inside(part, AnyOf) for part in self.parts)',
         '" & ".join(str(part) for part in self.parts)',
         (f"{TRIGGERS}::TestText::test_it_says_everything",),
     ),
     "any token is a metric": Mutant(
-        "stableopt.trigger_text",
+        "stableopt.triggers.text",
         "if not _NAME.fullmatch(metric):",
         "if False:",
         (f"{TRIGGERS}::TestText::test_what_is_no_trigger_is_refused",),
@@ -95,32 +95,32 @@ TRANSFORM_MUTANTS = {
         (f"{BINDING}::TestCustom::test_what_it_remembers_is_found_again",),
     ),
     "a new group starts the counts anew": Mutant(
-        "stableopt.transforming",
+        "stableopt.transforms.chain",
         "item.count_on(before[id(item.given)])",
         "pass",
         (f"{BINDING}::TestGroups::test_counts_and_episodes_go_on_when_a_group_is_added",),
     ),
     "lazy parameters are forgotten": Mutant(
-        "stableopt.transforming",
+        "stableopt.transforms.chain",
         'not has_data(p) for group in groups for p in group["params"]) < self._lazy',
         'not has_data(p) for group in groups for p in group["params"]) < 0',
         (f"{BINDING}::TestLazy",),
     ),
     # Promise 5, and acting once per reading.
     "news never ends": Mutant(
-        "stableopt.transforming",
+        "stableopt.transforms.chain",
         "self._fresh, self._signals, self._taken = {}, {}, True",
         "self._signals, self._taken = {}, True",
         (f"{ACTS}::TestSkipped::test_readings_are_news_until_a_step_is_taken_or_it_goes_back",),
     ),
     "a skipped step swallows the news": Mutant(
-        "stableopt.transforming",
+        "stableopt.transforms.chain",
         "if self.reads or self._lazy:",
         "self._fresh = {}\n        if self.reads or self._lazy:",
         (f"{ACTS}::TestSkipped::test_readings_are_news_until_a_step_is_taken_or_it_goes_back",),
     ),
     "a rollback keeps the news": Mutant(
-        "stableopt.transforming",
+        "stableopt.transforms.chain",
         "states.get(bound.key, {}))\n        self._fresh = {}",
         "states.get(bound.key, {}))",
         (f"{ACTS}::TestSkipped::test_readings_are_news_until_a_step_is_taken_or_it_goes_back",),
@@ -132,25 +132,25 @@ TRANSFORM_MUTANTS = {
         (f"{DECAY}::TestWhen::test_of_a_sensor",),
     ),
     "every act is news": Mutant(
-        "stableopt.transforming",
+        "stableopt.transforms.chain",
         "again=seen and transform.routine",
         "again=False",
         (f"{ACTS}::TestLedger::test_a_routine_transform_is_told_once_in_an_episode",),
     ),
     "what was undone is told": Mutant(
-        "stableopt.transforming",
+        "stableopt.transforms.chain",
         "(self._changes if self._taken else {})",
         "self._changes",
         (f"{ACTS}::TestSkipped::test_what_a_line_search_did_before_it_was_undone_is_not_told",),
     ),
     "clipping does not see the decay": Mutant(
-        "stableopt.transforming",
+        "stableopt.transforms.chain",
         "if any(target.place in self.changed for target in targets):",
         "if False:",
         (f"{DECAY}::TestCoupled::test_what_clips_after_it_clips_what_it_added",),
     ),
     "the backoff does not reach the cap": Mutant(
-        "stableopt.transforming",
+        "stableopt.transforms.chain",
         "float(lr) * self._lr_scale",
         "float(lr)",
         (f"{UPDATE_CAP}::TestLearningRate::test_the_backoff_of_the_guard_shrinks_the_cap",),
@@ -188,7 +188,7 @@ TRANSFORM_MUTANTS = {
         (f"{UPDATE_CAP}::TestTensors",),
     ),
     "the weights before a step are those of the first": Mutant(
-        "stableopt.runtime.previous",
+        "stableopt.transforms.previous",
         "elif live:",
         "elif False:",
         (f"{UPDATE_CAP}::TestLearningRate",),
@@ -248,25 +248,25 @@ TRANSFORM_MUTANTS = {
         (f"{IN_USE}::test_a_cap_sees_what_it_left_outside_of_its_subspace",),
     ),
     "steps are capped after weights are bounded": Mutant(
-        "stableopt.transforming",
+        "stableopt.transforms.chain",
         "        self._act(Phase.UPDATE, now)\n        self._act(Phase.WEIGHT, now)\n",
         "        self._act(Phase.WEIGHT, now)\n        self._act(Phase.UPDATE, now)\n",
         (f"{IN_USE}::test_bounds_hold_after_the_cap_of_the_step_whatever_the_order",),
     ),
     "a corrected weight waits for its turn": Mutant(
-        "stableopt.health.monitor",
+        "stableopt.health.spectra.monitor",
         "self.corrected.add(name)",
         "pass",
         (f"{CORRECTED}::test_it_is_visited_out_of_turn",),
     ),
     "corrections become the course of a weight": Mutant(
-        "stableopt.health.monitor",
+        "stableopt.health.spectra.monitor",
         "        self._drift.forget(name)\n        self.corrected",
         "        self.corrected",
         (f"{CORRECTED}::test_its_course_begins_anew",),
     ),
     "who was corrected is not in a checkpoint": Mutant(
-        "stableopt.health.monitor",
+        "stableopt.health.spectra.monitor",
         '"corrected": sorted(self.corrected)',
         '"corrected": []',
         (f"{CORRECTED}::test_that_goes_into_checkpoints",),

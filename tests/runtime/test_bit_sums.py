@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stableopt.runtime.bit_sums import bit_sum
+from stableopt.runtime.bit_sum import bit_sum
 from stableopt.testing import flip_bit
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64, torch.int64)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from stableopt import sensors
-from stableopt.health.drift import LAWS
-from stableopt.health.tiers import SMALLEST, TIERS
+from stableopt.health.spectra.drift import LAWS
+from stableopt.health.spectra.tiers import SMALLEST, TIERS
 from stableopt.types import RiskLevel
 
 PAGE = (Path(__file__).parents[2] / "docs" / "sensors.md").read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from torch import nn
 
 from stableopt import ConfigError, Guard, StableOptimizer, presets
 from stableopt.functional import row_spectrum, spectral_norm
-from stableopt.health.drift import LEARNED
+from stableopt.health.spectra.drift import LEARNED
 from stableopt.sensors import (
     Measurement,
     Result,

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import stableopt
-from stableopt.health.drift import LAWS
-from stableopt.sensors.known import METRICS
-from stableopt.transforms.known import TRANSFORMS
+from stableopt.health.spectra.drift import LAWS
+from stableopt.sensors.registry import METRICS
+from stableopt.transforms.registry import TRANSFORMS
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "transforms.md").read_text(encoding="utf-8")

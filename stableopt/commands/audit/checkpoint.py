@@ -1,0 +1,257 @@
+"""A file as named tensors, without running anything that is in it."""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zipfile
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import torch
+
+from stableopt.commands.audit.flatten import flatten
+from stableopt.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable
+    from pathlib import Path
+
+    from torch import Tensor
+
+SAFE = ".safetensors"
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", SAFE)
+
+_FEW = 3
+"""How many names an error shows."""
+
+_GLOBAL = re.compile(r"(?:GLOBAL|global:?) ([\w.]*\.\w+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedTensor:
+    """A tensor of a checkpoint.
+
+    Attributes:
+        name: The first of its names, dotted.
+        tensor: On the CPU; ``None`` if it could not be read.
+        aliases: Its other names, if it is shared.
+        problem: Why it could not be read.
+    """
+
+    name: str
+    tensor: Tensor | None
+    aliases: tuple[str, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """What is in a file.
+
+    Attributes:
+        path: The file.
+        tensors: Everything but optimizer state; each shared tensor once. In the order of the
+            file, or, where that keeps none, of the names with their numbers.
+        optimizer_tensors: How many tensors of optimizer state were left out.
+    """
+
+    path: Path
+    tensors: tuple[NamedTensor, ...]
+    optimizer_tensors: int = 0
+
+    def matching(self, pattern: str) -> Checkpoint:
+        """Return only the tensors of which a name fits ``pattern``.
+
+        Args:
+            pattern: As in :mod:`fnmatch`; upper and lower case differ.
+
+        Raises:
+            ConfigError: None fits.
+        """
+        found = tuple(
+            named
+            for named in self.tensors
+            if any(fnmatchcase(name, pattern) for name in (named.name, *named.aliases))
+        )
+        if not found:
+            some = ", ".join(repr(named.name) for named in self.tensors[:_FEW])
+            raise ConfigError(
+                f"match={pattern!r} must fit the name of a tensor in {self.path.name}: it has "
+                f"{len(self.tensors)}, e.g. {some}; a * stands for anything"
+            )
+        return Checkpoint(path=self.path, tensors=found, optimizer_tensors=self.optimizer_tensors)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read every tensor of a file of torch or of safetensors.
+
+    Nothing in the file is executed: a file of torch is read with ``weights_only=True``.
+
+    Args:
+        path: ``.pt``, ``.pth``, ``.bin`` or ``.ckpt``; or ``.safetensors``.
+
+    Raises:
+        ConfigError: It is missing, is no such file, is damaged, needs arbitrary pickle, or
+            has no tensor besides optimizer state.
+        MissingExtraError: The package safetensors is needed and not installed.
+
+    Cost:
+        The file is mapped where its format allows it, and read when it is measured.
+    """
+    _check_file(path)
+    checkpoint = _read_safetensors(path) if path.suffix.lower() == SAFE else _read_torch(path)
+    if not checkpoint.tensors:
+        count = checkpoint.optimizer_tensors
+        only = f"only {count} tensors of optimizer state" if count else "no tensor"
+        raise ConfigError(
+            f"checkpoint={str(path)!r} must hold weights, and has {only}: "
+            "give the file that model.state_dict() was saved to"
+        )
+    return checkpoint
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        inside = sorted(p.name for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        example = f", e.g. {inside[0]!r}" if inside else ""
+        raise ConfigError(
+            f"checkpoint={str(path)!r} must be a file, and is a directory: "
+            f"give one of the files in it{example}"
+        )
+    if not path.exists():
+        raise ConfigError(f"checkpoint={str(path)!r} must exist: look at the path")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(
+            f"checkpoint={str(path)!r} must end in one of {', '.join(SUFFIXES)}: rename it, if it "
+            "is a file of torch.save or of safetensors"
+        )
+    try:
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise ConfigError(
+            f"checkpoint={str(path)!r} cannot be read ({error.strerror or error}): "
+            "give a file that this process may read"
+        ) from error
+    if empty:
+        raise ConfigError(
+            f"checkpoint={str(path)!r} is empty: give a complete file, or save it once more"
+        )
+
+
+def _read_torch(path: Path) -> Checkpoint:
+    try:
+        with warnings.catch_warnings():
+            # About how torch stored tensors in old versions; nothing the user can mend here.
+            warnings.simplefilter("ignore")
+            content = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except Exception as error:
+        raise _refusal(path, error) from error
+    flat = flatten(content)
+    return Checkpoint(
+        path=path,
+        tensors=tuple(_share(flat.tensors)),
+        optimizer_tensors=flat.optimizer_tensors,
+    )
+
+
+def _refusal(path: Path, error: Exception) -> ConfigError:
+    """Return why a file cannot be read: it would run code, or it is damaged."""
+    text = str(error)
+    if "TorchScript" in text:
+        return ConfigError(
+            f"checkpoint={str(path)!r} must hold tensors only, and is a TorchScript program, which "
+            "is not run here: save its weights with torch.save(module.state_dict(), ...)"
+        )
+    found = _GLOBAL.search(text)
+    if found or "Unsupported class" in text or "unrecognized function" in text:
+        what = f"the Python object {found[1]}" if found else "a Python object"
+        return ConfigError(
+            f"checkpoint={str(path)!r} must hold tensors only, and needs {what}: loading it would "
+            "let the file run code here, so it was not loaded. Where you trust it, load it with "
+            "torch.load(..., weights_only=False) and save its weights with "
+            "torch.save(model.state_dict(), ...)"
+        )
+    return _damaged(path, error, "torch.save")
+
+
+def _damaged(path: Path, error: Exception, writer: str) -> ConfigError:
+    why = first_line(error)
+    return ConfigError(
+        f"checkpoint={str(path)!r} cannot be read: it is damaged, or was not written by {writer} "
+        f"({why}). Copy or save it once more"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, in a few words."""
+    words = str(error).strip().partition("\n")[0].strip() or type(error).__name__
+    return words if len(words) <= 100 else f"{words[:99]}…"
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "safetensors":
+            raise
+        raise MissingExtraError("reading .safetensors", "audit") from error
+    pairs: list[tuple[str, Tensor]] = []
+    problems: list[NamedTensor] = []
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            for name in sorted(file.keys(), key=_by_number):
+                try:
+                    pairs.append((name, file.get_tensor(name)))
+                except (SafetensorError, RuntimeError, ValueError, KeyError, AttributeError) as err:
+                    problems.append(NamedTensor(name=name, tensor=None, problem=first_line(err)))
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise _damaged(path, error, "safetensors") from error
+    shared = list(_share(pairs, metadata))
+    return Checkpoint(path=path, tensors=(*shared, *problems))
+
+
+def _by_number(name: str) -> list[tuple[int, int, str]]:
+    """Return what sorts ``h.10`` after ``h.2``."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(1, int(part), "") if i % 2 else (0, 0, part) for i, part in enumerate(parts)]
+
+
+def _share(
+    pairs: Iterable[tuple[str, Tensor]], metadata: dict[str, str] | None = None
+) -> Iterable[NamedTensor]:
+    """Return each tensor once, with all its names.
+
+    Args:
+        pairs: Name and tensor.
+        metadata: Of a file of safetensors, whose ``save_model`` keeps there which name stood
+            for which other.
+    """
+    names: dict[Hashable, list[str]] = {}
+    tensors: dict[Hashable, Tensor] = {}
+    for name, tensor in pairs:
+        key = _identity(tensor)
+        tensors.setdefault(key, tensor)
+        names.setdefault(key, []).append(name)
+    known = {name: found for found in names.values() for name in found}
+    for alias, name in (metadata or {}).items():
+        if name in known and alias not in known:
+            known[name].append(alias)
+    for key, tensor in tensors.items():
+        first, *others = names[key]
+        yield NamedTensor(name=first, tensor=tensor, aliases=tuple(others))
+
+
+def _identity(tensor: Tensor) -> Hashable:
+    """Return what two tensors have in common only if they are the same memory, read alike."""
+    try:
+        place = tensor.data_ptr()
+        layout = (tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()), tensor.is_conj())
+    except (RuntimeError, ValueError):
+        return id(tensor)
+    return (place, *layout) if place and tensor.numel() else id(tensor)

@@ -1,0 +1,374 @@
+"""Every spectral measure of one weight, and what they say about it by its shape."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stableopt.commands.audit.checkpoint import first_line
+from stableopt.functional import (
+    as_matrix,
+    assr_condition_number,
+    assr_fiedler,
+    condition_number,
+    frobenius_norm,
+    gaussian_condition_number,
+    gaussian_effective_rank,
+    gaussian_fiedler_value,
+    gaussian_kappa_p10,
+    kappa_tilde,
+    row_spectrum,
+    singular_values,
+    spectral_norm,
+)
+from stableopt.functional.rank import effective_rank_of
+from stableopt.functional.row_spectrum import SAMPLED_ROWS
+from stableopt.health.spectra.tiers import SMALLEST, TIERS, standing_of
+from stableopt.sensors.sampled_spectrum import LEAST_KAPPA
+from stableopt.sensors.targets import without_limits
+from stableopt.types import Standing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch import Tensor
+
+    from stableopt.commands.audit.checkpoint import NamedTensor
+
+_PUBLISHED = ("assr_fiedler", "assr_condition_number", "kappa_tilde")
+
+_DECOMPOSED = frozenset(
+    {
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.complex128,
+        torch.complex64,
+    }
+)
+"""Dtypes that the measures take."""
+
+_CAUGHT = (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError, MemoryError)
+"""What a tensor may raise without ending the audit of the others."""
+
+_WORST = (
+    Standing.DANGER,
+    Standing.WARNING,
+    Standing.HEALTHY,
+    Standing.UNJUDGED,
+    Standing.UNDEFINED,
+)
+
+_WORDS = {
+    "relative_rank": "relative rank",
+    "relative_kappa_p10": "κ_p10 over a random one's",
+    "relative_fiedler": "relative Fiedler value",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightReport:
+    """What was read from one tensor. All numbers are without a unit but for the spectral norm.
+
+    A matrix ``(rows, columns)`` is the tensor with all but its first dimension flattened. NaN is
+    what is undefined or failed, ``None`` what was not asked for.
+
+    Attributes:
+        name: In the checkpoint, dotted.
+        aliases: Its other names, if it is shared.
+        shape: As stored.
+        dtype: As stored, e.g. ``"bfloat16"``.
+        nonfinite: How many elements are NaN or infinite.
+        spectral_norm: σ_max, in the unit of the weight; an estimate from below, right to 1e-5 in
+            most cases, without the exact tier.
+        stable_rank: ‖W‖_F² / σ_max²; from 1 to the smaller dimension.
+        effective_rank: Of the whole matrix, from 1 to the smaller dimension. Exact tier.
+        relative_rank: Effective rank of up to 128 sampled rows over that of a Gaussian matrix of
+            their shape; 1 is random, 0 collapsed. With the exact tier that of the whole matrix, if
+            that is less: a rank beyond 128 can fall without a sample noticing.
+        kappa_p10: σ_max over the 10% quantile of the singular values of those rows.
+        relative_kappa_p10: The same over that of a Gaussian matrix of their shape.
+        fiedler: Algebraic connectivity of those rows, from 0 to about 1.
+        relative_fiedler: The same over that of Gaussian rows.
+        redundancy: Columns times the mean squared cosine of two of those rows; 1 is random.
+        condition_number: σ_max / σ_min, Inf for a singular matrix. Exact tier.
+        gaussian_condition_number: The typical one of a Gaussian matrix of this shape.
+        assr_fiedler: The Fiedler value as ASSR publishes it.
+        assr_condition_number: The condition number as ASSR publishes it.
+        kappa_tilde: κ̃ as Gradience publishes it.
+        standing: The worst of what the metrics with limits say; ``DANGER`` if an element is not
+            finite.
+        note: Why, and what could not be measured; empty for a healthy weight.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    shape: tuple[int, ...]
+    dtype: str
+    nonfinite: int = 0
+    spectral_norm: float = math.nan
+    stable_rank: float = math.nan
+    effective_rank: float | None = None
+    relative_rank: float = math.nan
+    kappa_p10: float = math.nan
+    relative_kappa_p10: float = math.nan
+    fiedler: float = math.nan
+    relative_fiedler: float = math.nan
+    redundancy: float = math.nan
+    condition_number: float | None = None
+    gaussian_condition_number: float = math.nan
+    assr_fiedler: float | None = None
+    assr_condition_number: float | None = None
+    kappa_tilde: float | None = None
+    standing: Standing = Standing.UNDEFINED
+    note: str = ""
+
+    @property
+    def relative_condition(self) -> float:
+        """The condition number over that of a Gaussian; NaN without the exact tier."""
+        if self.condition_number is None:
+            return math.nan
+        return self.condition_number / self.gaussian_condition_number
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; what others publish is set apart, and left out if not asked for."""
+        record = asdict(self)
+        published = {name: record.pop(name) for name in _PUBLISHED}
+        record["standing"] = self.standing.value
+        # The key under which long sentences are not redacted; see stableopt.telemetry.encode.
+        record["reason"] = record.pop("note")
+        if self.kappa_tilde is not None:
+            record["as_published_by_assr_and_gradience"] = published
+        return record
+
+
+def measure_weight(
+    named: NamedTensor, *, exact: bool = True, published: bool = False
+) -> WeightReport:
+    """Measure one tensor; never raises because of what is in it.
+
+    Args:
+        named: The tensor: any shape, dtype and layout. One of fewer than two dimensions is only
+            looked through for a NaN or an Inf.
+        exact: Whether to decompose the whole matrix.
+        published: Whether to compute the formulas of ASSR and Gradience as well.
+
+    Returns:
+        The report; where a measure failed, NaN with the reason in the note.
+
+    Cost:
+        Some passes, and p² n flops for p ≤ 128 rows of length n. Exactly: O(m n min(m, n)) flops
+        in float64 and three copies of the matrix in it; about 3 s for 2048 x 2048 on two cores,
+        eight times as long for twice the size. Published: a second decomposition.
+    """
+    if named.tensor is None:
+        return _unread(named, named.problem)
+    try:
+        with warnings.catch_warnings():
+            # That a dtype is experimental or deprecated is nothing to mend here.
+            warnings.simplefilter("ignore")
+            tensor = _plain(named.tensor)
+        nonfinite = torch.isfinite(tensor).logical_not_()
+        bad = int(nonfinite.sum())
+    except _CAUGHT as error:
+        return _unread(named, first_line(error))
+    if bad:
+        return WeightReport(
+            **_identity(named),
+            nonfinite=bad,
+            standing=Standing.DANGER,
+            note=_where(tensor, nonfinite, bad),
+        )
+    if tensor.numel() == 0:
+        return WeightReport(**_identity(named), note="it is empty")
+    if tensor.dim() < 2:
+        return WeightReport(**_identity(named), standing=Standing.UNJUDGED, note="not a matrix")
+    return _measure_matrix(named, tensor, exact, published)
+
+
+def is_weight(named: NamedTensor) -> bool:
+    """Tell whether a tensor is of floating numbers, complex and quantized ones included."""
+    tensor = named.tensor
+    return (
+        tensor is None
+        or tensor.is_floating_point()
+        or tensor.is_complex()
+        or bool(tensor.is_quantized)
+    )
+
+
+def is_vector(named: NamedTensor) -> bool:
+    """Tell whether a tensor has fewer than two dimensions, and so no spectrum."""
+    return named.tensor is not None and named.tensor.dim() < 2
+
+
+class _Attempts:
+    """Numbers, each NaN if it cannot be computed, and the reasons why not."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def number(self, what: str, measure: Callable[[], Tensor | float]) -> float:
+        """Return what ``measure`` returns as a float."""
+        (value,) = self.numbers(what, lambda: (measure(),), 1)
+        return value
+
+    def numbers(
+        self, what: str, measure: Callable[[], Iterable[Tensor | float]], count: int
+    ) -> list[float]:
+        """Return all that ``measure`` returns as floats."""
+        try:
+            return [float(value) for value in measure()]
+        except _CAUGHT as error:
+            self.reasons.append(f"no {what}: {first_line(error)}")
+            return [math.nan] * count
+
+
+def _measure_matrix(
+    named: NamedTensor, tensor: Tensor, exact: bool, published: bool
+) -> WeightReport:
+    matrix = as_matrix(tensor)
+    rows, columns = matrix.shape
+    sampled = min(rows, SAMPLED_ROWS)
+    tried = _Attempts()
+    rank, kappa, redundant, fiedler = tried.numbers(
+        "spectrum of the rows", lambda: row_spectrum(matrix), 4
+    )
+    effective, condition = None, None
+    if exact:
+        sigma, effective = tried.numbers("decomposition", lambda: _decompose(matrix), 2)
+        condition = tried.number("condition number", lambda: condition_number(matrix))
+    else:
+        sigma = tried.number("spectral norm", lambda: spectral_norm(matrix).sigma)
+    read = {
+        "relative_rank": _relative_rank(rank, effective, matrix.shape, sampled),
+        "relative_kappa_p10": kappa / max(gaussian_kappa_p10(sampled, columns), LEAST_KAPPA),
+        "relative_fiedler": _relative_fiedler(fiedler, sampled),
+    }
+    standings = {metric: standing_of(metric, read[metric], rows, columns) for metric in TIERS}
+    exempt = without_limits(named.name)
+    if exempt:  # what never occurs, and neighbours, have rows that are alike in a healthy run
+        standings = dict.fromkeys(standings, Standing.UNJUDGED)
+    standing = min(standings.values(), key=_WORST.index)
+    seeds: list[float | None] = [None, None, None]
+    if published:
+        # As published: in the dtype and the shape of the weight.
+        seeds = [
+            tried.number("Fiedler value of ASSR", lambda: assr_fiedler(tensor)),
+            tried.number("condition number of ASSR", lambda: assr_condition_number(tensor)),
+            tried.number("kappa of Gradience", lambda: kappa_tilde(tensor)),
+        ]
+    return WeightReport(
+        **_identity(named),
+        spectral_norm=sigma,
+        stable_rank=tried.number("stable rank", lambda: _stable_rank(matrix, sigma)),
+        effective_rank=effective,
+        relative_rank=read["relative_rank"],
+        kappa_p10=kappa,
+        relative_kappa_p10=read["relative_kappa_p10"],
+        fiedler=fiedler,
+        relative_fiedler=read["relative_fiedler"],
+        redundancy=redundant,
+        condition_number=condition,
+        gaussian_condition_number=gaussian_condition_number(rows, columns),
+        assr_fiedler=seeds[0],
+        assr_condition_number=seeds[1],
+        kappa_tilde=seeds[2],
+        standing=standing,
+        note="; ".join(
+            [
+                *_reasons(standings, read),
+                *([f"{exempt}: no limit applies"] if exempt else []),
+                *_remarks(standing, sigma, condition, min(rows, columns)),
+                *dict.fromkeys(tried.reasons),
+            ]
+        ),
+    )
+
+
+def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return spectral norm and effective rank from one full decomposition."""
+    values = singular_values(matrix)
+    return values[0], effective_rank_of(values)
+
+
+def _stable_rank(matrix: Tensor, sigma: float) -> float:
+    return float(frobenius_norm(matrix) / sigma) ** 2 if sigma else math.nan
+
+
+def _relative_rank(sampled: float, whole: float | None, shape: tuple[int, ...], rows: int) -> float:
+    of_sample = sampled / gaussian_effective_rank(rows, shape[1])
+    if whole is None or math.isnan(whole):
+        return of_sample
+    return min(of_sample, whole / gaussian_effective_rank(*shape))
+
+
+def _relative_fiedler(fiedler: float, rows: int) -> float:
+    reference = gaussian_fiedler_value(rows) if rows > 1 else 0.0
+    return fiedler / reference if reference else math.nan
+
+
+def _reasons(standings: dict[str, Standing], read: dict[str, float]) -> list[str]:
+    """Return which limits were passed."""
+    reasons = []
+    for metric, standing in standings.items():
+        tier = TIERS[metric]
+        limit = {Standing.DANGER: tier.danger, Standing.WARNING: tier.warning}.get(standing)
+        if limit is not None:
+            side = "below" if tier.low_is_bad else "above"
+            reasons.append(f"{_WORDS[metric]} {read[metric]:.3g} is {side} {limit:g}")
+    return reasons
+
+
+def _remarks(standing: Standing, sigma: float, condition: float | None, smaller: int) -> list[str]:
+    if sigma == 0:
+        return ["every element is zero"]
+    remarks = []
+    if condition is not None and math.isinf(condition):
+        remarks.append("it is singular")
+    if standing is Standing.UNJUDGED and smaller < SMALLEST:
+        remarks.append(f"fewer than {SMALLEST} rows or columns are not judged")
+    return remarks
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Return a dense tensor on the CPU whose dtype the measures take."""
+    tensor = tensor.detach()
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.is_meta:
+        raise ValueError("it is on the meta device, without data")
+    tensor = tensor.cpu().resolve_conj().resolve_neg()
+    if tensor.dtype not in _DECOMPOSED:
+        tensor = tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)
+    return tensor
+
+
+def _where(tensor: Tensor, nonfinite: Tensor, bad: int) -> str:
+    """Return how many elements are not finite, and where the first is."""
+    nans = int(torch.isnan(tensor).sum())
+    kinds = [f"{count} {kind}" for count, kind in ((nans, "NaN"), (bad - nans, "Inf")) if count]
+    first = [int(i) for i in torch.unravel_index(nonfinite.flatten().int().argmax(), tensor.shape)]
+    place = f", the first at {first}" if tensor.dim() else ""
+    return f"{' and '.join(kinds)} among {tensor.numel()} elements{place}"
+
+
+def _unread(named: NamedTensor, problem: str) -> WeightReport:
+    return WeightReport(**_identity(named), note=f"it cannot be read: {problem}")
+
+
+def _identity(named: NamedTensor) -> dict[str, Any]:
+    tensor = named.tensor
+    return {
+        "name": named.name,
+        "aliases": named.aliases,
+        "shape": () if tensor is None else tuple(tensor.shape),
+        "dtype": "unknown" if tensor is None else str(tensor.dtype).removeprefix("torch."),
+    }

@@ -1,0 +1,106 @@
+"""The audit from file to exit code."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from stableopt.commands.audit.checkpoint import read_checkpoint
+from stableopt.commands.audit.findings import Audit
+from stableopt.commands.audit.measure import is_vector, is_weight, measure_weight
+from stableopt.commands.audit.picture import draw_audit
+from stableopt.commands.audit.show import show_table, show_verdict, track
+from stableopt.commands.demo.options import claim_directory
+from stableopt.errors import ConfigError
+from stableopt.telemetry.encode import encode
+from stableopt.types import Standing
+
+if TYPE_CHECKING:
+    from stableopt.commands.audit.checkpoint import Checkpoint, NamedTensor
+    from stableopt.commands.audit.options import AuditOptions
+
+_ELEMENTS_A_PASS = 50.0
+"""What a pass over an element costs, in units of the decomposition's flops."""
+
+
+def run_audit(options: AuditOptions, console: Console) -> int:
+    """Measure every weight of a checkpoint, write the files, and show the result.
+
+    Args:
+        options: The command line.
+        console: Of the standard output.
+
+    Returns:
+        1 if a weight is in danger, else 0.
+
+    Raises:
+        ConfigError: The file, the pattern or the directory cannot be used.
+        MissingExtraError: A package for that kind of file is not installed.
+    """
+    checkpoint = read_checkpoint(options.checkpoint)
+    if options.match is not None:
+        checkpoint = checkpoint.matching(options.match)
+    out = claim_directory(options.directory)
+    bar = Console(stderr=True) if options.as_json else console
+    audit = audit_checkpoint(checkpoint, bar, exact=options.exact, published=options.published)
+    text = encode(audit.to_dict(), indent=2)
+    try:
+        (out / "audit.json").write_text(f"{text}\n", encoding="utf-8")
+        draw_audit(audit, out / "audit.png")
+    except OSError as error:
+        raise ConfigError(
+            f"out={str(out)!r} cannot be written ({error.strerror or error}): "
+            "give a directory with room for audit.json and audit.png"
+        ) from error
+    if options.as_json:
+        console.out(text, highlight=False)
+    else:
+        show_table(console, audit, published=options.published)
+        show_verdict(console, audit, (out / "audit.json", out / "audit.png"))
+    return int(audit.standing is Standing.DANGER)
+
+
+def audit_checkpoint(
+    checkpoint: Checkpoint, console: Console, *, exact: bool = True, published: bool = False
+) -> Audit:
+    """Measure every floating tensor of a checkpoint, with a bar on a terminal.
+
+    Args:
+        checkpoint: What was read.
+        console: Where the bar is.
+        exact: Whether to decompose the whole matrices.
+        published: Whether to compute the formulas of ASSR and Gradience as well.
+
+    Cost:
+        That of :func:`~stableopt.commands.audit.measure.measure_weight` for each.
+    """
+    weights = [named for named in checkpoint.tensors if is_weight(named)]
+    costs = [_cost(named, exact) for named in weights]
+    reports = []
+    vectors = 0
+    for named in track(weights, costs, console):
+        report = measure_weight(named, exact=exact, published=published)
+        if is_vector(named) and report.standing is Standing.UNJUDGED:
+            vectors += 1
+        else:
+            reports.append(report)
+    return Audit(
+        path=checkpoint.path,
+        exact=exact,
+        reports=tuple(reports),
+        vectors=vectors,
+        optimizer_tensors=checkpoint.optimizer_tensors,
+        integer_tensors=len(checkpoint.tensors) - len(weights),
+    )
+
+
+def _cost(named: NamedTensor, exact: bool) -> float:
+    """Return about how long a tensor takes, in no unit."""
+    shape = () if named.tensor is None else tuple(named.tensor.shape)
+    elements = math.prod(shape)
+    if len(shape) < 2 or not exact:
+        return 1.0 + elements
+    smaller = min(shape[0], elements // max(1, shape[0]))
+    return 1.0 + elements * (_ELEMENTS_A_PASS + smaller)

@@ -1,0 +1,242 @@
+"""What the terminal shows: a bar while weights are measured, a table, a verdict."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from rich import box
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from stableopt.health.spectra.tiers import TIERS
+from stableopt.types import Standing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from stableopt.commands.audit.checkpoint import NamedTensor
+    from stableopt.commands.audit.findings import Audit
+    from stableopt.commands.audit.measure import WeightReport
+
+ROWS = 40
+"""Rows of the table before the rest is only told."""
+
+_NARROWEST = 16
+"""Columns that a name has at least."""
+
+_USUAL, _WIDE = 76, 120
+"""Columns of a terminal from which on it has room for what is judged, and for every measure."""
+
+_STYLES = {
+    Standing.DANGER: "bold red",
+    Standing.WARNING: "yellow",
+    Standing.HEALTHY: "green",
+    Standing.UNJUDGED: "dim",
+    Standing.UNDEFINED: "magenta",
+}
+
+LONGEST_NAME = 160
+"""Characters of a name that the table shows; the JSON has all of them."""
+
+
+class _Column(NamedTuple):
+    title: str
+    cell: Callable[[WeightReport], str]
+    least: int = 0
+
+
+_COLUMNS = (
+    _Column("shape", lambda r: "x".join(map(str, r.shape)) or "-"),
+    _Column("norm", lambda r: number(r.spectral_norm), least=_WIDE),
+    _Column("stable", lambda r: number(r.stable_rank), least=_WIDE),
+    _Column("eff.rank", lambda r: number(r.effective_rank), least=_WIDE),
+    _Column("rel.rank", lambda r: number(r.relative_rank)),
+    _Column("κ_p10", lambda r: number(r.kappa_p10), least=_USUAL),
+    _Column("fiedler", lambda r: number(r.fiedler), least=_WIDE),
+    _Column("rel.fied", lambda r: number(r.relative_fiedler), least=_USUAL),
+    _Column("redund.", lambda r: number(r.redundancy), least=_WIDE),
+    _Column("κ", lambda r: number(r.condition_number), least=_WIDE),
+    _Column("κ/Gauss", lambda r: number(r.relative_condition)),
+)
+
+_PUBLISHED = (
+    _Column("ASSR Fiedler", lambda r: number(r.assr_fiedler)),
+    _Column("ASSR κ", lambda r: number(r.assr_condition_number)),
+    _Column("Gradience κ̃", lambda r: number(r.kappa_tilde)),
+)
+
+
+def track(
+    tensors: Iterable[NamedTensor], costs: list[float], console: Console
+) -> Iterator[NamedTensor]:
+    """Yield ``tensors`` and show a bar meanwhile, on a terminal only.
+
+    Args:
+        tensors: In order.
+        costs: How long each takes, in any unit.
+        console: Where.
+    """
+    bar = Progress(
+        TextColumn("measuring"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[number]}/{task.fields[count]}"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        console=console,
+        disable=not console.is_terminal,
+        expand=True,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("", total=sum(costs), number=0, count=len(costs))
+        for i, (tensor, cost) in enumerate(zip(tensors, costs, strict=True), 1):
+            yield tensor
+            bar.update(task, advance=cost, number=i)
+
+
+def show_table(console: Console, audit: Audit, *, published: bool = False) -> None:
+    """Print one row per weight, the worst first, and why they stand where they do.
+
+    Args:
+        console: Where; a wide one shows more columns.
+        audit: What was measured.
+        published: Whether a second table follows, of the formulas of ASSR and Gradience.
+    """
+    shown = audit.worst_first[:ROWS]
+    if shown:
+        columns = [column for column in _COLUMNS if console.width >= column.least]
+        _print_table(console, shown, columns)
+        if published:
+            console.print()
+            say(console, "As published by ASSR/Gradience", style="bold")
+            _print_table(console, shown, _PUBLISHED)
+        console.print()
+    hidden = len(audit.reports) - len(shown)
+    if hidden:
+        say(console, f"... and {hidden} more, none worse, in audit.json", style="dim")
+    for report in shown:
+        if report.note and report.standing is not Standing.UNJUDGED:
+            say(console, f"{report.name}: {report.note}", style=_STYLES[report.standing])
+    if shown:
+        console.print(Text(_legend(audit), style="dim"))
+
+
+def show_verdict(console: Console, audit: Audit, files: tuple[Path, ...]) -> None:
+    """Say what else there was, where the files are, and the verdict."""
+    left_out = [
+        f"{count} of {what}"
+        for count, what in (
+            (audit.optimizer_tensors, "optimizer state"),
+            (audit.integer_tensors, "integers"),
+        )
+        if count
+    ]
+    if audit.vectors:
+        say(console, f"looked at  {audit.vectors} vectors and scalars: all finite", style="dim")
+    if left_out:
+        say(console, f"left out   tensors: {', '.join(left_out)}", style="dim")
+    say(console, "files      " + "  ".join(map(str, files)), style="dim")
+    say(console, audit.verdict, style=_STYLES[audit.standing])
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print a line as it is: no markup, no control characters, no breaks in a name."""
+    console.print(Text(printable(text), style=style), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    r"""Return ``text`` with escapes for what a file could do to a terminal.
+
+    Example:
+        >>> printable("fc.weight\x1b[2J")
+        'fc.weight\\x1b[2J'
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
+def number(value: float | None) -> str:
+    """Return three digits of a number, and a dash for what is not there.
+
+    Example:
+        >>> [number(x) for x in (0.12345, 12.345, 1234.5, 1e6, float("inf"), float("nan"), None)]
+        ['0.123', '12.3', '1234', '1.0e+06', 'inf', '-', '-']
+    """
+    if value is None or math.isnan(value):
+        return "-"
+    if math.isinf(value) or value == 0:
+        return f"{value:g}"
+    size = abs(value)
+    if not 1e-3 <= size < 1e5:
+        return f"{value:.1e}"
+    return f"{value:#.3g}".rstrip(".") if size < 1e3 else f"{value:.0f}"
+
+
+def _print_table(console: Console, reports: list[WeightReport], columns: Sequence[_Column]) -> None:
+    cells = [[column.cell(report) for column in columns] for report in reports]
+    width = sum(
+        1 + max(len(text) for text in (column.title, *(row[i] for row in cells)))
+        for i, column in enumerate(columns)
+    )
+    room = max(_NARROWEST, console.width - width - len("undefined") - 1)
+    names = [_title(report) for report in reports]
+    common = _common(names) if max(map(len, names)) > room else ""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
+    table.add_column("standing", no_wrap=True)
+    table.add_column("weight", overflow="fold")
+    for column in columns:
+        table.add_column(column.title, justify="right", no_wrap=True)
+    for report, name, row in zip(reports, names, cells, strict=True):
+        table.add_row(
+            Text(report.standing.value, style=_STYLES[report.standing]),
+            Text(_folded(name.removeprefix(common), room)),
+            *row,
+        )
+    console.print(table)
+    if common:
+        say(console, f"Every name begins with {common}", style="dim")
+
+
+def _title(report: WeightReport) -> str:
+    ties = f" (= {', '.join(report.aliases)})" if report.aliases else ""
+    name = printable(report.name + ties)
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[:half]} … {name[-half:]}"
+
+
+def _common(names: list[str]) -> str:
+    """Return the dotted prefix that all names have, e.g. ``"model."``."""
+    if len(names) < 2:
+        return ""
+    first, last = min(names), max(names)
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
+    return first[: first.rfind(".", 0, same) + 1]
+
+
+def _folded(name: str, room: int) -> str:
+    """Return a name in lines of at most ``room``, broken behind a dot or a space if possible."""
+    lines = []
+    while len(name) > room:
+        cut = max(name.rfind(".", 1, room - 1), name.rfind(" ", 1, room - 1)) + 1 or room
+        lines.append(name[:cut].rstrip())
+        name = name[cut:]
+    return "\n".join([*lines, name])
+
+
+def _legend(audit: Audit) -> str:
+    rank, kappa, fiedler = (
+        TIERS[metric].warning
+        for metric in ("relative_rank", "relative_kappa_p10", "relative_fiedler")
+    )
+    exact = "" if audit.exact else " The exact tier was left out (--no-exact)."
+    return (
+        "rel.rank, rel.fied and κ/Gauss are over what a random matrix of that shape reads: 1 is "
+        f"random. In a healthy weight rel.rank is above {rank:g}, κ_p10 below {kappa:g} times "
+        "that of a random one, rel.fied "
+        f"above {fiedler:g}.{exact}"
+    )

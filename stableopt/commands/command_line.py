@@ -1,0 +1,8 @@
+"""All commands together."""
+
+from stableopt.commands import runs
+from stableopt.commands.app import app
+from stableopt.commands.audit import command as audit
+from stableopt.commands.demo import command as demo
+
+__all__ = ["app", "audit", "demo", "runs"]

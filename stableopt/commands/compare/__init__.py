@@ -1,0 +1,1 @@
+"""``stableopt compare``: several runs side by side."""

@@ -1,0 +1,129 @@
+"""Injects a fault into a run of the demo, and tells what is left of it in the end."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from stableopt.commands.demo.faults import EXPONENT, Inject, Stage
+from stableopt.testing import (
+    corrupt_buffer,
+    corrupt_moment,
+    corrupt_weight,
+    inject_gradient,
+    poison_batch,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from stableopt.commands.demo.faults import Fault
+    from stableopt.testing import Injection
+
+ABSURD = 1e18
+"""Magnitude that no weight, moment or buffer of a sane run has."""
+
+
+class Gremlin:
+    """Injects one fault; a training loop calls it at every stage of every step.
+
+    Args:
+        fault: What, and when; ``None`` for nothing at all.
+        model: What is trained.
+        optimizer: What trains it.
+        seed: Decides which element is hit.
+        tell: Is told what was done, one sentence for each time.
+    """
+
+    def __init__(
+        self,
+        fault: Fault | None,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        seed: int,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._fault = fault
+        self._model = model
+        self._optimizer = optimizer
+        self._seed = seed
+        self._tell = tell
+
+    def on_batch(self, step: int, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the batch of ``step``, or noise."""
+        if not self._strikes(Stage.BATCH, step):
+            return batch
+        self._tell(f"step {step}: noise in place of the batch")
+        poisoned: tuple[Tensor, Tensor] = poison_batch(batch, seed=self._seed + step)
+        return poisoned
+
+    def on_gradients(self, step: int) -> None:
+        """Spoil a gradient of ``step``."""
+        if self._strikes(Stage.GRADIENT, step):
+            value = math.nan if self._kind is Inject.NAN_GRAD else math.inf
+            injection = inject_gradient(self._optimizer, value, model=self._model, seed=self._seed)
+            self._note(f"step {step}", injection)
+
+    def on_state(self, step: int) -> None:
+        """Spoil what is there after ``step``."""
+        if self._strikes(Stage.STATE, step):
+            self._note(f"after step {step}", self._damage())
+
+    @property
+    def _kind(self) -> Inject:
+        return Inject.NONE if self._fault is None else self._fault.kind
+
+    def _strikes(self, stage: Stage, step: int) -> bool:
+        if self._fault is None:
+            return False
+        does = self._fault.does
+        return does.stage is stage and 0 <= step - self._fault.at < does.lasts
+
+    def _note(self, when: str, injection: Injection) -> None:
+        change = f"{injection.before:.3g} becomes {_spell(injection.after)}"
+        self._tell(f"{when}: {injection.target}[{injection.index}]: {change}")
+
+    def _damage(self) -> Injection:
+        optimizer, model, seed = self._optimizer, self._model, self._seed
+        if self._kind is Inject.WEIGHTS:
+            return corrupt_weight(optimizer, model=model, seed=seed)
+        if self._kind is Inject.BIT_FLIP:
+            # What a block adds to the residual stream is normalized after that: the loss
+            # stays finite as well. (Near 1, where LayerNorm's are, the bit makes a NaN.)
+            outputs = [n for n, _ in model.named_parameters() if n.endswith("output.weight")]
+            name = outputs[seed % len(outputs)]
+            return corrupt_weight(optimizer, bit=EXPONENT, model=model, name=name, seed=seed)
+        if self._kind is Inject.MOMENTS:
+            return corrupt_moment(optimizer, "exp_avg_sq", math.inf, model=model, seed=seed)
+        return corrupt_buffer(model, seed=seed)
+
+
+def scars(model: nn.Module, optimizer: Optimizer) -> tuple[str, ...]:
+    """Return the names of weights, moments and buffers with a value no sane run has.
+
+    Looks by itself, so that it can tell whether the guard is right.
+    """
+    return tuple(name for name, tensor in _all(model, optimizer) if not _is_sane(tensor))
+
+
+def _all(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in model.named_parameters():
+        yield name, parameter
+        for key, value in optimizer.state.get(parameter, {}).items():
+            yield f"{key} of {name}", value
+    yield from model.named_buffers()
+
+
+def _is_sane(tensor: Tensor) -> bool:
+    return bool((tensor.detach().abs() < ABSURD).all())
+
+
+def _spell(value: float) -> str:
+    """Return a number as people write it."""
+    if math.isfinite(value):
+        return f"{value:.3g}"
+    return "NaN" if math.isnan(value) else "Inf" if value > 0 else "-Inf"

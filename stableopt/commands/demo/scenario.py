@@ -1,0 +1,116 @@
+"""Which runs the demo makes, and what they must show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stableopt.commands.demo import report
+from stableopt.commands.demo.corpus import load_corpus
+from stableopt.commands.demo.curves import draw_curves
+from stableopt.commands.demo.live import Live, log_to
+from stableopt.commands.demo.model import GPT
+from stableopt.commands.demo.options import claim_directory
+from stableopt.commands.demo.outcome import judge_outcome
+from stableopt.commands.demo.train import identical, train, train_bare
+from stableopt.commands.report import write_report
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from stableopt.commands.demo.corpus import Corpus
+    from stableopt.commands.demo.faults import Fault
+    from stableopt.commands.demo.options import DemoOptions
+    from stableopt.commands.demo.train import Run
+
+GUARDED = "guarded"
+UNGUARDED = "no guard"
+CLEAN = "no fault"
+BARE = "bare AdamW"
+
+SUMMARY = "summary.json"
+"""The file in ``out`` that says what became of the run that was asked for."""
+
+
+def run_demo(options: DemoOptions, console: Console) -> int:
+    """Make the runs, compare them and draw them.
+
+    Args:
+        options: What was asked for.
+        console: Where to print.
+
+    Returns:
+        The exit code: 0 if the requested run ended with no fault in it (or, where none was
+        injected, equals bare AdamW), else 1.
+
+    Raises:
+        ConfigError: ``out`` cannot be written, or there is no text to train on.
+    """
+    claim_directory(options.out)
+    corpus = load_corpus()
+    report.announce(console, options, corpus, GPT(options.recipe.model))
+    with log_to(console):
+        runs = _Stage(options, corpus, console).play()
+    report.compare(console, runs)
+    pictures = draw_curves(runs, options.fault, options.out)
+    summary = None if options.fault is None else options.out / SUMMARY
+    report.point_to_files(console, runs, pictures, summary)
+    good = _conclude(options, console, runs)
+    requested = next(iter(runs.values()))
+    if requested.telemetry is not None:
+        report.point_to_report(console, write_report(requested.telemetry).path)
+    return 0 if good else 1
+
+
+def _conclude(options: DemoOptions, console: Console, runs: dict[str, Run]) -> bool:
+    """Say how it ended; return whether it ended well."""
+    requested = next(iter(runs.values()))
+    if options.fault is None:
+        same = identical(requested, runs[BARE])
+        report.tell_identity(console, same)
+        return same
+    outcome = judge_outcome(options.fault, requested, runs, runs.get(CLEAN))
+    outcome.write(options.out / SUMMARY)
+    report.tell_outcome(console, outcome)
+    return outcome.good
+
+
+class _Stage:
+    """Plays the runs, one after the other.
+
+    Args:
+        options: What was asked for.
+        corpus: The text.
+        console: Where to print.
+    """
+
+    def __init__(self, options: DemoOptions, corpus: Corpus, console: Console) -> None:
+        self._options = options
+        self._corpus = corpus
+        self._console = console
+
+    def play(self) -> dict[str, Run]:
+        """Return the runs by title, the requested one first."""
+        fault = self._options.fault
+        if fault is None:
+            return {GUARDED: self._wrapped(GUARDED), BARE: self._bare(BARE)}
+        if not self._options.guard:
+            return {UNGUARDED: self._wrapped(UNGUARDED, fault, guard=False)}
+        return {
+            GUARDED: self._wrapped(GUARDED, fault),
+            CLEAN: self._wrapped(CLEAN),
+            UNGUARDED: self._wrapped(UNGUARDED, fault, guard=False),
+        }
+
+    def _wrapped(self, title: str, fault: Fault | None = None, guard: bool = True) -> Run:
+        out = self._options.out / title.replace(" ", "-")
+        with self._live(title) as live:
+            run = train(self._corpus, self._options.recipe, live, out=out, fault=fault, guard=guard)
+        report.tell_fate(self._console, title, run)
+        return run
+
+    def _bare(self, title: str) -> Run:
+        with self._live(title) as live:
+            return train_bare(self._corpus, self._options.recipe, live)
+
+    def _live(self, title: str) -> Live:
+        return Live(self._console, title, self._options.recipe.steps)

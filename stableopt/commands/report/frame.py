@@ -1,0 +1,112 @@
+"""A plot that keeps the size of its letters at any width of the page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stableopt.commands.report.markup import Html, el, join
+from stableopt.recorded.values import spell
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stableopt.commands.report.axes import Axis
+
+_EDGE = 0.06
+"""Of the width, within which a number is written inside instead of centred."""
+
+
+def percent(share: float) -> str:
+    """Return a share as a length of SVG or CSS, short.
+
+    Example:
+        >>> percent(0.5), percent(1 / 3)
+        ('50%', '33.33%')
+    """
+    return f"{100 * share:.2f}".rstrip("0").rstrip(".") + "%"
+
+
+def figure(title: str, says: str | Html, *parts: str | None, name: str, level: str = "h3") -> Html:
+    """Return a figure with its title and what there is to see in words.
+
+    Args:
+        title: A few words.
+        says: The same content for those who do not see it.
+        *parts: The plot, a legend.
+        name: The fragment that it is linked by.
+        level: Of the heading.
+    """
+    caption = el("figcaption", el(level, title), el("p", says) if says else None)
+    return el("figure", caption, *parts, id=name)
+
+
+def plot(
+    inside: str, *, label: str, height: int, x: Axis, left: str | Html, below: int = 0
+) -> Html:
+    """Return a drawing with numbers at its sides.
+
+    Args:
+        inside: SVG in units of pixels and percent.
+        label: What it shows, in a sentence.
+        height: Of the drawing in pixels, what is below the axis included.
+        x: The horizontal axis.
+        left: What is written beside it.
+        below: Pixels of the drawing that are below its lower edge.
+    """
+    svg = el(
+        "svg",
+        Html(inside),
+        class_="area",
+        height=height,
+        role="group",
+        aria_label=label,
+    )
+    return el(
+        "div",
+        el("div", left, class_="ys", aria_hidden="true", style=f"height:{height - below}px"),
+        svg,
+        el("div", x_labels(x), class_="xs", aria_hidden="true"),
+        class_="frame",
+    )
+
+
+def x_labels(x: Axis) -> Html:
+    """Return the numbers below a plot."""
+    labels = []
+    for i, tick in enumerate(x.ticks()):
+        share = x.at(tick)
+        side = "start" if share < _EDGE else "end" if share > 1 - _EDGE else None
+        kind = " ".join(filter(None, (side, "minor" if i % 2 else None)))
+        labels.append(
+            el("span", f"{tick:,.10g}", class_=kind or None, style=f"left:{percent(share)}")
+        )
+    return join(*labels)
+
+
+def y_labels(y: Axis, ticks: Sequence[float]) -> Html:
+    """Return the numbers beside a plot."""
+    return join(
+        *(el("span", spell(tick), style=f"top:{percent(1 - y.at(tick))}") for tick in ticks)
+    )
+
+
+def grid(y: Axis, ticks: Sequence[float], height: int) -> Html:
+    """Return a line for each of the numbers."""
+    return join(
+        *(
+            el("line", x1="0", x2="100%", y1=at, y2=at, class_="grid")
+            for at in (f"{(1 - y.at(tick)) * height:.1f}" for tick in ticks)
+        )
+    )
+
+
+def stretched(inside: str, *, width: int, height: int, pixels: int) -> Html:
+    """Return SVG whose units are stretched to the whole width and to ``pixels`` of height."""
+    return el(
+        "svg",
+        Html(inside),
+        viewBox=f"0 0 {width} {height}",
+        preserveAspectRatio="none",
+        width="100%",
+        height=pixels,
+    )

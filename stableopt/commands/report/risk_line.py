@@ -1,0 +1,94 @@
+"""The level of the risk over time, in five lanes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stableopt.commands.report.frame import figure, percent, plot, stretched
+from stableopt.commands.report.markup import Html, el, join
+from stableopt.recorded.values import count
+from stableopt.types import RiskLevel
+
+if TYPE_CHECKING:
+    from stableopt.commands.report.axes import Axis
+    from stableopt.recorded.run import Run
+
+_LANE = 24
+_COLUMNS = 1000
+LEVELS = tuple(level.value for level in RiskLevel)
+"""From the calmest up."""
+
+
+def draw_risk(run: Run, x: Axis) -> Html | None:
+    """Draw the level of the risk; ``None`` if it was never known.
+
+    Args:
+        run: Whose.
+        x: The axis of calls.
+    """
+    if not run.risk:
+        return None
+    height = _LANE * len(LEVELS)
+    bars = join(*(_bar(*bar) for bar in _bars(run, x)))
+    labels = join(
+        *(
+            el("span", level, style=f"top:{percent((_row(level) + 0.5) / len(LEVELS))}")
+            for level in LEVELS
+        )
+    )
+    says = _describe(run)
+    lines = join(
+        *(
+            el("line", x1="0", x2="100%", y1=_LANE * row, y2=_LANE * row, class_="grid")
+            for row in range(len(LEVELS) + 1)
+        )
+    )
+    drawing = plot(
+        join(lines, stretched(bars, width=_COLUMNS, height=len(LEVELS), pixels=height)),
+        label=f"Risk over calls of step(). {says}",
+        height=height,
+        x=x,
+        left=labels,
+    )
+    return figure("Risk", says, drawing, name="risk", level="h2")
+
+
+def _bar(start: int, end: int, level: str) -> Html:
+    top = _row(level) + 0.1
+    return el("rect", x=start, width=end - start, y=top, height=0.8, class_=f"r-{level}")
+
+
+def _row(level: str) -> int:
+    return len(LEVELS) - 1 - LEVELS.index(level)
+
+
+def _bars(run: Run, x: Axis) -> list[tuple[int, int, str]]:
+    """Return first and last column and level; of several in a column the highest."""
+    columns: list[str | None] = [None] * _COLUMNS
+    known = [(call, level) for call, level in run.risk if level in LEVELS]
+    ends = [call for call, _ in known[1:]] + [max(run.call, known[-1][0])] if known else []
+    for (call, level), end in zip(known, ends, strict=True):
+        first, last = (min(_COLUMNS - 1, int(_COLUMNS * x.at(at))) for at in (call, end))
+        for column in range(first, max(first, last - (end < run.call)) + 1):
+            there = columns[column]
+            if there is None or LEVELS.index(level) > LEVELS.index(there):
+                columns[column] = level
+    bars: list[tuple[int, int, str]] = []
+    for column, here in enumerate(columns):
+        if here is None:
+            continue
+        if bars and bars[-1][2] == here and bars[-1][1] == column:
+            bars[-1] = (bars[-1][0], column + 1, here)
+        else:
+            bars.append((column, column + 1, here))
+    return bars
+
+
+def _describe(run: Run) -> str:
+    highest = max((level for _, level in run.risk if level in LEVELS), key=LEVELS.index, default="")
+    changes = len(run.risk) - 1
+    call, level = run.risk[-1]
+    words = f"{level[:1].upper()}{level[1:]} since call {call:,}"
+    if changes and highest:
+        words += f", after {count(changes, 'change')}; the highest level was {highest}"
+    return f"{words}."

@@ -1,0 +1,1 @@
+"""``stableopt watch``: a run as it goes on, in a terminal."""

@@ -1,0 +1,1 @@
+"""What readings of the spectral sensors say about weights and the run."""

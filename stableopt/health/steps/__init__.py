@@ -1,0 +1,1 @@
+"""What is wrong with a single step: its loss, its gradients, its update."""

@@ -1,0 +1,101 @@
+"""Which parameters a spike of the gradient norm comes from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from stableopt.functional import safe_norm
+from stableopt.health.describe import shown
+from stableopt.runtime.positions import Position
+from stableopt.runtime.scalars import read_scalars
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stableopt.types import Finding, GradientNorms
+
+EVERY = 8
+"""Healthy steps from one look at the norms of single gradients to the next."""
+
+DECAY = 0.9
+"""Of their moving averages."""
+
+SHARE = 0.9
+"""Of the square of what is unusual, that those who are named account for."""
+
+
+class Culprits:
+    """Remembers how large the gradient of every parameter usually is.
+
+    The parameters to blame are the fewest whose squared norms, less what is usual of them, make
+    up 90% of all that is unusual: a large layer is not named for being large.
+
+    Cost:
+        One read of the norms of single gradients in eight steps, and in a spike.
+    """
+
+    def __init__(self) -> None:
+        self._usual: dict[tuple[int, int], float] = {}
+        self._calls = 0
+
+    def learn(self, gradients: GradientNorms | None) -> None:
+        """Remember the gradients of a step with nothing wrong."""
+        self._calls += 1
+        if gradients is None or (self._calls - 1) % EVERY:
+            return
+        for owner, norm in zip(gradients.owners, read_scalars(gradients.norms), strict=True):
+            if math.isfinite(norm):
+                before = self._usual.get(owner, norm)
+                self._usual[owner] = DECAY * before + (1 - DECAY) * norm
+
+    def move(self, moved: Mapping[Position, Position]) -> None:
+        """Know parameters by where they are now; forget those that have left.
+
+        Args:
+            moved: New places by old ones.
+        """
+        usual = {Position(*owner): norm for owner, norm in self._usual.items()}
+        self._usual = {moved[place]: norm for place, norm in usual.items() if place in moved}
+
+    def name(
+        self,
+        findings: tuple[Finding, ...],
+        gradients: GradientNorms,
+        names: Mapping[tuple[int, int], str],
+    ) -> tuple[Finding, ...]:
+        """Return ``findings``, with the parameters that a spike of the gradient norm is from."""
+        told = [(names[owner], times) for owner, times in self.blame(gradients) if owner in names]
+        if not told:
+            return findings
+        where = tuple(name for name, _ in told)
+        first = f" (x{told[0][1]:.3g})" if math.isfinite(told[0][1]) else ""
+        most = f", most of it in {shown(where[:1])}{first}"
+        if len(where) > 1:
+            most += f" and {len(where) - 1} more"
+        return tuple(
+            replace(f, where=where, message=f.message + most) if f.kind == "gradient_spike" else f
+            for f in findings
+        )
+
+    def blame(self, gradients: GradientNorms) -> list[tuple[tuple[int, int], float]]:
+        """Return whom a norm comes from, and how many times as much as usual, the worst first."""
+        excesses = []
+        norms = read_scalars(gradients.norms)
+        for owner, value, norm in zip(gradients.owners, gradients.values, norms, strict=True):
+            now = norm if math.isfinite(norm) else safe_norm([value])
+            usual = self._usual.get(owner, 0.0)
+            if now > usual:
+                excesses.append((math.sqrt(now - usual) * math.sqrt(now + usual), owner, now))
+        excesses.sort(key=lambda found: -found[0])
+        largest = excesses[0][0] if excesses else 0.0
+        shares = [(excess / largest) ** 2 for excess, _, _ in excesses]
+        named, left = [], SHARE * math.fsum(shares)
+        for share, (_, owner, now) in zip(shares, excesses, strict=True):
+            if left <= 0:
+                break
+            left -= share
+            usual = self._usual.get(owner, 0.0)
+            named.append((owner, now / usual if usual > 0 else math.inf))
+        return named

@@ -1,0 +1,205 @@
+"""How far does a step move a weight: not at all, or further than the weight is long?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from stableopt.functional import tensor_norms
+from stableopt.runtime.positions import parameter_at, positions
+from stableopt.types import Finding, Scope
+from stableopt.update.closures import requires_closure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from stableopt.runtime.positions import Position
+
+MOST = 1 << 16
+"""Elements of a weight that are looked at."""
+
+SHARE = 0.9
+"""Of the elements with a gradient: if so many do not move, the weight does not."""
+
+STILL = 3
+"""Looks in a row at which a weight has not moved, after which it is told."""
+
+LARGE = 1.0
+"""Update-to-weight ratio below which an update is never large."""
+
+FACTOR = 8.0
+"""How many times as large as any before it a large update has to be."""
+
+QUIET = 1_000
+"""Calls after which a weight that does not move is told again, that one or another."""
+
+KNOWN = 2
+"""Looks at a weight after which its updates are judged."""
+
+
+@dataclass(slots=True)
+class _Course:
+    looks: int = 0
+    largest: float = 0.0
+    still: int = 0
+    since: int = 0
+
+
+@dataclass(slots=True)
+class _Look:
+    place: Position
+    old: Tensor
+    unit: float
+    first: int
+    slope: Tensor
+    asked: list[float | Tensor]
+
+
+class UpdateWatch:
+    """Looks at one matrix per step, before and after the inner update, in turn.
+
+    The update-to-weight ratio ‖ΔW‖ / ‖W‖ is about 1e-3 in healthy training. Two things that it
+    can be are told, and nothing is done about them unless somebody asks:
+
+    - at three looks in a row nine in ten elements of a weight that have a gradient have not moved
+      by a bit, though there is a learning rate: it is stuck, or too small for the dtype. Of many
+      such weights the first is told, until one that is looked at moves;
+    - an update was longer than the weight itself (or than one that keeps the size of its inputs,
+      if that is longer), and eight times as long as any that was seen of it.
+
+    Args:
+        optimizer: The inner optimizer.
+
+    Cost:
+        A copy of, and two norms over, at most 65,536 elements per step.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._waiting: list[Position] = []
+        self._courses: dict[Position, _Course] = {}
+        self._look: _Look | None = None
+        self._calls = 0
+        self._quiet_until = 0
+        # What searches along a line stands still where it has arrived.
+        self._looks = not requires_closure(optimizer)
+
+    @torch.no_grad()
+    def before(self) -> None:
+        """Copy a part of the weight whose turn it is; the inner update comes next."""
+        self._look, self._calls = None, self._calls + 1
+        if not self._waiting and self._looks:
+            known = positions(self._optimizer)
+            self._waiting = [place for place, weight in known.items() if weight.dim() > 1][::-1]
+        if not self._waiting:
+            return
+        place = self._waiting.pop()
+        weight = parameter_at(self._optimizer, place)
+        if weight is None or weight.grad is None or not _is_plain(weight, weight.grad):
+            return
+        looks = self._courses.setdefault(place, _Course(since=self._calls)).looks
+        first = MOST * (looks % max(1, weight.numel() // MOST))
+        part = weight.detach().reshape(-1)[first : first + MOST]
+        slope = weight.grad.detach().reshape(-1)[first : first + MOST] != 0
+        rate = self._optimizer.param_groups[place.group].get("lr", math.nan)
+        unit = math.sqrt(part.numel() / weight[0].numel())
+        self._look = _Look(place, part.clone(), unit, first, slope, [rate])
+
+    @torch.no_grad()
+    def after(self) -> None:
+        """Measure how far it was moved."""
+        if self._look is None:
+            return
+        look = self._look
+        weight = parameter_at(self._optimizer, look.place)
+        part = None if weight is None else weight.detach().reshape(-1)[look.first :][:MOST]
+        if part is None or part.shape != look.old.shape:
+            self._look = None
+            return
+        sloped, still = look.slope.sum(), (look.slope & (part == look.old)).sum()
+        look.asked += [sloped, still, *tensor_norms([part - look.old, look.old])]
+
+    def start(self) -> list[float | Tensor]:
+        """Return the numbers that :meth:`findings` needs read."""
+        return [] if self._look is None else self._look.asked
+
+    def findings(
+        self, numbers: Sequence[float], names: Callable[[], Mapping[tuple[int, int], str]]
+    ) -> tuple[Finding, ...]:
+        """Return what the last look says.
+
+        Args:
+            numbers: Those of :meth:`start`.
+            names: Returns those of the parameters.
+        """
+        look, self._look = self._look, None
+        if look is None or len(numbers) < 5:
+            return ()
+        rate, sloped, unmoved, moved, size = numbers
+        course = self._courses[look.place]
+        course.looks += 1
+        if not all(map(math.isfinite, (moved, size))) or size == 0:
+            return ()
+        still = rate > 0 and sloped > 0 and unmoved >= SHARE * sloped
+        course.still = course.still + 1 if still else 0
+        if course.still == 0:
+            course.since = self._calls
+        if course.still == STILL and self._calls >= self._quiet_until:
+            self._quiet_until, count = self._calls + QUIET, self._calls - course.since
+            return (_stalled(names()[look.place], count, rate),)
+        ratio, usual = moved / max(size, look.unit), course.largest
+        course.largest = max(usual, ratio)
+        if course.looks <= KNOWN or ratio <= max(LARGE, FACTOR * usual):
+            return ()
+        name = names()[look.place]
+        message = (
+            f"the last update of {name} was {ratio:.3g} times as long as the weight itself, "
+            f"where {usual:.2g} was the longest so far"
+        )
+        return (
+            Finding(
+                kind="large_update",
+                message=message,
+                scope=Scope.NOTICE,
+                value=ratio,
+                where=(name,),
+            ),
+        )
+
+    def forget(self) -> None:
+        """Begin anew: other weights may stand in the same places."""
+        self._look, self._waiting = None, []
+        self._courses.clear()
+
+    def restart(self) -> None:
+        """Forget a look that was not judged: the weights have gone back."""
+        self._look = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """Give copies no look that is under way."""
+        return {**self.__dict__, "_look": None}
+
+
+def _is_plain(weight: Tensor, gradient: Tensor) -> bool:
+    plain = type(weight) in (torch.Tensor, torch.nn.Parameter)
+    dense = gradient.layout is torch.strided and weight.is_contiguous()
+    return plain and dense and weight.numel() > 0 and not weight.is_complex()
+
+
+def _stalled(name: str, count: int, rate: float) -> Finding:
+    return Finding(
+        kind="stalled_weight",
+        message=(
+            f"nine in ten elements of {name} have not moved by a bit for some {count} steps, "
+            f"though they have a gradient: its learning rate ({rate:.3g}) is too small for its "
+            "values, or for their dtype; or it has converged"
+        ),
+        scope=Scope.NOTICE,
+        where=(name,),
+    )

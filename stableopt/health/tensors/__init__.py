@@ -1,0 +1,1 @@
+"""What is wrong with single tensors: weights, optimizer state and buffers."""

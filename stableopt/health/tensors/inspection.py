@@ -1,0 +1,312 @@
+"""Faults in tensors at rest: NaN, Inf, absurd magnitudes, moments that cannot be."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+from stableopt.functional import all_finite, dense_values, tensor_norms
+from stableopt.health.describe import Label
+from stableopt.health.tensors.laws import FIRST, SECOND
+from stableopt.runtime.magnitudes import largest, unmasked
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator, Mapping, Sequence
+
+    from stableopt.health.tensors.inspector import Inspector
+    from stableopt.runtime.positions import Position
+
+_UNBOUNDED = math.inf
+
+_BATCH = 1 << 18
+"""Elements that are looked at together: 1 MiB of float32 stays in a cache."""
+
+_Part: TypeAlias = "tuple[Position, tuple[int, int] | None]"
+_Moment: TypeAlias = "tuple[Label, tuple[int, int] | None]"
+_Bound: TypeAlias = "tuple[Label, Tensor, Tensor, float, float]"
+
+
+@dataclass(slots=True)
+class Inspection:
+    """Checks on some tensors: started together, read in one transfer, then judged.
+
+    Each is screened by one scalar, the 2-norm above all: it is NaN or Inf exactly if a value
+    is, or if the square of one overflows. What is suspicious is looked at element by element
+    before it is called a fault.
+
+    Args:
+        inspector: What is allowed.
+    """
+
+    inspector: Inspector
+    _norms: list[tuple[Label, Tensor, float]] = field(default_factory=list)
+    _parts: dict[int, tuple[_Part, float]] = field(default_factory=dict)
+    _moments: dict[int, tuple[_Moment, float, Tensor, Mapping[str, Any]]] = field(
+        default_factory=dict
+    )
+    _floors: list[tuple[Label, Tensor]] = field(default_factory=list)
+    _bounds: list[_Bound] = field(default_factory=list)
+    _tables: set[Label] = field(default_factory=set)
+
+    def add_parameter(self, place: Position, value: Tensor, state: Mapping[str, Any]) -> None:
+        """Check a parameter and its state.
+
+        Args:
+            place: Where it stands in the optimizer.
+            value: Its values.
+            state: Its entry in the optimizer's state.
+        """
+        for span in spans(value):
+            self.add_part(place, value, state, span)
+
+    def add_part(
+        self,
+        place: Position,
+        value: Tensor,
+        state: Mapping[str, Any],
+        span: tuple[int, int] | None,
+    ) -> None:
+        """Check some elements of a parameter, and the state that belongs to them.
+
+        Args:
+            place: Where it stands in the optimizer.
+            value: Its values.
+            state: Its entry in the optimizer's state; what is of another shape than the
+                parameter is looked at with the first elements.
+            span: Which elements, of those that :func:`spans` gives.
+        """
+        weight = Label("weight", place)
+        before = len(self._norms)
+        if value.is_floating_point() or value.is_complex():
+            self._add_norm(weight, _part(value.detach(), span), self.inspector.max_weight(value))
+        if len(self._norms) > before:
+            self._parts[before] = (
+                (place, span),
+                math.sqrt(self._norms[-1][1].numel() / _inputs(value)),
+            )
+        if isinstance(state, dict):
+            for key, tensor in floating_tensors(state):
+                alike = span is not None and tensor.shape == value.shape
+                whole = not (alike and tensor.is_contiguous())
+                if whole and span is not None and span[0] != 0:
+                    continue
+                before = len(self._norms)
+                label = Label("state", place, key)
+                self._add_state(label, tensor if whole else _part(tensor, span))
+                decay = self.inspector.decay(place.group, key)
+                if decay is not None and len(self._norms) > before:
+                    part = (label, None if whole else span)
+                    self._moments[before] = (part, decay, state[key], state)
+            self._add_bound(place, value, state, span)
+
+    def add_buffer(self, owner: Hashable, value: Tensor, *, moves: bool = True) -> None:
+        """Check a buffer.
+
+        Args:
+            owner: What it is known by.
+            value: Its values.
+            moves: Whether forward passes write to it. What they do not may be a mask, and hold
+                infinities.
+        """
+        self._add_value(Label("buffer", owner), value)
+        if not moves:
+            self._tables.add(Label("buffer", owner))
+
+    def add_frozen(self, name: str, value: Tensor) -> None:
+        """Check a weight that nobody trains, for what is not finite alone."""
+        if value.is_floating_point() or value.is_complex():
+            self._add_norm(Label("frozen", name), value.detach(), _UNBOUNDED)
+
+    def add_attribute(self, name: str, value: Tensor) -> None:
+        """Check a tensor that an optimizer keeps beside its state."""
+        if value.is_floating_point() or value.is_complex():
+            self._add_norm(Label("state", name), value.detach(), _UNBOUNDED)
+
+    def add_tracked(self, name: str, value: Tensor) -> None:
+        """Check a tensor of something that is tracked."""
+        self._add_value(Label("tracked", name), value)
+
+    def _add_value(self, label: Label, value: Tensor) -> None:
+        if value.is_floating_point() or value.is_complex():
+            self._add_norm(label, value.detach(), largest(value.dtype))
+
+    def _add_state(self, label: Label, tensor: Tensor) -> None:
+        second = label.key in self.inspector.laws.nonnegative
+        # Sums of squares grow without bound; only what is not finite is wrong with them.
+        self._add_norm(label, tensor, _UNBOUNDED if second else largest(tensor.dtype))
+        known = label in self.inspector.exempt
+        # Where there is a bound on the first moment, it fails for a negative second one.
+        bounded = self.inspector.laws.has_bound and label.key == SECOND
+        if second and not bounded and tensor.numel() and not tensor.is_complex() and not known:
+            self._floors.append((label, tensor))
+
+    def _add_norm(self, label: Label, tensor: Tensor, limit: float) -> None:
+        if tensor.numel() and label not in self.inspector.exempt:
+            values = dense_values(tensor)
+            if values.is_floating_point() and values.itemsize < 2:
+                values = values.float()  # nothing is computed in eight bits
+            self._norms.append((label, values, limit))
+
+    def _add_bound(
+        self,
+        place: Position,
+        value: Tensor,
+        state: Mapping[str, Any],
+        span: tuple[int, int] | None,
+    ) -> None:
+        first, second = state.get(FIRST), state.get(SECOND)
+        if type(first) is not Tensor or type(second) is not Tensor or not first.numel():
+            return
+        if first.shape != second.shape or not second.dtype.is_floating_point | second.is_complex():
+            return
+        bound = self.inspector.bound(place.group, second.dtype)
+        if bound is None:
+            return
+        whole = first.shape != value.shape or not (first.is_contiguous() and second.is_contiguous())
+        if whole and span is not None:
+            if span[0] != 0:
+                return
+            span = None
+        label = Label("state", place, FIRST)
+        if label not in self.inspector.exempt:
+            self._bounds.append((label, _part(first, span), _part(second, span), *bound))
+
+    # the screen
+
+    @torch.no_grad()
+    def start(self) -> list[Tensor]:
+        """Return the scalars that tell whether anything is suspicious; no synchronisation."""
+        norms = tensor_norms([tensor for _, tensor, _ in self._norms]) if self._norms else []
+        floors = [tensor.amin() for _, tensor in self._floors]
+        return [*norms, *floors, *self._excesses()]
+
+    def _excesses(self) -> list[Tensor]:
+        """Return the largest of m² - c² v for every pair of moments."""
+        excesses: list[Tensor] = []
+        for batch in _batches(self._bounds):
+            firsts = [_widened(first) for _, first, _, _, _ in batch]
+            seconds = [_widened(second) for _, _, second, _, _ in batch]
+            allowed = torch._foreach_mul(seconds, [-c2 for _, _, _, c2, _ in batch])
+            torch._foreach_addcmul_(allowed, firsts, firsts)
+            excesses += torch._foreach_max(allowed)
+        return excesses
+
+    @torch.no_grad()
+    def faults(self, values: Sequence[float]) -> list[tuple[str, Label]]:
+        """Return kind and place of every fault, given the numbers of :meth:`start`."""
+        numbers = iter(values)
+        faults: list[tuple[str, Label]] = []
+        for i, (label, tensor, limit) in enumerate(self._norms):
+            norm = next(numbers)
+            suspicious = not math.isfinite(norm) or norm > limit
+            fault = None
+            if suspicious:
+                fault = _look_closely(unmasked(tensor) if label in self._tables else tensor, limit)
+            fault = self.inspector.unless_always_so(label, fault)
+            if fault is None and math.isfinite(norm):
+                fault = self._against_history(i, norm)
+            if fault and (f"{fault}_{label.kind}", label) not in faults:
+                faults.append((f"{fault}_{label.kind}", label))
+        faults += [("negative_moment", label) for label, _ in self._floors if next(numbers) < 0]
+        for label, _, second, _, smallest in self._bounds:
+            # What is not finite is known already; NaN is larger than nothing.
+            if next(numbers) > smallest and ("nonfinite_state", label) not in faults:
+                faults += _which_moment(label, second)
+        return faults
+
+    def _against_history(self, i: int, norm: float) -> str | None:
+        """Return what is wrong with a norm, given what it was before."""
+        inspector = self.inspector
+        if i in self._parts and inspector.history.has_jumped(
+            self._parts[i][0], norm, self._parts[i][1]
+        ):
+            return "jumped"
+        if i in self._moments:
+            part, decay, holder, state = self._moments[i]
+            moments = inspector.moments
+            if moments.has_vanished(part, norm, decay, holder) and not moments.began_anew(
+                part, state
+            ):
+                return "vanished"
+        return None
+
+    def learn(self, values: Sequence[float]) -> None:
+        """Remember the norms of :meth:`start`: nothing was wrong with them."""
+        for i, (moment, _, holder, _) in self._moments.items():
+            self.inspector.moments.learn(moment, values[i], holder)
+        for i, (part, _) in self._parts.items():
+            self.inspector.history.learn(part, values[i])
+
+
+def _inputs(weight: Tensor) -> int:
+    """Return the fan-in of a matrix or a convolution, and the size of anything else."""
+    return weight[0].numel() if weight.dim() > 1 else weight.numel()
+
+
+def spans(parameter: Tensor) -> Iterator[tuple[int, int] | None]:
+    """Yield ranges of elements that are looked at together; ``None`` for all of them."""
+    if parameter.numel() <= _BATCH or not parameter.is_contiguous():
+        yield None
+        return
+    for start in range(0, parameter.numel(), _BATCH):
+        yield start, min(start + _BATCH, parameter.numel())
+
+
+def _batches(bounds: list[_Bound]) -> Iterator[list[_Bound]]:
+    """Yield pairs of moments in batches whose temporary copies fit into a cache."""
+    batch: list[_Bound] = []
+    size = 0
+    for bound in bounds:
+        if batch and size + bound[1].numel() > _BATCH:
+            yield batch
+            batch, size = [], 0
+        batch.append(bound)
+        size += bound[1].numel()
+    if batch:
+        yield batch
+
+
+def _part(tensor: Tensor, span: tuple[int, int] | None) -> Tensor:
+    return tensor if span is None else tensor.view(-1)[span[0] : span[1]]
+
+
+def floating_tensors(state: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield every plain floating tensor in a state, whatever it is nested in, with its path."""
+    if isinstance(state, Tensor):
+        if type(state) in (Tensor, Parameter):
+            if (state.is_floating_point() or state.is_complex()) and path != "step":
+                yield path, state.detach()
+        elif hasattr(state, "__tensor_flatten__"):
+            for name in state.__tensor_flatten__()[0]:
+                yield from floating_tensors(getattr(state, name), f"{path}.{name}")
+    elif isinstance(state, dict):
+        for key, value in state.items():
+            yield from floating_tensors(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(state, (list, tuple)):
+        for i, value in enumerate(state):
+            yield from floating_tensors(value, f"{path}.{i}")
+
+
+def _widened(moment: Tensor) -> Tensor:
+    """Return a moment as real numbers whose squares do not lose everything to rounding."""
+    if moment.is_complex():
+        return torch.view_as_real(moment)
+    return moment.float() if moment.dtype in (torch.float16, torch.bfloat16) else moment
+
+
+def _which_moment(label: Label, second: Tensor) -> list[tuple[str, Label]]:
+    """Return the fault behind a broken bound: a square that is negative, or the first moment."""
+    if float(_widened(second).amin()) < 0:
+        return [("negative_moment", label._replace(key=SECOND))]
+    return [("moment_bound", label)]
+
+
+def _look_closely(tensor: Tensor, limit: float) -> str | None:
+    if not all_finite(tensor):
+        return "nonfinite"
+    return "huge" if float(tensor.abs().amax()) > limit else None

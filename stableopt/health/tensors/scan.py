@@ -1,0 +1,119 @@
+"""A full scan of weights, state and buffers, spread over a fixed number of steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from stableopt.health.tensors.inspection import Inspection, spans
+from stableopt.runtime.family import loose_tensors, state_of
+from stableopt.runtime.positions import Position, parameter_at, positions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch.optim import Optimizer
+
+    from stableopt.health.tensors.inspector import Inspector
+    from stableopt.snapshots.buffers import BufferShadow
+
+_OVERHEAD = 1 << 12
+"""What starting the checks of one part costs, in elements that are read in the same time."""
+
+
+class RotatingScan:
+    """Looks at one part per step, and at everything once per ``period``.
+
+    Finds faults that nothing else shows: in a row of an embedding that no batch touches, in
+    a moment that is Inf, in running statistics that only evaluation reads.
+
+    Args:
+        optimizer: Whose weights and state.
+        inspector: What is allowed in them.
+        period: Steps for everything.
+        buffers: The model's buffers as of the last healthy step.
+
+    Cost:
+        One read of parameters and state (and what a few elementwise operations on the
+        moments take) per ``period`` steps, in equal parts.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        inspector: Inspector,
+        period: int,
+        buffers: BufferShadow | None,
+    ) -> None:
+        self._optimizer = optimizer
+        self._inspector = inspector
+        self._period = period
+        self._buffers = buffers
+        self._parts: list[list[_Part]] = []
+
+    def restart(self) -> None:
+        """Begin anew with the next step."""
+        self._parts = []
+
+    def next_part(self) -> Inspection:
+        """Return the checks that are due now."""
+        inspection = Inspection(self._inspector)
+        if not self._parts:
+            self._parts = self._plan()
+            self._add_buffers(inspection)
+        for place, span in self._parts.pop():
+            if not isinstance(place, Position):
+                self._add_attribute(inspection, place)
+                continue
+            parameter = parameter_at(self._optimizer, place)
+            if parameter is None or (span is not None and parameter.numel() < span[1]):
+                continue  # it is another one now, and looked at in the next round
+            inspection.add_part(place, parameter, state_of(self._optimizer, parameter), span)
+        return inspection
+
+    def everything(self) -> Inspection:
+        """Return the checks of all there is."""
+        inspection = self.parameters(list(positions(self._optimizer)))
+        for name in loose_tensors(self._optimizer):
+            self._add_attribute(inspection, name)
+        self._add_buffers(inspection)
+        return inspection
+
+    def parameters(self, places: Iterable[Position]) -> Inspection:
+        """Return the checks of some parameters and their state."""
+        inspection = Inspection(self._inspector)
+        for place in places:
+            parameter = parameter_at(self._optimizer, place)
+            if parameter is not None:
+                state = state_of(self._optimizer, parameter)
+                inspection.add_parameter(place, parameter, state)
+        return inspection
+
+    def _add_buffers(self, inspection: Inspection) -> None:
+        if self._buffers is not None:
+            for place, buffer in self._buffers.items():
+                inspection.add_buffer(place, buffer, moves=self._buffers.moves(place))
+
+    def _add_attribute(self, inspection: Inspection, name: str) -> None:
+        found = loose_tensors(self._optimizer).get(name)
+        if found is not None:
+            inspection.add_attribute(name, found)
+
+    def _plan(self) -> list[list[_Part]]:
+        """Cut the parameters into as many parts of about equal cost as there are steps."""
+        known = positions(self._optimizer)
+        total = sum(p.numel() + _OVERHEAD for p in known.values())
+        quota = max(1, total / self._period)
+        parts: list[list[_Part]] = [[] for _ in range(self._period)]
+        spent = 0.0
+        for place, parameter in known.items():
+            for span in spans(parameter):
+                count = parameter.numel() if span is None else span[1] - span[0]
+                parts[min(int(spent / quota), self._period - 1)].append((place, span))
+                spent += count + _OVERHEAD * count / max(1, parameter.numel())
+        for i, name in enumerate(loose_tensors(self._optimizer)):
+            parts[i % self._period].append((name, None))
+        return parts
+
+
+_Part: TypeAlias = "tuple[Position | str, tuple[int, int] | None]"
+"""A parameter and some of its elements, or an attribute of the optimizer."""

@@ -1,0 +1,1 @@
+"""One step: observe, judge, decide, act, record. Begin with ``step.py``."""

@@ -1,0 +1,56 @@
+"""Where the parameters of an optimizer stand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from torch.nn.parameter import Parameter
+
+from stableopt.runtime.storage import has_data
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+
+class Position(NamedTuple):
+    """Where a parameter is: trainers swap Parameter objects, but not their places."""
+
+    group: int
+    place: int
+
+
+def positions(optimizer: Optimizer) -> dict[Position, Tensor]:
+    """Return every parameter that has data by its place, in the optimizer's order."""
+    return {
+        Position(g, i): parameter
+        for g, group in enumerate(optimizer.param_groups)
+        for i, parameter in enumerate(group["params"])
+        if has_data(parameter)
+    }
+
+
+def parameter_at(optimizer: Optimizer, place: Position) -> Tensor | None:
+    """Return the parameter that stands there now; ``None`` if none does."""
+    groups = optimizer.param_groups
+    if place.group >= len(groups) or place.place >= len(groups[place.group]["params"]):
+        return None
+    found: Tensor = groups[place.group]["params"][place.place]
+    return found if has_data(found) else None
+
+
+Shape: TypeAlias = "list[list[tuple[int, torch.Size | None, torch.dtype]]]"
+
+
+def shape_of(optimizer: Optimizer) -> Shape:
+    """Return what a copy is bound to: which parameters there are, how large, and of which dtype."""
+    return [
+        [(id(p), p.shape if _has_shape(p) else None, p.dtype) for p in group["params"]]
+        for group in optimizer.param_groups
+    ]
+
+
+def _has_shape(parameter: Tensor) -> bool:
+    """The same as ``has_data`` for nearly everything, and fast: it is asked in every step."""
+    return not parameter.is_meta if type(parameter) is Parameter else has_data(parameter)

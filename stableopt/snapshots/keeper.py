@@ -1,0 +1,257 @@
+"""Keeps the ring of snapshots filled, and brings one of them back."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from stableopt.guard.ring import Ring, Slot, SlotState
+from stableopt.runtime.positions import positions
+from stableopt.snapshots.memory import Plan, estimate_bytes, plan_memory
+from stableopt.snapshots.snapshot import Restored, Snapshot
+from stableopt.snapshots.state_copy import state_bytes
+from stableopt.snapshots.tracked import TrackedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from torch.optim import Optimizer
+
+    from stableopt.guard.options import Guard
+    from stableopt.runtime.positions import Position
+    from stableopt.snapshots.buffers import BufferShadow
+    from stableopt.snapshots.tracked import Tracked
+    from stableopt.types import Finding, Rollback
+
+logger = logging.getLogger("stableopt")
+
+
+class Inspects(Protocol):
+    """Looks at weights, state and buffers before they are copied."""
+
+    accepted: bool
+
+    def accept(self) -> None:
+        """Take what is there for meant to be so: training begins with it."""
+
+    def accept_state(self) -> None:
+        """Take what an optimizer has made for its state for meant to be so."""
+
+    def damage(self) -> tuple[Finding, ...]:
+        """Return what is wrong."""
+
+
+class Keeper:
+    """Writes snapshots when they are due, and restores one when it is needed.
+
+    Args:
+        optimizer: The inner optimizer.
+        guard: How many, how often, where.
+        judge: Looks at what is copied before it is copied.
+        buffers: The model's buffers as of the last healthy step.
+        tracked: What the user moves beside the optimizer.
+
+    Raises:
+        ConfigError: Not even two snapshots fit into memory.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        guard: Guard,
+        judge: Inspects,
+        buffers: BufferShadow | None,
+        tracked: Tracked,
+    ) -> None:
+        self._optimizer = optimizer
+        self._guard = guard
+        self._judge = judge
+        self._buffers = buffers
+        self._tracked = tracked
+        self._allocated = False
+        self.wanted: bool = False
+        self.taken = 0
+        self.plan = self._make_plan()
+        self.ring = Ring(self.plan.slots, guard.every, guard.confirm_steps)
+        self._snapshots = [Snapshot(self.plan.memory) for _ in self.ring.slots]
+        self._held = [0] * len(self._snapshots)
+
+    def adapt(self, without_state: Collection[Position]) -> None:
+        """Make room in every snapshot for parameters that have come, or have another shape.
+
+        What such a parameter was when it came is what it goes back to; all others go back as ever.
+
+        Args:
+            without_state: Those whose state is of no use.
+        """
+        for slot in self.ring.kept():
+            self._snapshots[slot.index].adapt(self._optimizer, without_state)
+            self._measure(slot.index)
+
+    def begin(self, step: int, baselines: Callable[[], Mapping[str, Any]]) -> None:
+        """Make sure that there is a way back from the step that is about to be taken.
+
+        What training begins with is the first snapshot, and trusted: so is what a checkpoint
+        brought.
+        """
+        if self._judge.accepted:
+            return
+        self._judge.accept()
+        self.ring.clear()
+        ticket = self._write(step, baselines()) if self.ring.slots else None
+        if ticket is not None:
+            self.ring.accept(ticket)
+
+    def after(
+        self, step: int, baselines: Callable[[], Mapping[str, Any]], *, now: bool = False
+    ) -> tuple[Finding, ...]:
+        """Take a snapshot after a healthy step, if one is due or asked for.
+
+        Args:
+            step: Updates behind the weights.
+            baselines: Returns those of the detectors.
+            now: Whether one is taken though it is not due, if there is a slot for it.
+
+        Returns:
+            What is wrong with the state; it is then not copied.
+        """
+        if not self.ring.slots:
+            return ()
+        if not self._allocated:
+            self._allocate(baselines())
+        if self.wanted and self.ring.pin_manual(step):
+            self.wanted = False
+        if not now and not self.wanted and not self.ring.due(step):
+            return ()
+        if self._buffers is not None:
+            self._buffers.look()
+            self._buffers.current()
+        findings = self._judge.damage()
+        if findings:
+            return findings
+        if self._write(step, baselines()) is not None and self.wanted:
+            self.wanted = not self.ring.pin_manual(step)
+        return ()
+
+    def restore(
+        self, rollback: Rollback, goes_back: Callable[[str], bool], numbers: Collection[str]
+    ) -> Restored | None:
+        """Put the run back to a snapshot, unless a fault has got into the copy since.
+
+        Args:
+            rollback: Where to.
+            goes_back: Which options of the parameter groups are restored.
+            numbers: Which numbers in attributes of the optimizer are.
+
+        Returns:
+            What came of it; ``None`` if the copy was of no use and is given up.
+        """
+        slot = next(s for s in self.ring.kept() if s.step == rollback.to_step)
+        snapshot = self._snapshots[slot.index]
+        if not snapshot.is_intact():
+            logger.warning(
+                "the snapshot of step %d is not what it was when it was taken (the sum of its bits "
+                "has changed): it is given up",
+                slot.step,
+            )
+            self.ring.discard(slot)
+            return None
+        restored = snapshot.restore(
+            self._optimizer,
+            buffers=self._buffers,
+            tracked=self._tracked,
+            goes_back=goes_back,
+            numbers=numbers,
+            replay=rollback.restores_rng,
+        )
+        self.ring.rewind(slot)
+        return restored
+
+    def forget(self) -> None:
+        """Give up every snapshot: a checkpoint was loaded."""
+        self.ring.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give copies and pickles everything but the snapshots."""
+        empty = Ring(self.plan.slots, self._guard.every, self._guard.confirm_steps)
+        snapshots = [Snapshot(self.plan.memory) for _ in empty.slots]
+        kept = {**self.__dict__, "ring": empty, "_snapshots": snapshots}
+        kept["_held"] = [0] * len(snapshots)
+        return {**kept, "_allocated": False, "wanted": False}
+
+    def summary(self) -> dict[str, Any]:
+        """Return what is kept, as plain values."""
+        return {
+            "slots": len(self.ring.slots),
+            "every": self.ring.every,
+            "confirm": self.ring.confirm,
+            "memory": self.plan.memory.value,
+            "slot_bytes": self.plan.slot_bytes,
+            "bytes": sum(self._held),
+            "bytes_at_most": self.plan.bytes,
+            "taken": self.taken,
+            "steps": [self._tell(slot) for slot in self.ring.sound()],
+        }
+
+    def _tell(self, slot: Slot) -> dict[str, Any]:
+        return {
+            "step": slot.step,
+            "verified": slot.state is SlotState.VERIFIED,
+            "manual": slot.manual,
+        }
+
+    def _write(self, step: int, baselines: Mapping[str, Any]) -> Any:
+        ticket = self.ring.begin(step)
+        if ticket is None:
+            return None
+        snapshot = self._snapshots[ticket.index]
+        sound = False
+        try:
+            self._copy(snapshot, baselines)
+            sound = True
+        except (torch.OutOfMemoryError, MemoryError, TrackedError) as error:
+            logger.warning("the snapshot of step %d was not taken: %s", step, error)
+        self.taken += sound
+        self._measure(ticket.index)
+        return ticket if self.ring.finish(ticket, sound=sound) else None
+
+    def _copy(self, snapshot: Snapshot, baselines: Mapping[str, Any]) -> None:
+        snapshot.take(
+            self._optimizer, buffers=self._buffers, tracked=self._tracked, baselines=baselines
+        )
+
+    # memory
+
+    def _make_plan(self) -> Plan:
+        places = positions(self._optimizer)
+        device = next((p.device for p in places.values()), torch.device("cpu"))
+        return plan_memory(self._guard, estimate_bytes(self._optimizer, self._bytes()), device)
+
+    def _bytes(self) -> int:
+        """Return the bytes of all that a snapshot holds, as it is now."""
+        buffers = 0 if self._buffers is None else self._buffers.nbytes
+        return state_bytes(self._optimizer) + buffers + self._tracked.nbytes
+
+    def _allocate(self, baselines: Mapping[str, Any]) -> None:
+        """Take the memory of all slots now that the state exists, not in the middle of a run."""
+        self._allocated = True
+        self._judge.accept_state()
+        self.plan = self._make_plan()
+        self.ring.shrink(self.plan.slots)
+        del self._snapshots[self.plan.slots :]
+        del self._held[self.plan.slots :]
+        for slot, snapshot in zip(self.ring.slots, self._snapshots, strict=True):
+            if slot.state is SlotState.FREE:
+                self._copy(snapshot, baselines)
+            else:
+                snapshot.reserve(self._optimizer)
+            self._measure(slot.index)
+
+    def _measure(self, index: int) -> None:
+        """Note what a slot holds now: the summary is written on another thread."""
+        held = self._snapshots[index].nbytes
+        self._held[index] = held
+        if held > self.plan.slot_bytes:  # an optimizer whose state grows
+            self.plan = Plan(slots=self.plan.slots, memory=self.plan.memory, slot_bytes=held)

@@ -1,0 +1,208 @@
+"""Which rules about signals hold, and since when."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from stableopt.triggers.awaited import Awaited
+from stableopt.triggers.conditions import Limit
+from stableopt.triggers.signal_statistics import OF_COURSE, Course, split_metric, statistics_of
+from stableopt.types import Finding, Response, Scope
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from stableopt.triggers.conditions import Leaf
+    from stableopt.triggers.signal_rule import SignalRule
+    from stableopt.types import Drift
+
+Range = tuple[float, float]
+"""The smallest and the largest of what a metric was when it was last a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """What is known about one rule.
+
+    Attributes:
+        held: Its conditions that hold, for their hysteresis.
+        row: Observations in a row that met it.
+    """
+
+    held: frozenset[str] = field(default_factory=frozenset)
+    row: int = 0
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known about signals.
+
+    Attributes:
+        ranges: Of every metric that has been told a number.
+        undefined: Metrics that were told something else since.
+    """
+
+    ranges: dict[str, Range] = field(default_factory=dict)
+    undefined: set[str] = field(default_factory=set)
+
+    def with_told(self, told: Mapping[str, Range]) -> _Known:
+        """Return what is known once these were told."""
+        broken = {metric for metric, ends in told.items() if any(map(math.isnan, ends))}
+        numbers = {metric: ends for metric, ends in told.items() if metric not in broken}
+        undefined = (self.undefined | broken) - numbers.keys()
+        return _Known({**self.ranges, **numbers}, undefined)
+
+    def value(self, metric: str, *, largest: bool) -> float | None:
+        """Return one end of what a metric last was."""
+        found = self.ranges.get(metric)
+        return None if found is None else found[largest]
+
+    def drift(self, metric: str) -> Drift | None:
+        """Return nothing: rules are not about courses of weights."""
+        return None
+
+
+class RuleBook:
+    """Asks every rule whenever one of its signals is observed.
+
+    What is found counts once the step is taken: a batch that is left out teaches nothing. A NaN
+    is no answer: what its metric last was stands, and the run is not calm until there is one.
+
+    Args:
+        rules: The rules.
+    """
+
+    def __init__(self, rules: Sequence[SignalRule]) -> None:
+        self._rules = rules
+        self._metrics = {rule: frozenset(leaf.metric for leaf in rule.leaves()) for rule in rules}
+        self._all = sorted({metric for metrics in self._metrics.values() for metric in metrics})
+        self._standings = [_Standing() for _ in rules]
+        self._known = _Known()
+        self._courses: dict[str, Course] = {}
+        self._asked: tuple[list[_Standing], _Known, dict[str, float]] | None = None
+        self._awaited = Awaited()
+        self._awaited.expect(self._all)
+
+    def judge(self, signals: Mapping[str, Any]) -> tuple[Finding, ...]:
+        """Return a finding for every rule that begins to hold.
+
+        Args:
+            signals: What was observed for this step.
+        """
+        self._asked = None
+        if not self._rules:
+            return ()
+        told, values = self._told(signals)
+        self._awaited.note(told.keys())
+        if not told:
+            return ()
+        known = self._known.with_told(told)
+        answered = told.keys() - known.undefined
+        standings, findings = [], []
+        for rule, before in zip(self._rules, self._standings, strict=True):
+            now = before
+            if not self._metrics[rule].isdisjoint(answered):
+                held = set(before.held)
+                meets = rule.trigger.severity(known, held) is not None
+                now = _Standing(frozenset(held), before.row + 1 if meets else 0)
+            standings.append(now)
+            if now.row >= rule.patience > before.row:
+                findings.append(_finding(rule, known))
+        self._asked = standings, known, values
+        return tuple(findings)
+
+    def _told(self, signals: Mapping[str, Any]) -> tuple[dict[str, Range], dict[str, float]]:
+        """Return what metrics are now, and the signals whose courses are followed."""
+        wanted: dict[str, dict[str, str | None]] = {}
+        for metric in self._all:
+            # A signal may have a dot in its name.
+            signal, statistic = (metric, None) if metric in signals else split_metric(metric)
+            if signal in signals:
+                wanted.setdefault(signal, {})[metric] = statistic
+        told: dict[str, Range] = {}
+        values: dict[str, float] = {}
+        for signal, metrics in wanted.items():
+            found = statistics_of(signals[signal])
+            for metric, statistic in metrics.items():
+                if statistic is None:
+                    told[metric] = found["min"], found["max"]
+                elif statistic in OF_COURSE:
+                    values[signal] = found["mean"]
+                    course = self._courses.get(signal, Course())
+                    told[metric] = (course.statistic(found["mean"], statistic),) * 2
+                else:
+                    told[metric] = (found[statistic],) * 2
+        return told, values
+
+    def settle(self, *, taken: bool) -> None:
+        """Learn what was found, if the step was taken."""
+        if self._asked is not None and taken:
+            self._standings, self._known, values = self._asked
+            for signal, value in values.items():
+                self._courses.setdefault(signal, Course()).add(value)
+        self._asked = None
+
+    @property
+    def calm(self) -> bool:
+        """Whether no rule holds, and the last that was told of every metric was a number."""
+        return not self._known.undefined and not any(self._holding())
+
+    @property
+    def endangered(self) -> bool:
+        """Whether a rule holds that does more than warn."""
+        acting = [rule.response != Response.WARN.value for rule in self._rules]
+        return any(a and holds for a, holds in zip(acting, self._holding(), strict=True))
+
+    def _holding(self) -> list[bool]:
+        pairs = zip(self._rules, self._standings, strict=True)
+        return [standing.row >= rule.patience for rule, standing in pairs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is remembered, as plain data, by rule."""
+        pairs = zip(self._rules, self._standings, strict=True)
+        return {
+            "standings": {repr(rule): [sorted(s.held), s.row] for rule, s in pairs},
+            "ranges": {metric: list(ends) for metric, ends in self._known.ranges.items()},
+            "undefined": sorted(self._known.undefined),
+            "courses": {name: course.state_dict() for name, course in self._courses.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with it; a rule that it does not know begins anew."""
+        known = state.get("standings", {})
+        self._standings = []
+        for rule in self._rules:
+            held, row = known.get(repr(rule), ((), 0))
+            self._standings.append(_Standing(frozenset(map(str, held)), int(row)))
+        ranges = state.get("ranges", {})
+        self._known = _Known(
+            {str(m): (float(low), float(high)) for m, (low, high) in ranges.items()},
+            set(state.get("undefined", ())) & set(self._all),
+        )
+        courses = state.get("courses", {})
+        self._courses = {str(name): Course.from_state(kept) for name, kept in courses.items()}
+        self._asked = None
+
+
+def _finding(rule: SignalRule, known: _Known) -> Finding:
+    told, first = [], None
+    leaves = dict.fromkeys((leaf.metric, _is_upper(leaf)) for leaf in rule.leaves())
+    for metric, upper in leaves:
+        value = known.value(metric, largest=upper)
+        if value is not None:
+            first = value if first is None else first
+            told.append(f"{metric} is {value:.4g}")
+    times = f", {rule.patience} times in a row" if rule.patience > 1 else ""
+    return Finding(
+        kind="rule",
+        message=f"{' and '.join(told)}: {rule.when}{times}",
+        scope=Scope.RULE,
+        value=first,
+        response=rule.response,
+    )
+
+
+def _is_upper(leaf: Leaf) -> bool:
+    return isinstance(leaf, Limit) and leaf.is_upper

@@ -1,0 +1,138 @@
+"""What was found and what is done about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+class Action(str, Enum):
+    """What became of a call of ``step()``."""
+
+    TAKE = "take"
+    """The inner optimizer took its step."""
+    SKIP = "skip"
+    """This batch never happened: nothing moved, not even a step counter."""
+    ROLL_BACK = "roll_back"
+    """A snapshot was restored: the run is where it was some updates ago."""
+    STOP = "stop"
+    """The newest verified snapshot was restored, and the run ends with ``DivergenceError``."""
+
+
+class Scope(str, Enum):
+    """What a finding is held against, and so what undoes it."""
+
+    BATCH = "batch"
+    """The batch cannot be used; leaving it out is enough."""
+    SPIKE = "spike"
+    """The batch is unlike those before it, which is no fault in itself."""
+    RULE = "rule"
+    """A signal is not as the user wants it; a rule says what follows."""
+    NOTICE = "notice"
+    """Training goes on with it, but somebody should know."""
+    RISK = "risk"
+    """Weights are leaving the range in which training is healthy; smaller steps may undo it."""
+    STATE = "state"
+    """Weights, optimizer state or buffers hold a fault; only a snapshot is without it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that a detector holds against a step.
+
+    Attributes:
+        kind: ``"nonfinite_"`` before ``"loss"``, ``"gradient"``, ``"weight"``, ``"state"``,
+            ``"buffer"`` or ``"tracked"``; ``"huge_weight"``, ``"huge_state"``, ``"huge_buffer"``;
+            ``"jumped_weight"``; ``"moment_bound"``, ``"negative_moment"``, ``"vanished_state"``;
+            ``"nonfinite_frozen"``, ``"changed_frozen"``, ``"stalled_weight"``, ``"large_update"``;
+            ``"loss_spike"``, ``"gradient_spike"``, ``"first_gradient"``; ``"risk_warning"``,
+            ``"risk_danger"``, ``"risk_instability"``; ``"rule"``.
+        message: The finding as a sentence.
+        scope: What it is held against.
+        where: Names of the parameters concerned, in the optimizer's order.
+        value: The offending number, where there is one.
+        response: What a rule asks for; ``None`` where the guard's table has the answer.
+        usual: For a spike, the gradient norm that taming brings it down to.
+        group: For a spike of one parameter group, its number.
+    """
+
+    kind: str
+    message: str
+    scope: Scope = Scope.BATCH
+    where: tuple[str, ...] = ()
+    value: float | None = None
+    response: str | None = None
+    usual: float | None = None
+    group: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollback:
+    """Where a run went back to, and how it goes on.
+
+    Attributes:
+        from_step: Updates taken before.
+        to_step: Updates behind the snapshot that was restored.
+        attempt: Which rollback of its episode it is, from 1; 0 if the user asked for it.
+        lr_scale: Factor on every learning rate from here on.
+        restores_rng: Whether random states go back as well, so that a fault that does not
+            recur leaves no trace at all.
+        left_behind: Names of tracked objects that raised instead of going back.
+    """
+
+    from_step: int
+    to_step: int
+    attempt: int
+    lr_scale: float
+    restores_rng: bool
+    left_behind: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What was decided about a step, and why.
+
+    Attributes:
+        action: What was done.
+        reason: Why, as a sentence; empty for a healthy step.
+        findings: What the detectors found.
+        rollback: For ``ROLL_BACK``, and for ``STOP`` if there was a snapshot to restore.
+        backs_off: Whether the learning rate is lowered from this step on, without going back.
+        baseline_reset: Whether what looked like a spike is taken for the new normal from here on.
+        tames: Whether the gradients are scaled down to what is usual before the step is taken.
+    """
+
+    action: Action
+    reason: str = ""
+    findings: tuple[Finding, ...] = ()
+    rollback: Rollback | None = None
+    backs_off: bool = False
+    baseline_reset: bool = False
+    tames: bool = False
+
+
+class Response(str, Enum):
+    """What may be done about a finding, the mildest first."""
+
+    WARN = "warn"
+    """The step is taken, and the finding told."""
+    TAME = "tame"
+    """The step is taken with gradients that are scaled down to the largest norm of late; or, for
+    the first gradient, what the optimizer remembers of it is."""
+    BACK_OFF = "back_off"
+    """The step is taken, and learning rates are lowered by ``lr_backoff`` from there on."""
+    SKIP = "skip"
+    """The batch never happened; at most ``max_skips`` in a row."""
+    ROLL_BACK = "roll_back"
+    """A snapshot is restored."""
+    STOP = "stop"
+    """The newest verified snapshot is restored, and the run ends with ``DivergenceError``."""
+
+    @property
+    def rank(self) -> int:
+        """0 for ``WARN`` to 5 for ``STOP``: of several findings the highest counts."""
+        return list(Response).index(self)
