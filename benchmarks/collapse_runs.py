@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from benchmarks.collapse_kinds import Collapse
-    from stableopt.health.spectra.sensing import Sensed
+    from stableopt.health.spectra.sensed import (Sensed)
 
 SMALLEST = 32
 """Rows and columns from which on a weight is made to collapse."""

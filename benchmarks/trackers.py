@@ -318,8 +318,8 @@ class Loop:
 
     def flush(self) -> None:
         """Wait until everything is told."""
-        if self.opt._loop.telemetry is not None:
-            self.opt._loop.telemetry.flush(60.0)
+        if self.opt._loop.recorder.telemetry is not None:
+            self.opt._loop.recorder.telemetry.flush(60.0)
 
 
 def _spread(delays: list[float]) -> dict[str, float]:

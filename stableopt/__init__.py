@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from stableopt.runtime.lazy import lazily
-from stableopt.version import __version__
+from stableopt.runtime.version import __version__
 
 if TYPE_CHECKING:
     from stableopt.errors import ConfigError, DivergenceError, MissingExtraError, StableOptError

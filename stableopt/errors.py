@@ -83,3 +83,14 @@ def require_number(name: str, value: Any, most: float, meaning: str) -> None:
     if not is_number or not 0 < value <= most:
         top = "" if math.isinf(most) else f" and at most {most:g}"
         raise ConfigError(f"{name}={value!r} must be a number above 0{top}: {meaning}")
+
+
+def finite(value: Any) -> float:
+    """Return a number that a checkpoint holds.
+
+    Raises:
+        TypeError, ValueError: It is not a finite number.
+    """
+    if not math.isfinite(value):
+        raise ValueError(f"{value!r} is not finite")
+    return value  # type: ignore[no-any-return]

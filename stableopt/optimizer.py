@@ -10,8 +10,6 @@ from torch.optim import Optimizer
 
 from stableopt.config import checks
 from stableopt.errors import ConfigError
-from stableopt.loop.checkpoint import KEY as CHECKPOINT_KEY
-from stableopt.loop.checkpoint import check_checkpoint
 from stableopt.loop.step import StepLoop
 
 if TYPE_CHECKING:
@@ -21,11 +19,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from stableopt.guard import Guard
-    from stableopt.loop.guardian import Guardian
     from stableopt.sensors import Sensor, Sensors
     from stableopt.telemetry import Writer
     from stableopt.transforms import Transform
     from stableopt.types import Event, Reading, RiskLevel, Verdict
+
+
+KEY = "stableopt"
+"""The key of what is ours in the optimizer's state dict."""
 
 
 class _Inner:
@@ -224,7 +225,7 @@ class StableOptimizer(Optimizer):
             >>> print(*opt.summary()["tracked"])
             scheduler
         """
-        self._guardian("track()").tracked.add(items)
+        self._loop.require_guard("track()").tracked.add(items)
 
     def snapshot(self) -> None:
         """Ask for a snapshot after the next step that is taken.
@@ -235,7 +236,7 @@ class StableOptimizer(Optimizer):
         Raises:
             ConfigError: There is no guard, or it has no slots.
         """
-        self._guardian("snapshot()").want_snapshot()
+        self._loop.want_snapshot()
 
     def rollback(self, reason: str = "no reason given") -> None:
         """Ask for a rollback at the next step, whatever that step brings.
@@ -249,13 +250,7 @@ class StableOptimizer(Optimizer):
         Raises:
             ConfigError: There is no guard, or it has no slots.
         """
-        self._guardian("rollback()").want_rollback(reason)
-
-    def _guardian(self, what: str) -> Guardian:
-        guardian = self._loop.guardian
-        if guardian is None:
-            raise ConfigError(f"guard=False leaves {what} nothing to work with: use a guard")
-        return guardian
+        self._loop.want_rollback(reason)
 
     @property
     def verdict(self) -> Verdict | None:
@@ -267,7 +262,7 @@ class StableOptimizer(Optimizer):
     def ledger(self) -> tuple[Event, ...]:
         """Every intervention and every rise of the risk so far, oldest first."""
         self._loop.settle()
-        return tuple(self._loop.ledger.entries)
+        return tuple(self._loop.recorder.ledger.entries)
 
     @property
     def readings(self) -> Mapping[str, Mapping[str, Reading]]:
@@ -291,7 +286,7 @@ class StableOptimizer(Optimizer):
         :class:`~stableopt.StabilityGate`. A run that has just begun is not stable yet.
         """
         self._loop.settle()
-        return self._loop.stability.is_stable
+        return self._loop.recorder.stability.is_stable
 
     def summary(self) -> dict[str, Any]:
         """Return what happened so far as a dict of plain values.
@@ -314,8 +309,8 @@ class StableOptimizer(Optimizer):
         another exception is handled, in an ``except`` or a ``finally``, or where that ended the
         program. Exits with code 0, ``StopIteration`` and Optuna's ``TrialPruned`` are no failure.
         """
-        if self._loop.telemetry is not None:
-            self._loop.telemetry.ending.note()
+        if (telemetry := self._loop.recorder.telemetry) is not None:
+            telemetry.ending.note()
         self._loop.close()
 
     # The torch contract
@@ -341,7 +336,7 @@ class StableOptimizer(Optimizer):
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _eager_step(self, closure: Callable[[], Any] | None, compiling: bool) -> Any:
         if compiling:
-            self._loop.tell_untraced()
+            self._loop.warn_untraced()
         return self._loop(closure)
 
     # The inner step fires the global hooks, so torch must not add them to this one; and a
@@ -383,17 +378,16 @@ class StableOptimizer(Optimizer):
         """
         self._loop.wait()
         self._loop.settle()
-        return {**self.optimizer.state_dict(), CHECKPOINT_KEY: self._loop.state_dict()}
+        return {**self.optimizer.state_dict(), KEY: self._loop.register.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of a wrapped or of a bare optimizer."""
-        ours = state_dict.get(CHECKPOINT_KEY, {})
-        check_checkpoint(ours)  # refuse what is broken before anything moves
+        load = self._loop.prepare(state_dict.get(KEY, {}))  # refuses before anything moves
         self._loop.settle()
         self._loop.wait()
-        inner = {key: value for key, value in state_dict.items() if key != CHECKPOINT_KEY}
+        inner = {key: value for key, value in state_dict.items() if key != KEY}
         self.optimizer.load_state_dict(inner)
-        self._loop.load_state_dict(ours)
+        load()
 
     @property
     def train(self) -> Any:
@@ -421,8 +415,7 @@ class StableOptimizer(Optimizer):
         """
         # If it decides against this batch, nobody will step on it.
         self._loop.signals.end_batch()
-        guardian = self._loop.guardian
-        return guardian is not None and guardian.scaler_must_call()
+        return self._loop.scaler.must_step()
 
     @property
     def _opt_called(self) -> bool:
@@ -442,9 +435,7 @@ class StableOptimizer(Optimizer):
         raise AttributeError(f"'StableOptimizer' object has no attribute {name!r}{hint}")
 
     def __repr__(self) -> str:
-        guardian = self._loop.guardian
-        guard = "False" if guardian is None else repr(guardian.options)
-        return f"StableOptimizer(guard={guard}, {self.optimizer!r})"
+        return f"StableOptimizer(guard={self._loop.guard or False!r}, {self.optimizer!r})"
 
     def __eq__(self, other: object) -> bool:
         """Be equal to the inner optimizer: whoever follows ``.optimizer`` has met this one."""

@@ -239,7 +239,7 @@ class TestSkipped:
         weight, opt = make(*transforms)
         weight.grad = torch.ones(4, 4)
         weight.grad[0, 0] = math.nan
-        gradient, state = weight.grad.clone(), opt._loop.transforming.state_dict()
+        gradient, state = weight.grad.clone(), opt._loop.transforms.state_dict()
         opt.observe(alarm=2.0)
         opt.step()
         assert opt.verdict.action is Action.SKIP
@@ -247,7 +247,7 @@ class TestSkipped:
         assert bool((weight == 1).all())
         assert opt.ledger[0].acts == ()
         assert [known["steps"] for known in opt.summary()["transforms"]] == [0] * 4
-        assert_same(opt._loop.transforming.state_dict(), state)
+        assert_same(opt._loop.transforms.state_dict(), state)
 
     def test_what_a_line_search_did_before_it_was_undone_is_not_told(self):
         weight = nn.Parameter(torch.full((3,), 2.0))

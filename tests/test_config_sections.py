@@ -22,7 +22,7 @@ def read(config, model=None):
 
 
 def rules(opt):
-    return [str(rule.when) for rule in opt._loop.guardian.options.rules]
+    return [str(rule.when) for rule in opt._loop.guard.rules]
 
 
 def test_the_document_as_it_is_but_for_the_loss():
@@ -52,7 +52,7 @@ def test_beside_a_guard_a_preset_and_transforms():
         "transforms": [{"ClipGradNorm": {"max_norm": 1.0}}],
     }
     opt = read(config)
-    options = opt._loop.guardian.options
+    options = opt._loop.guard
     assert options.rules == (
         SignalRule("a > 1"),
         SignalRule("b < 2", response="skip", patience=3),
@@ -64,7 +64,7 @@ def test_beside_a_guard_a_preset_and_transforms():
 
 def test_a_guard_as_it_is():
     config = {"guard": Guard(every=7), "meta_escalation": {"accuracy_drop_threshold": 0.1}}
-    options = read(config)._loop.guardian.options
+    options = read(config)._loop.guard
     assert (options.every, len(options.rules)) == (7, 1)
 
 

@@ -70,8 +70,8 @@ class TestIsStable:
         found = []
         while not (found and found[-1]):
             found += run.steps(1)
-        assert run.opt._loop.ledger.steps >= failed + 4
-        assert run.opt._loop.guardian.calm
+        assert run.opt._loop.recorder.ledger.steps >= failed + 4
+        assert run.opt._loop.decider.calm
 
     def test_a_loss_that_is_not_finite_without_a_guard(self, tmp_path):
         model = nn.Linear(1, 1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stableopt.errors import StableOptError
-from stableopt.version import __version__
+from stableopt.runtime.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

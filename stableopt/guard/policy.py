@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from stableopt.errors import finite
 from stableopt.types import Action, Response, Rollback, Scope, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from stableopt.guard.options import Guard
     from stableopt.guard.ring import Ring, Slot
@@ -322,22 +323,26 @@ class Policy:
             "recovery_steps": done,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue with the counts of a checkpoint; what it lacks starts anew."""
-        fresh = Policy(self._guard)
-        known = {**fresh.state_dict(), **state}
-        self.skips_in_a_row = known["skips_in_a_row"]
-        self._spike_credit = known["spike_credit"]
-        self.attempts = known["attempts"]
-        self.tokens = min(known["tokens"], self._guard.budget)
-        self.lr_scale = known["lr_scale"]
-        self._furthest = known["furthest"]
-        self._failed_at = known["failed_at"]
-        self._progress = known["progress"]
-        self._earned = known["earned"]
-        self._recovery = (
-            (known["recovery_from"], known["recovery_steps"]) if known["recovery_from"] else None
-        )
+    def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        """Return what assigns the counts of a checkpoint; what it lacks begins anew."""
+        known = {**Policy(self._guard).state_dict(), **state}
+        for value in known.values():
+            finite(value)
+
+        def assign() -> None:
+            self.skips_in_a_row = known["skips_in_a_row"]
+            self._spike_credit = known["spike_credit"]
+            self.attempts = known["attempts"]
+            self.tokens = min(known["tokens"], self._guard.budget)
+            self.lr_scale = known["lr_scale"]
+            self._furthest = known["furthest"]
+            self._failed_at = known["failed_at"]
+            self._progress = known["progress"]
+            self._earned = known["earned"]
+            begun = known["recovery_from"]
+            self._recovery = (begun, known["recovery_steps"]) if begun else None
+
+        return assign
 
 
 def _has_spike(findings: tuple[Finding, ...]) -> bool:

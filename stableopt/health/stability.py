@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
 COOLDOWN = 50
 """Calls that a run without a guard has to be calm for."""
 
@@ -25,3 +31,11 @@ class Stability:
     def is_stable(self) -> bool:
         """Whether the run has been calm for so many calls: lost at once, regained slowly."""
         return self.calm >= self._cooldown
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the count as plain data."""
+        return {"calm": self.calm}
+
+    def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        """Return what assigns the count of a checkpoint."""
+        return partial(setattr, self, "calm", int(state.get("calm", 0)))

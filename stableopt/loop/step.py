@@ -1,13 +1,10 @@
-"""The order of a step: observe, judge, decide, act, record."""
+"""One step: observe, judge, decide, act, record."""
 
 from __future__ import annotations
 
-import logging
-import math
 import sys
-import time
 import weakref
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,134 +12,249 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from stableopt.errors import DivergenceError
-from stableopt.health.spectra.sensing import Sensed, Sensing
-from stableopt.health.stability import COOLDOWN, Stability
-from stableopt.loop.guardian import Guardian
-from stableopt.loop.lagged import LaggedStep
-from stableopt.loop.settlement import Settlement
+from stableopt.loop.attempt import Attempt, Fate
+from stableopt.loop.decide import unjudged
+from stableopt.loop.in_flight import GONE, is_sound, mean_of
+from stableopt.loop.parts import Parts
+from stableopt.loop.tame import tame
 from stableopt.runtime.scalars import read_scalars
 from stableopt.runtime.storage import has_data
-from stableopt.sensors.gradients import measure_gradients
-from stableopt.sensors.signals import Signals, loss_of, summarize_signals
-from stableopt.snapshots.state_copy import StateCopy
-from stableopt.telemetry.ledger import Ledger
-from stableopt.telemetry.setup import hyperparameters
-from stableopt.telemetry.summary import summarize
-from stableopt.transforms.chain import Transforming
-from stableopt.types import Action, Event, Finding, Observation, RiskLevel, Scope, Verdict
-from stableopt.update.closures import Replay, call_step, requires_closure, takes_closure
-from stableopt.update.compiled import CompiledUpdate
-from stableopt.update.learning_rate import is_priming, learning_rates
-from stableopt.update.traced import TracedStep
+from stableopt.sensors.gradients import measure_gradients, start_gradients
+from stableopt.sensors.signals import loss_of
+from stableopt.types import Action, Observation, Scope
+from stableopt.update.closures import call_step
+from stableopt.update.learning_rate import is_priming, known_rates, scaled_lr
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
     from torch.optim import Optimizer
 
-    from stableopt.guard import Guard
-    from stableopt.sensors import Sensors
-    from stableopt.telemetry.dispatch import Dispatcher
-    from stableopt.transforms import Transform
-    from stableopt.types import Act
-
-logger = logging.getLogger("stableopt")
+    from stableopt.health.spectra.sensed import Sensed
+    from stableopt.types import Finding, Verdict
 
 
-class StepLoop:
+class StepLoop(Parts):
     """One call is one step of the inner optimizer, or the decision not to take it.
 
-    Args:
-        optimizer: The inner optimizer.
-        model: Gives names, and buffers to protect.
-        sensors: What is measured between steps; ``None`` for nothing.
-        guard: Its options; ``None`` takes every step unjudged.
-        transforms: What changes gradients and weights in a step that is taken, in order; those
-            that parameter groups bring come after them.
-        telemetry: Where events go.
-        compiles: Options of ``torch.compile`` for the inner update; ``None`` not to compile it.
-        transforms_of: Returns the transforms that a parameter group has brought.
+    A step is an :class:`Attempt`. With ``sync="exact"`` it is judged before it is taken, with
+    ``sync="lagged"`` at the next call, and inside a graph at the next call that is not compiled:
+    until then it is in flight. Whichever it is, it is judged and concluded here.
     """
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        *,
-        model: nn.Module | None,
-        sensors: Sensors | None,
-        guard: Guard | None,
-        transforms: Sequence[Transform],
-        telemetry: Dispatcher | None,
-        compiles: Mapping[str, Any] | None = None,
-        transforms_of: Callable[[Mapping[str, Any]], Sequence[Transform]],
-    ) -> None:
-        self.optimizer = optimizer
-        self._transforms_of = transforms_of
-        self.takes_closure = takes_closure(optimizer)
-        self._evaluates_again = requires_closure(optimizer)
-        self._first_closure = True
-        self._may_undo = False
-        self._hyperparameters = hyperparameters(optimizer)
-        self.telemetry = telemetry
-        self.ledger = Ledger()
-        self.signals = Signals()
-        self.verdict: Verdict | None = None
-        self.called = False
-        self.skips_losses = guard is not None and guard.skips_losses
-        acts = guard is not None and guard.answers_risk
-        self.sensing = None if sensors is None else Sensing(optimizer, model, sensors, acts=acts)
-        self.transforming = Transforming(optimizer, model, self.sensing)
-        self.transforming.add(transforms)
-        self.guardian = None
-        if guard is not None:
-            self.guardian = Guardian(optimizer, model, guard, self.sensing, self.transforming)
-        self.stability = Stability(COOLDOWN if guard is None else guard.cooldown)
-        self.traced = TracedStep(optimizer)
-        self._told_untraced = self._told_unsettled = False
-        self._unanswered: tuple[Finding, ...] = ()
-        self._before = StateCopy()
-        lags = guard is not None and guard.sync == "lagged"
-        self.compiled = None
-        if compiles is not None:
-            take = self.traced if lags and not self.traced.obstacle else None
-            self.compiled = CompiledUpdate(optimizer, compiles, take)
-        self.lagged = LaggedStep(self) if lags else None
-        self.adopt_group_transforms()
-        self.look_at_graph()
-        if telemetry is not None:
-            telemetry.claim()
-            telemetry.send_summary(self.summary)
+    def __init__(self, optimizer: Optimizer, **options: Any) -> None:
+        super().__init__(optimizer, **options)
+        if (telemetry := self.recorder.telemetry) is not None:
             telemetry.before_exit(_weakly(self.close))
 
     def __call__(self, closure: Callable[[], Any] | None) -> Any:
-        """Run one step; see the module for its order."""
+        """Run one step."""
         self.called = True
         if not self._has_data():
             return call_step(self.optimizer, closure)
-        if self.guardian is not None:
-            self.guardian.adapt()
-        if self.lagged is not None and self.lagged.is_ready(self):
-            return self.lagged(self, closure)
+        if self.way_back is not None:
+            self.way_back.adapt()
+        if self._is_lagged():
+            return self._take_then_judge(closure)
+        return self._judge_then_take(closure)
+
+    def _judge_then_take(self, closure: Callable[[], Any] | None) -> Any:
         self.settle()
-        loss = self.evaluate(closure)
-        observation, numbers = self._observe(loss)
-        told = closure is not None or observation.loss is not None
-        if not told and is_priming(self.optimizer, _norm(observation)):
-            return self.optimizer.step()
-        sensed = self.sense()
-        verdict, result = self.decide(observation, numbers, sensed), None
-        if verdict.action is Action.TAKE:
-            tamed = observation
-            if verdict.tames and self.guardian is not None:
-                own = closure is not None and self._evaluates_again
-                verdict, tamed = self.guardian.tame(verdict, observation, own=own)
-            result, late = self._take(closure, loss, tamed)
-            if late and self.guardian is not None:
-                verdict = self.guardian.decide_on(late, self.ledger.steps)
-        self.finish(verdict, observation, sensed)
-        return result if closure is None else loss
+        loss = self.take.evaluate(closure)
+        with torch.no_grad():
+            attempt = self.observe(closure, loss)
+            if closure is None and self._is_priming(attempt.observation):
+                return self.optimizer.step()
+            attempt.sensed = self._sense()
+            verdict = self.judge(attempt)
+        self.conclude(attempt, verdict)
+        return attempt.result if closure is None else loss
+
+    def _take_then_judge(self, closure: Callable[[], Any] | None) -> Any:
+        loss = self.take.evaluate(closure)
+        self.settle()
+        with torch.no_grad():
+            sensed = self._sense()
+            if self.in_flight.gone or self.way_back is None:
+                self.in_flight.gone = False
+                self.signals.take()
+                self.conclude(Attempt(closure=closure, sensed=sensed), GONE)
+                return loss
+            losses, signals = self.signals.take()
+            losses = losses or loss_of(loss)
+            gradients = start_gradients(self.optimizer.param_groups)
+            sound = is_sound(losses if self.skips_losses else (), gradients)
+        attempt = Attempt(Observation(signals=signals), sensed=sensed, closure=closure, loss=loss)
+        attempt.lr = known_rates(self.optimizer)
+        again = self.take.closure_of(attempt, lambda: self.take.evaluate(closure))
+        decides = again is None and self.update.leaves_out
+        attempt.result = self._inner_step(lambda: self.update.take(again, ~sound))
+        self.way_back.keep_buffers_if(sound)
+        self.in_flight.add(attempt, losses, gradients, self._ask(), sound if decides else None)
+        if self.sensing is not None:
+            self.sensing.launch(self.steps + 1)
+        return attempt.result if closure is None else loss
+
+    def settle(self, *, lagged: bool = True) -> None:
+        """Judge and conclude what is in flight.
+
+        Args:
+            lagged: Whether to wait for what is on its way to the host; steps of a graph are
+                concluded in any case.
+
+        Raises:
+            DivergenceError: The run cannot go on.
+        """
+        of_graph = self.traced.called
+        if not of_graph and not (lagged and self.in_flight):
+            return
+        self.called = True
+        with torch.no_grad():
+            for attempt in self.in_flight.arrive(self.signals, self._observe_graph):
+                self.conclude(attempt, attempt.verdict or self.judge(attempt))
+        if of_graph:
+            self.traced.scale.fill_(self.lr_scale)
+            self.look_at_graph()
+
+    # observe
+
+    def observe(self, closure: Callable[[], Any] | None, loss: Any) -> Attempt:
+        """Return what is known about a step before it is taken."""
+        losses, signals = self.signals.take()
+        losses = losses or loss_of(loss)
+        if self.decider is None:
+            if self.recorder.telemetry is None and not self.transforms.wants("loss"):
+                losses = []  # not needed: do not wait for the device
+            if not self.transforms:
+                known = Observation(loss=mean_of(read_scalars(losses)), signals=signals)
+                return Attempt(known, closure=closure, loss=loss)
+        groups = self.optimizer.param_groups
+        gradients, numbers = measure_gradients(groups, beside=[*losses, *self._ask()])
+        count = len(losses)
+        known = Observation(loss=mean_of(numbers[:count]), gradients=gradients, signals=signals)
+        return Attempt(known, numbers[count:], closure=closure, loss=loss)
+
+    def _observe_graph(self) -> Attempt:
+        """Return what is known about the last step that a graph has taken."""
+        losses, signals = self.signals.take()
+        numbers = read_scalars([*losses, *self._ask()])
+        known = Observation(loss=mean_of(numbers[: len(losses)]), signals=signals)
+        return Attempt(known, numbers[len(losses) :], sensed=self._sense())
+
+    def _ask(self) -> Sequence[float | Tensor]:
+        """Return the scalars that the judge needs read."""
+        if self.decider is None:
+            return []
+        self.scaler.note_step()
+        return self.decider.detectors.start()
+
+    def _sense(self) -> Sensed:
+        sensed = self.no_readings if self.sensing is None else self.sensing.join(self.steps)
+        self.transforms.note(sensed)
+        return sensed
+
+    # judge and decide
+
+    def judge(self, attempt: Attempt) -> Verdict:
+        """Return what is to be done about an attempt: the one place where that is decided."""
+        if self.decider is None:
+            return unjudged(attempt.sensed.risen)
+        return self.decider.judge(attempt, self.steps)
+
+    # act and record
+
+    def conclude(self, attempt: Attempt, verdict: Verdict) -> None:
+        """Carry out a verdict, remember what became of it, and record it.
+
+        Raises:
+            DivergenceError: The verdict is to stop.
+        """
+        if not attempt.seen:
+            self._count_unseen(verdict)
+            return
+        if attempt.fate is Fate.OPEN and verdict.action is Action.TAKE:
+            verdict = self._take(attempt, verdict)
+        if self.way_back is not None and self.decider is not None:
+            verdict = self._act(attempt, verdict)
+        self.verdict = verdict
+        self.recorder.count(verdict)
+        if self.sensing is not None and verdict.action is Action.TAKE:
+            self.sensing.launch(self.steps)
+        event = self.recorder.record(
+            attempt,
+            verdict,
+            acts=self.transforms.tell(self.recorder.ledger.calls),
+            risk=self.risk,
+            calm=self.decider is None or self.decider.calm,
+            lr_scale=self.lr_scale,
+            often=self.sensing is not None and self.sensing.bursts,
+            summary=self.summary,
+        )
+        if verdict.action is Action.STOP and event is not None:
+            raise self.recorder.stop(event)
+
+    def _take(self, attempt: Attempt, verdict: Verdict) -> Verdict:
+        """Take the inner step, between what transforms do before and after it."""
+        observation = attempt.observation
+        if verdict.tames:
+            own = attempt.closure is not None and self.take.evaluates_again
+            verdict, observation = tame(self.optimizer, verdict, observation, own=own)
+        self.adopt_group_transforms()
+        self.transforms.before_step(observation, self.steps)
+        late: tuple[Finding, ...] = self._inner_step(lambda: self.take(attempt, self.decider))
+        if late and self.decider is not None:
+            return self.decider.decide(late, self.steps)
+        self.transforms.after_step(observation, self.lr_scale)
+        return verdict
+
+    def _inner_step(self, take: Callable[[], Any]) -> Any:
+        """Take the step such that it can be undone, with our factor on the learning rates."""
+        if self.way_back is None or self.decider is None:
+            return take()
+        self.way_back.begin(self.steps)
+        updates, scale = self.decider.detectors.updates, self.lr_scale
+        before = self.options.before(self.optimizer)
+        updates.before()
+        if scale == 1.0:
+            result = take()
+        else:
+            with scaled_lr(self.optimizer, scale):
+                result = take()
+        updates.after()
+        self.options.after(self.optimizer, before)
+        return result
+
+    def _act(self, attempt: Attempt, verdict: Verdict) -> Verdict:
+        """Restore or keep what the verdict says; return what was done in the end."""
+        assert self.way_back is not None and self.decider is not None  # noqa: S101, PT018
+        way_back, decider, step = self.way_back, self.decider, self.steps
+        taken = verdict.action is Action.TAKE
+        if attempt.of_graph or attempt.found:
+            lost = any(finding.scope is Scope.STATE for finding in verdict.findings)
+            if way_back.begun or not lost:
+                way_back.begin(step + taken)
+        verdict = way_back.go_back(verdict, step, decider)
+        if attempt.fate is Fate.OPEN:
+            way_back.keep_buffers(verdict)
+        else:
+            self.in_flight.gone = verdict.action is Action.ROLL_BACK
+        healthy = decider.note(attempt.observation, verdict, step)
+        if verdict.action is Action.TAKE and not verdict.baseline_reset:
+            if healthy:
+                way_back.keeper.ring.healthy(step)
+            now = decider.answers_risk and any(f.scope is Scope.RISK for f in verdict.findings)
+            decider.suspicious = way_back.after(step + 1, now=now)
+        return verdict
+
+    def _count_unseen(self, verdict: Verdict) -> None:
+        """Count a step that a graph has taken, and of which nothing else is known."""
+        if self.decider is not None:
+            self.decider.policy.note(verdict, self.steps)
+        self.recorder.stability.note(healthy=True)
+        self.recorder.count(verdict)
+
+    # what a step is like
 
     def _has_data(self) -> bool:
         """Return whether there is anything to look at: not on the meta device, nor in a rehearsal.
@@ -153,369 +265,25 @@ class StepLoop:
         first = next(every, None)
         return first is None or has_data(first) or any(map(has_data, every))
 
-    def finish(
-        self,
-        verdict: Verdict,
-        observation: Observation,
-        sensed: Sensed,
-        *,
-        buffers: bool = True,
-        lr: tuple[float, ...] | None = None,
-    ) -> None:
-        """Carry out what is not a step, remember it, and tell it.
+    def _is_priming(self, observation: Observation) -> bool:
+        if self.optimizer.state or observation.loss is not None:
+            return False
+        norms = observation.gradients
+        return is_priming(self.optimizer, None if norms is None else norms.total_value)
 
-        Args:
-            verdict: What was decided.
-            observation: What was known.
-            sensed: What the sensors had read.
-            buffers: Whether the model's buffers have to be kept, or put back; not if the device
-                has done that.
-            lr: The learning rates of the step, if they may have moved since.
+    def _is_lagged(self) -> bool:
+        """Return whether the step is taken before it is judged.
+
+        The first one is not: what it creates could not be undone. Nor is one that could be neither
+        left out nor undone, once it turns out that the update is not compiled.
         """
-        verdict = self._settle(verdict, observation, buffers)
-        if self.sensing is not None and verdict.action is Action.TAKE:
-            self.sensing.launch(self.ledger.steps)
-        self._record(verdict, observation, sensed, lr)
-
-    def tell_untraced(self) -> None:
-        """Say once why a step that is compiled from outside runs as Python."""
-        if not self._told_untraced:
-            self._told_untraced = True
-            reason = self.traced.obstacle or "it has a closure"
-            logger.warning("inside torch.compile step() runs as Python, all of it: %s", reason)
-
-    def tell_unsettled(self, calls: int) -> None:
-        """Say once that many compiled steps were taken that nobody looked at."""
-        if not self._told_unsettled:
-            self._told_unsettled = True
-            logger.warning(
-                "%d compiled steps were taken since the last call that is not compiled: nothing "
-                "was looked at, and no snapshot taken, in between; call opt.zero_grad() or "
-                "opt.observe() between two steps",
-                calls,
-            )
-
-    def look_at_graph(self) -> None:
-        """Find out whether a step can be traced as things are now, and what it has to keep."""
-        # compile=True has its own graph, around which buffers are kept as ever.
-        kept = [] if self.guardian is None or self.compiled else self.guardian.buffers()
-        self.traced.look(
-            transforms=bool(self.transforming), guarded=self.guardian is not None, buffers=kept
-        )
-
-    def pass_by(self) -> None:
-        """Count a step that was taken, and that nobody saw."""
-        if self.guardian is not None:
-            self.guardian.pass_by(self.ledger.steps)
-        self.stability.note(healthy=True)
-        self.ledger.calls += 1
-        self.ledger.steps += 1
-
-    def settle(self, *, lagged: bool = True) -> None:
-        """Account for steps that nobody has judged yet.
-
-        Args:
-            lagged: Whether to wait for what is on its way to the host; steps inside of compiled
-                code are accounted for in any case.
-        """
-        if self.lagged is not None and (lagged or self.traced.called):
-            self.lagged.settle(self)  # it was taken before those of a graph
-        counts = self.traced.take_counts()
-        if counts is not None:
-            Settlement(self).settle(counts)
-
-    def adopt_group_transforms(self) -> None:
-        """Take the transforms out of the parameter groups that bring some, and have them act.
-
-        Raises:
-            ConfigError: One of them cannot work.
-        """
-        bringing = [
-            (number, group)
-            for number, group in enumerate(self.optimizer.param_groups)
-            if "transforms" in group
-        ]
-        for number, group in bringing:
-            self.add_transforms(self._transforms_of(group), number)
-        for _, group in bringing:
-            del group["transforms"]
-
-    def add_transforms(self, transforms: Sequence[Transform], group: int) -> None:
-        """Have transforms act on a parameter group.
-
-        Raises:
-            ConfigError: One of them cannot work.
-        """
-        if self.lagged is not None:
-            self.lagged.check(bool(transforms))
-        self.transforming.add(transforms, group)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Give copies and pickles everything but the writers and scratch memory."""
-        return {**self.__dict__, "telemetry": None, "_before": StateCopy()}
-
-    # observe
-
-    def evaluate(self, closure: Callable[[], Any] | None) -> Any:
-        """Return what the closure does, its gradients taken; ``None`` without one."""
-        if closure is None:
-            return None
-        try:
-            with torch.enable_grad():
-                return closure()
-        except BaseException:
-            self.signals.take()  # they belong to a step that will not be
-            raise
-
-    def sense(self) -> Sensed:
-        """Return what the sensors have read since the last step."""
-        sensed = Sensed() if self.sensing is None else self.sensing.join(self.ledger.steps)
-        self.transforming.note(sensed)
-        return sensed
-
-    def _observe(self, closure_loss: Any) -> tuple[Observation, list[float]]:
-        """Return what is known about the step, and the numbers that the guardian asked for."""
-        losses, others = self.signals.take()
-        if not losses:
-            losses = loss_of(closure_loss)
-        if self.guardian is None and self.telemetry is None and not self.transforming.wants("loss"):
-            losses = []  # nobody looks at it: do not wait for the device
-        if self.guardian is None and not self.transforming:
-            return Observation(loss=_mean(read_scalars(losses)), signals=others), []
-        asked = [] if self.guardian is None else self.guardian.start()
-        return self._measure(losses, others, asked)
-
-    def _measure(
-        self,
-        losses: Sequence[float | Tensor],
-        signals: dict[str, Any],
-        asked: Sequence[float | Tensor],
-    ) -> tuple[Observation, list[float]]:
-        gradients, values = measure_gradients(self.optimizer.param_groups, beside=[*losses, *asked])
-        loss = _mean(values[: len(losses)])
-        observation = Observation(loss=loss, gradients=gradients, signals=signals)
-        return observation, values[len(losses) :]
-
-    def decide(self, observation: Observation, numbers: Sequence[float], sensed: Sensed) -> Verdict:
-        """Return what is to be done about a step, given the numbers that the guardian asked for."""
-        risen = (*self._unanswered, *sensed.risen)
-        if self.guardian is None:
-            return _unjudged(risen)
-        steps = self.ledger.steps
-        verdict = self.guardian.decide(observation, numbers, steps, risen, suspect=sensed.broken)
-        self._unanswered = risen if verdict.action is Action.SKIP else ()
-        return verdict
-
-    # act
-
-    def _take(
-        self, closure: Callable[[], Any] | None, loss: Any, observation: Observation
-    ) -> tuple[Any, tuple[Finding, ...]]:
-        """Take the step; return its result, and what was found only while it was taken."""
-        around: AbstractContextManager[None] = nullcontext()
-        if self.guardian is not None:
-            around = self.guardian.step(self.ledger.steps)
+        if not self.lags or self.way_back is None:
+            return False
         self.adopt_group_transforms()
-        self.transforming.before_step(observation, self.ledger.steps)
-        with around:
-            result, late = self._step(closure, loss)
-        if not late:
-            self.transforming.after_step(observation, self.lr_scale)
-        return result, late
+        restores = bool(self.way_back.keeper.ring.slots)
+        return self.steps > 0 and (restores or self.update.leaves_out)
 
-    def _step(
-        self, closure: Callable[[], Any] | None, loss: Any
-    ) -> tuple[Any, tuple[Finding, ...]]:
-        if closure is None or not self.takes_closure:
-            return self.update(), ()
-        replay = Replay(self.optimizer, loss, partial(self._evaluate_again, closure))
-        if self.guardian is None:
-            return self.update(replay), ()
-        self._may_undo = self._evaluates_again or self._first_closure
-        if self._may_undo:
-            self._before.take(self.optimizer)
-        try:
-            return self.update(replay), ()
-        except _BadEvaluationError as bad:
-            self._before.restore(self.optimizer)
-            return None, bad.findings
-        finally:
-            self._evaluates_again |= replay.evaluated
-            self._first_closure = False
-            if not self._evaluates_again:
-                self._before = StateCopy()  # it was for the case that it does
-
-    def update(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take a step of the inner optimizer, compiled if that was asked for.
-
-        Args:
-            closure: For an optimizer that is given one; such a step is not compiled.
-        """
-        if self.compiled is None or closure is not None:
-            if self.compiled is not None:
-                self.compiled.give_up("its step is given a closure, which it may evaluate again")
-            return call_step(self.optimizer, closure)
-        result = self.compiled()
-        if self.traced.called:
-            self.traced.forget()  # what became of it is known otherwise
-        return result
-
-    def _evaluate_again(self, closure: Callable[[], Any]) -> Any:
-        """Evaluate the closure at another point, as a line search does, and judge it."""
-        loss = self.evaluate(closure)
-        losses, signals = self.signals.take()
-        observation, _ = self._measure(losses or loss_of(loss), signals, ())
-        if self.guardian is not None and (findings := self.guardian.nonfinite(observation)):
-            if self._may_undo:
-                raise _BadEvaluationError(findings)
-            self.guardian.suspect()  # there is no way back from here but a snapshot
-        self.transforming.change_gradients(observation)
-        return loss
-
-    def _settle(
-        self,
-        verdict: Verdict,
-        observation: Observation,
-        buffers: bool,
-    ) -> Verdict:
-        """Carry out what is not a step; return what was done in the end."""
-        step = self.ledger.steps
-        if self.guardian is not None:
-            verdict = self.guardian.go_back(verdict, step)
-            if buffers:
-                self.guardian.keep_buffers(verdict)
-            self.guardian.settle(verdict, observation, step)
-        self.verdict = verdict
-        self.ledger.calls += 1
-        self.ledger.steps += verdict.action is Action.TAKE
-        if verdict.rollback is not None:
-            self.ledger.steps = verdict.rollback.to_step
-        return verdict
-
-    # record
-
-    def _record(
-        self,
-        verdict: Verdict,
-        observation: Observation,
-        sensed: Sensed,
-        lr: tuple[float, ...] | None,
-    ) -> None:
-        if verdict.action is Action.TAKE:
-            self.ledger.note_loss(observation.loss)
-        always = bool(sensed.readings) or (self.sensing is not None and self.sensing.bursts)
-        acts = self.transforming.tell(self.ledger.calls)
-        self.stability.note(healthy=self._is_healthy(verdict, observation, acts))
-        news = [act.tell() for act in acts if not act.again]
-        routine = verdict.action is Action.TAKE and not verdict.findings and not news
-        if routine and not (self.telemetry and (always or self.telemetry.wants(self.ledger.steps))):
-            return
-        event = Event(
-            call=self.ledger.calls,
-            step=self.ledger.steps,
-            action=verdict.action,
-            reason="; ".join([verdict.reason, *news] if verdict.reason else news),
-            findings=verdict.findings,
-            rollback=verdict.rollback,
-            backs_off=verdict.backs_off,
-            tames=verdict.tames,
-            baseline_reset=verdict.baseline_reset,
-            lr_scale=self.lr_scale,
-            loss=observation.loss,
-            grad_norm=_norm(observation),
-            lr=learning_rates(self.optimizer) if lr is None else lr,
-            signals=summarize_signals(observation.signals),
-            readings=sensed.readings,
-            risk=self.risk,
-            acts=acts,
-            time=time.time(),
-        )
-        if not routine:
-            self.ledger.add(event)
-            level = logging.WARNING if verdict.findings or verdict.reason else logging.INFO
-            logger.log(level, "call %d: %s: %s", event.call, event.action.value, event.reason)
-        if self.telemetry is not None:
-            self.telemetry.send(event, always=always)
-            if not routine:
-                self.telemetry.send_summary(self.summary)
-        if verdict.action is Action.STOP:
-            self._stop(event)
-
-    def _is_healthy(self, verdict: Verdict, observation: Observation, acts: Sequence[Act]) -> bool:
-        """Tell whether there was nothing about a call that stability is lost by."""
-        told = all(finding.scope is Scope.NOTICE for finding in verdict.findings)
-        taken = verdict.action is Action.TAKE and told
-        finite = observation.loss is None or math.isfinite(observation.loss)
-        risky = self.risk is not None and self.risk.rank >= RiskLevel.WARNING.rank
-        calm = self.guardian is None or self.guardian.calm
-        return taken and finite and calm and not risky and all(act.routine for act in acts)
-
-    def _stop(self, event: Event) -> None:
-        if self.telemetry is not None:
-            self.telemetry.flush()
-        weights = "those after the last update that was taken"
-        if event.rollback is not None:
-            weights = f"those of step {event.rollback.to_step}, the newest verified snapshot"
-        raise DivergenceError(
-            f"stopped at call {event.call}: {event.reason}. The weights are {weights}. Look at "
-            "the data and the layers that this error's .ledger names, at the learning rate, and "
-            "whether the gradients are reset after a step that was skipped",
-            event,
-            self.ledger.entries,
-        )
-
-    # checkpoints and summaries
-
-    @property
-    def risk(self) -> RiskLevel | None:
-        """The level that the sensors say the run is at; ``None`` while nothing is known."""
-        assessment = None if self.sensing is None else self.sensing.assessment
-        return None if assessment is None else assessment.level
-
-    @property
-    def lr_scale(self) -> float:
-        """Our factor on the learning rates."""
-        return 1.0 if self.guardian is None else self.guardian.lr_scale
-
-    def wait(self) -> None:
-        """Return once nothing reads the weights any more."""
-        if self.sensing is not None:
-            self.sensing.wait()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what :meth:`load_state_dict` needs, as plain data."""
-        guardian = {} if self.guardian is None else self.guardian.state_dict()
-        sensing = {} if self.sensing is None else {"sensing": self.sensing.to_checkpoint()}
-        transforms = {"transforms": self.transforming.state_dict()} if self.transforming else {}
-        known = {**self.ledger.state_dict(), "calm": self.stability.calm}
-        return {**known, **guardian, **sensing, **transforms}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where a checkpoint was written; what it lacks starts anew."""
-        self.ledger.load_state_dict(state)
-        self.stability.calm = int(state.get("calm", 0))
-        if self.sensing is not None:
-            self.sensing.from_checkpoint(state.get("sensing", {}))
-        self.transforming.load_state_dict(state.get("transforms", {}))
-        if self.guardian is not None:
-            self.guardian.load_state_dict(state)
-            self.guardian.accept()
-
-    def summary(self, status: str | None = None, ended_by: str | None = None) -> dict[str, Any]:
-        """Return what :meth:`stableopt.StableOptimizer.summary` promises."""
-        groups = self.optimizer.param_groups
-        guardian = self.guardian
-        setup = {
-            "optimizer": type(self.optimizer).__name__,
-            "hyperparameters": self._hyperparameters,
-            "parameters": sum(p.numel() for g in groups for p in g["params"] if has_data(p)),
-            "guard": False if guardian is None else guardian.options.as_config(),
-            "transforms": self.transforming.summary(),
-            "sensors": False if self.sensing is None else self.sensing.summary(),
-            "compiled": self.compiled is not None and (self.compiled.reason or True),
-            **({} if guardian is None else guardian.summary()),
-        }
-        return summarize(self.ledger, setup, self.telemetry, status, ended_by)
+    # the end of a run
 
     def close(self) -> None:
         """Write the last summary, let the writers and the model go; a second call does nothing."""
@@ -525,20 +293,13 @@ class StepLoop:
         disable(self._close)()
 
     def _close(self) -> None:
-        if self.guardian is not None:
-            self.guardian.close()
-        if self.telemetry is not None and not self.telemetry.closed:
+        if self.way_back is not None and self.way_back.buffers is not None:
+            self.way_back.buffers.close()
+        telemetry = self.recorder.telemetry
+        if telemetry is not None and not telemetry.closed:
             with suppress(DivergenceError), _disable_current_modes():
                 self.settle()
-            self.telemetry.close(partial(self.summary, *self.telemetry.ending.tell()))
-
-
-class _BadEvaluationError(Exception):
-    """Leaves an inner step in the middle of its line search."""
-
-    def __init__(self, findings: tuple[Finding, ...]) -> None:
-        super().__init__()
-        self.findings = findings
+            telemetry.close(partial(self.summary, *telemetry.ending.tell()))
 
 
 def _weakly(method: Callable[[], None]) -> Callable[[], None]:
@@ -551,16 +312,3 @@ def _weakly(method: Callable[[], None]) -> Callable[[], None]:
             bound()
 
     return call
-
-
-def _unjudged(risen: tuple[Finding, ...]) -> Verdict:
-    reason = "; ".join(finding.message for finding in risen)
-    return Verdict(action=Action.TAKE, reason=reason, findings=risen)
-
-
-def _norm(observation: Observation) -> float | None:
-    return None if observation.gradients is None else observation.gradients.total_value
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -16,11 +16,31 @@ if TYPE_CHECKING:
 
     from torch.optim import Optimizer
 
-    from stableopt.types import Finding, GradientNorms, Observation
+    from stableopt.types import Finding, GradientNorms, Observation, Verdict
 
 
 ROUNDING = 1e-3
 """By how much gradients that were scaled to a norm already may be above it."""
+
+
+def tame(
+    optimizer: Optimizer, verdict: Verdict, observation: Observation, *, own: bool
+) -> tuple[Verdict, Observation]:
+    """Scale down the gradients that stand out; return what was done, and the norms after it.
+
+    Args:
+        optimizer: The inner optimizer.
+        verdict: What was decided.
+        observation: What was measured.
+        own: Whether the optimizer evaluates the closure again, and steps on other gradients.
+    """
+    said = tame_memory(optimizer, verdict.findings)
+    tamed = observation
+    if not own:
+        tamed, done = tame_gradients(optimizer, observation, verdict.findings)
+        said += done
+    reason = "; ".join([verdict.reason, *said])
+    return replace(verdict, tames=bool(said), reason=reason), tamed
 
 
 @torch.no_grad()

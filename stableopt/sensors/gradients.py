@@ -79,7 +79,6 @@ class GradientMeasurement(NamedTuple):
         )
 
 
-@torch.no_grad()
 def start_gradients(param_groups: Sequence[dict[str, Any]]) -> GradientMeasurement | None:
     """Have the norm of every gradient computed; ``None`` where no parameter has a gradient.
 

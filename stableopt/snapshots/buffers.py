@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -11,8 +11,8 @@ import torch
 from torch.nn.modules.batchnorm import _NormBase
 
 from stableopt.functional import all_finite, tensor_norms, total_norm
-from stableopt.runtime.magnitudes import largest, unmasked
 from stableopt.runtime.storage import is_plain, without_overlap
+from stableopt.snapshots.buffer_slot import Slot, alike, is_spoilt, owners
 from stableopt.snapshots.forward_hooks import Hooks
 
 if TYPE_CHECKING:
@@ -31,38 +31,6 @@ LOOKS_AGAIN = 50
 
 _SWITCHES = (torch.bool, torch.uint8)
 """Dtypes of switches and masks: no forward pass counts in them."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Slot:
-    """One buffer.
-
-    Attributes:
-        module: Whose it is.
-        key: Its name there.
-        copy: What it was; ``None`` if there was nothing.
-        live: The ``id`` of the tensor that was copied; ``None`` where that is not known.
-    """
-
-    module: nn.Module
-    key: str
-    copy: Tensor | None
-    live: int | None = None
-
-    @property
-    def now(self) -> Tensor | None:
-        """What is there now."""
-        return self.module._buffers.get(self.key)
-
-    @property
-    def rebound(self) -> bool:
-        """Whether another tensor stands in its place now."""
-        return self.live is not None and self.live != id(self.now)
-
-    @property
-    def persistent(self) -> bool:
-        """Whether it is in checkpoints."""
-        return self.key not in self.module._non_persistent_buffers_set
 
 
 _Place: TypeAlias = "tuple[int, str]"
@@ -102,7 +70,7 @@ class BufferShadow:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._slots: dict[_Place, _Slot] = {}
+        self._slots: dict[_Place, Slot] = {}
         self._alive: list[Tensor | None] = []  # so that no other tensor gets the id of one
         self._infinite: set[_Place] = set()
         self._moved: dict[_Place, deque[bool]] = {}
@@ -161,7 +129,7 @@ class BufferShadow:
         """
         for place, slot in list(self._slots.items()):
             live, copy = slot.now, slot.copy
-            if live is None or copy is None or not _alike(copy, live) or not is_plain(live):
+            if live is None or copy is None or not alike(copy, live) or not is_plain(live):
                 continue
             holds = sound.to(live.device)
             if not self._goes_back(place, slot, of_batch=True):
@@ -208,7 +176,7 @@ class BufferShadow:
         self._looks += 1
         for place, slot in self._slots.items():
             live, copy = slot.now, slot.copy
-            if live is None or copy is None or not _alike(copy, live) or not is_plain(live):
+            if live is None or copy is None or not alike(copy, live) or not is_plain(live):
                 continue
             statistic = slot.persistent or not slot.rebound
             moved = statistic and not torch.equal(*without_overlap(live, copy))
@@ -222,7 +190,7 @@ class BufferShadow:
         moved = self._moved.get(place, ())
         return sum(moved) >= min(MOST, max(1, len(moved)))
 
-    def _goes_back(self, place: _Place, slot: _Slot, *, of_batch: bool) -> bool:
+    def _goes_back(self, place: _Place, slot: Slot, *, of_batch: bool) -> bool:
         """Return whether a buffer that is finite goes back.
 
         Args:
@@ -238,27 +206,27 @@ class BufferShadow:
         return known or (of_batch and self._heard and slot.persistent and flag)
 
     def _ways_back(
-        self, slots: Mapping[_Place, _Slot], *, of_batch: bool
+        self, slots: Mapping[_Place, Slot], *, of_batch: bool
     ) -> list[Callable[[], object]]:
         acts = (self._way_back_of(place, slot, of_batch) for place, slot in slots.items())
         return [act for act in acts if act is not None]
 
     def _way_back_of(
-        self, place: _Place, slot: _Slot, of_batch: bool
+        self, place: _Place, slot: Slot, of_batch: bool
     ) -> Callable[[], object] | None:
         live, copy = slot.now, slot.copy
         if live is None or not is_plain(live):
             return None
         if copy is None:
-            spoilt = _is_spoilt(live, moves=False)
+            spoilt = is_spoilt(live, moves=False)
             return partial(slot.module._buffers.__setitem__, slot.key, None) if spoilt else None
         if live.shape == copy.shape:  # if not alike, the model was moved to another dtype or device
-            spoilt = _alike(copy, live) and _is_spoilt(live, moves=self.moves(place))
+            spoilt = alike(copy, live) and is_spoilt(live, moves=self.moves(place))
             if spoilt or self._goes_back(place, slot, of_batch=of_batch):
                 target, source = without_overlap(live.data, copy)
                 return partial(target.copy_, source)  # not detach(), as in StateCopy.restore
             return None
-        if _is_spoilt(live, moves=self.moves(place)):
+        if is_spoilt(live, moves=self.moves(place)):
             anew = copy.to(live.device, copy=True)
             return partial(slot.module._buffers.__setitem__, slot.key, anew)
         return None
@@ -279,7 +247,7 @@ class BufferShadow:
         return [
             without_overlap(live, copy)[::-1]
             for copy, live in found
-            if copy is not None and live is not None and _alike(copy, live) and is_plain(live)
+            if copy is not None and live is not None and alike(copy, live) and is_plain(live)
             if live.dtype not in _SWITCHES
         ]
 
@@ -289,7 +257,7 @@ class BufferShadow:
         seen: set[int] = set()
         self._alive = []
         pairs = []
-        for module in _owners(self._model):
+        for module in owners(self._model):
             if self._hooks is not None:
                 self._hooks.add(module)
             for key, live in module._buffers.items():
@@ -300,24 +268,24 @@ class BufferShadow:
                 place = id(module), key
                 before = old.get(place)
                 copy = before.copy if before is not None and before.module is module else None
-                if live is None or copy is None or not _alike(live, copy):
+                if live is None or copy is None or not alike(live, copy):
                     self._slots[place] = self._copied(module, key)
                 else:
                     pairs.append((copy, live))
-                    self._slots[place] = _Slot(module, key, copy, id(live))
+                    self._slots[place] = Slot(module, key, copy, id(live))
         return pairs
 
     @staticmethod
-    def _copied(module: nn.Module, key: str, before: _Slot | None = None) -> _Slot:
+    def _copied(module: nn.Module, key: str, before: Slot | None = None) -> Slot:
         live = module._buffers.get(key)
         if live is None or not is_plain(live):
-            return _Slot(module, key, None)
+            return Slot(module, key, None)
         copy = None if before is None else before.copy
-        if copy is not None and _alike(copy, live):
+        if copy is not None and alike(copy, live):
             copy.copy_(live)
         else:
             copy = live.detach().clone()
-        return _Slot(module, key, copy, id(live))
+        return Slot(module, key, copy, id(live))
 
     @torch.no_grad()
     def spoilt(self) -> bool:
@@ -353,7 +321,7 @@ class BufferShadow:
         for place, slot in self._slots.items():
             before = old.get(place)
             memory = before.copy if before is not None and before.module is slot.module else None
-            if slot.copy is None or memory is None or not _alike(slot.copy, memory):
+            if slot.copy is None or memory is None or not alike(slot.copy, memory):
                 memory = None if slot.copy is None else slot.copy.clone()
             else:
                 memory.copy_(slot.copy)
@@ -389,32 +357,3 @@ class BufferShadow:
         # The model may not be filled yet: nothing here may look at it.
         self.__dict__.update(state)
         self._hooks = Hooks(self)
-
-
-def _owners(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield every module that has buffers; faster than ``modules()``."""
-    seen: set[int] = set()
-    waiting = [model]
-    while waiting:
-        module = waiting.pop()
-        if id(module) not in seen:
-            seen.add(id(module))
-            if module._buffers:
-                yield module
-            waiting.extend(child for child in module._modules.values() if child is not None)
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
-
-
-def _is_spoilt(buffer: Tensor, *, moves: bool) -> bool:
-    """Return whether a buffer has a NaN, or what is infinite or absurdly large and no mask."""
-    if not (buffer.is_floating_point() or buffer.is_complex()) or not buffer.numel():
-        return False
-    if buffer.dtype.itemsize == 1:
-        buffer = buffer.float()  # torch compares no eight-bit floats
-    if bool(torch.isnan(buffer).any()):
-        return True
-    sizes = buffer.abs() if moves else unmasked(buffer).abs()
-    return float(sizes.amax()) > largest(buffer.dtype)

@@ -96,9 +96,6 @@ class Keeper:
         What training begins with is the first snapshot, and trusted: so is what a checkpoint
         brought.
         """
-        if self._judge.accepted:
-            return
-        self._judge.accept()
         self.ring.clear()
         ticket = self._write(step, baselines()) if self.ring.slots else None
         if ticket is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stableopt.types import Action
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from stableopt.types import Event
 
@@ -83,18 +83,17 @@ class Ledger:
         """Return the clocks as plain numbers, for the optimizer's checkpoint."""
         return {"calls": self.calls, "steps": self.steps}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue the clocks of a checkpoint."""
-        self.calls, self.steps = clocks_of(state)
+    def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        """Return what assigns the clocks of a checkpoint.
 
+        Raises:
+            ValueError: They are not ints of at least 0.
+        """
+        calls, steps = state.get("calls", 0), state.get("steps", 0)
+        if not all(isinstance(clock, int) and clock >= 0 for clock in (calls, steps)):
+            raise ValueError(f"calls={calls!r} and steps={steps!r} must be ints of at least 0")
 
-def clocks_of(state: Mapping[str, Any]) -> tuple[int, int]:
-    """Return calls and steps of what :meth:`Ledger.state_dict` returned.
+        def assign() -> None:
+            self.calls, self.steps = calls, steps
 
-    Raises:
-        ValueError: It is something else.
-    """
-    calls, steps = state.get("calls", 0), state.get("steps", 0)
-    if not all(isinstance(clock, int) and clock >= 0 for clock in (calls, steps)):
-        raise ValueError(f"calls={calls!r} and steps={steps!r} must be ints of at least 0")
-    return calls, steps
+        return assign

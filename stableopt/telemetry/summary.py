@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from stableopt.runtime.version import __version__
 from stableopt.telemetry.encode import plain
 from stableopt.types import Action
-from stableopt.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,12 +19,13 @@ from stableopt.triggers.awaited import Awaited
 from stableopt.types import Act
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from stableopt.health.spectra.sensing import Sensed, Sensing
+    from stableopt.health.spectra.sensed import Sensed
+    from stableopt.health.spectra.sensing import Sensing
     from stableopt.transforms.protocol import Change, Target, Transform
     from stableopt.triggers.conditions import Evidence
     from stableopt.types import GradientNorms, Observation
@@ -238,6 +240,11 @@ class Transforming:
         for bound in self._bound:
             bound.actuator.load_state_dict(states.get(bound.key, {}))
         self._fresh = {}
+
+    def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        """Return what assigns ``state``."""
+        check_transforming(state)
+        return partial(self.load_state_dict, state)
 
     def summary(self) -> list[dict[str, Any]]:
         """Return what every transform is and has done, as plain values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,13 @@ from stableopt.triggers.signal_statistics import OF_COURSE, Course, split_metric
 from stableopt.types import Finding, Response, Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from stableopt.triggers.conditions import Leaf
     from stableopt.triggers.signal_rule import SignalRule
     from stableopt.types import Drift
+
+logger = logging.getLogger("stableopt")
 
 Range = tuple[float, float]
 """The smallest and the largest of what a metric was when it was last a number."""
@@ -160,30 +163,37 @@ class RuleBook:
         return [standing.row >= rule.patience for rule, standing in pairs]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is remembered, as plain data, by rule."""
-        pairs = zip(self._rules, self._standings, strict=True)
+        """Return what is remembered, as plain data, by the place and the condition of each rule."""
+        pairs = zip(self._keys(), self._standings, strict=True)
         return {
-            "standings": {repr(rule): [sorted(s.held), s.row] for rule, s in pairs},
+            "standings": {key: [sorted(s.held), s.row] for key, s in pairs},
             "ranges": {metric: list(ends) for metric, ends in self._known.ranges.items()},
             "undefined": sorted(self._known.undefined),
             "courses": {name: course.state_dict() for name, course in self._courses.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with it; a rule that it does not know begins anew."""
-        known = state.get("standings", {})
-        self._standings = []
-        for rule in self._rules:
-            held, row = known.get(repr(rule), ((), 0))
-            self._standings.append(_Standing(frozenset(map(str, held)), int(row)))
+    def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        """Return what assigns ``state``; a rule that it does not have begins anew."""
+        found = dict(state.get("standings", {}))
+        pairs = [found.pop(key, ((), 0)) for key in self._keys()]
+        standings = [_Standing(frozenset(map(str, held)), int(row)) for held, row in pairs]
         ranges = state.get("ranges", {})
-        self._known = _Known(
+        known = _Known(
             {str(m): (float(low), float(high)) for m, (low, high) in ranges.items()},
             set(state.get("undefined", ())) & set(self._all),
         )
-        courses = state.get("courses", {})
-        self._courses = {str(name): Course.from_state(kept) for name, kept in courses.items()}
-        self._asked = None
+        courses = {str(n): Course.from_state(kept) for n, kept in state.get("courses", {}).items()}
+
+        def assign() -> None:
+            self._standings, self._known, self._courses = standings, known, courses
+            self._asked = None
+            if found:
+                logger.warning("rules of the checkpoint that are not set now: %s", ", ".join(found))
+
+        return assign
+
+    def _keys(self) -> list[str]:
+        return [f"{i}: {rule.when}" for i, rule in enumerate(self._rules)]
 
 
 def _finding(rule: SignalRule, known: _Known) -> Finding:

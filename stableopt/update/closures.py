@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,20 +16,30 @@ if TYPE_CHECKING:
 
 
 def requires_closure(optimizer: Optimizer) -> bool:
-    """Tell whether ``step`` cannot do without a closure (LBFGS and its like).
+    """Return whether ``step`` cannot do without a closure (LBFGS and its like).
 
     Such an optimizer evaluates the closure as often as it likes, at points of its choice.
     Every other one evaluates it once, at the start, which the wrapper does in its place.
     """
-    parameter = inspect.signature(type(optimizer).step).parameters.get("closure")
+    parameter = _closure_of(_kind(optimizer))
     return parameter is not None and parameter.default is inspect.Parameter.empty
+
+
+@cache
+def _closure_of(kind: Any) -> inspect.Parameter | None:
+    return inspect.signature(kind.step).parameters.get("closure")
+
+
+def has_hooks(optimizer: Optimizer) -> bool:
+    """Return whether something of the user's is called inside of ``step``."""
+    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
 
 
 def call_step(optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
     """Take a step, with the closure as its signature has it."""
     if closure is None:
         return optimizer.step()
-    parameter = inspect.signature(type(optimizer).step).parameters.get("closure")
+    parameter = _closure_of(_kind(optimizer))
     if parameter is not None and parameter.kind is inspect.Parameter.KEYWORD_ONLY:
         step: Any = optimizer.step
         return step(closure=closure)
@@ -42,12 +53,17 @@ def takes_closure(optimizer: Optimizer) -> bool:
     their place. Of others nobody knows: sharpness-aware minimization evaluates it at another
     point, though its signature says that it can do without.
     """
-    return requires_closure(optimizer) or not _steps_like_torch(optimizer)
+    return requires_closure(optimizer) or not steps_like_torch(optimizer)
 
 
-def _steps_like_torch(optimizer: Optimizer) -> bool:
-    step = inspect.unwrap(type(optimizer).step)
-    return getattr(step, "__module__", "").startswith("torch.optim.")
+def steps_like_torch(optimizer: Optimizer) -> bool:
+    """Return whether ``step`` is one of torch's own."""
+    return _is_torchs(_kind(optimizer))
+
+
+@cache
+def _is_torchs(kind: Any) -> bool:
+    return getattr(inspect.unwrap(kind.step), "__module__", "").startswith("torch.optim.")
 
 
 class Replay:
@@ -73,7 +89,7 @@ class Replay:
         self._loss = loss
         self._again = again
         # Others write to .data, which leaves no trace in a version.
-        self._probes = not _steps_like_torch(optimizer)
+        self._probes = not steps_like_torch(optimizer)
         self._seen: object = self._fingerprint()
         self._values = self._sample()
         self.evaluated = False
@@ -106,3 +122,7 @@ class Replay:
 
 SAMPLED = 64
 """Elements of a parameter that tell whether it has moved."""
+
+
+def _kind(optimizer: Optimizer) -> Any:
+    return type(optimizer)

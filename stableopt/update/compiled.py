@@ -15,8 +15,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from stableopt.update.eager import EagerUpdate
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from stableopt.update.traced import TracedStep
 
 logger = logging.getLogger("stableopt")
 
@@ -44,7 +48,8 @@ class CompiledUpdate:
     Args:
         optimizer: The inner optimizer.
         options: For ``torch.compile``.
-        take: What takes the step in its place, inside of the graph; ``None`` for its own.
+        inside: Takes the step inside of the graph, and may leave it out; ``None`` for the
+            optimizer's own step.
 
     Attributes:
         reason: Why nothing is compiled; empty while it is.
@@ -54,36 +59,45 @@ class CompiledUpdate:
         self,
         optimizer: Optimizer,
         options: Mapping[str, Any],
-        take: Callable[[], Any] | None = None,
+        inside: TracedStep | None = None,
     ) -> None:
         self._optimizer = optimizer
         self._options = dict(options)
-        self._take = take
+        self._inside = inside
+        self._eager = EagerUpdate(optimizer)
         self._rates: list[Tensor] = []
         self._kinds: set[tuple[Any, ...]] = set()
         self._step: Callable[[Optimizer], Any] | None = None
         self.reason = ""
 
-    def __call__(self) -> Any:
-        """Take a step of the inner optimizer."""
-        self.look()
+    def take(self, closure: Callable[[], Any] | None = None, unless: Tensor | None = None) -> Any:
+        """Take a step of the inner optimizer; see :class:`~stableopt.update.eager.Update`."""
+        if closure is not None:
+            self.give_up("its step is given a closure, which it may evaluate again")
+        self._look()
         if self.reason:
-            return self._optimizer.step()
+            return self._eager.take(closure, unless)
+        if unless is not None and self._inside is not None:
+            self._inside.veto(unless)
         self._optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers ask
         if self._step is None:
             self._step = self._compile()
         with self._rates_in_tensors():
-            return self._step(self._optimizer)
+            result = self._step(self._optimizer)
+        if self._inside is not None and self._inside.called:
+            self._inside.forget()  # the host learns in another way what became of it
+        return result
 
-    def look(self) -> None:
+    def _look(self) -> None:
         """Give up if the next step cannot be compiled, as far as that is known before it."""
         if not self.reason and (reason := self._obstacle()):
             self.give_up(reason)
 
     @property
     def leaves_out(self) -> bool:
-        """Whether the graph leaves the step out where it has to."""
-        return self._take is not None and not self.reason
+        """Whether the next step is left out where it has to be."""
+        self._look()
+        return self._eager.leaves_out if self.reason else self._inside is not None
 
     def _obstacle(self) -> str:
         if any(group.get("fused") for group in self._optimizer.param_groups):
@@ -99,7 +113,7 @@ class CompiledUpdate:
     def _compile(self) -> Callable[[Optimizer], Any]:
         """Return the step with its hooks; it is traced when it is first called."""
         optimizer = self._optimizer
-        take = self._take or partial(inspect.unwrap(type(optimizer).step), optimizer)
+        take = self._inside or partial(inspect.unwrap(type(optimizer).step), optimizer)
         untraced = object()
         mine = weakref.ref(self)  # held by what it holds, it would outlive its run
 
@@ -168,7 +182,7 @@ class CompiledUpdate:
 
     def __getstate__(self) -> dict[str, Any]:
         """Give copies and pickles what a graph of their own is made from."""
-        return {"optimizer": self._optimizer, "options": self._options, "take": self._take}
+        return {"optimizer": self._optimizer, "options": self._options, "inside": self._inside}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]

@@ -52,8 +52,16 @@ def learning_rates(optimizer: Optimizer) -> tuple[float, ...]:
     return tuple(_as_float(lr) for lr in rates if isinstance(lr, (int, float, Tensor)))
 
 
+def known_rates(optimizer: Optimizer) -> tuple[float, ...] | None:
+    """Return the learning rates, unless that would wait for a device."""
+    rates = [group.get("lr") for group in optimizer.param_groups]
+    if any(isinstance(rate, Tensor) and rate.device.type != "cpu" for rate in rates):
+        return None
+    return learning_rates(optimizer)
+
+
 def is_priming(optimizer: Optimizer, grad_norm: float | None) -> bool:
-    """Tell whether this step only makes the optimizer create its state.
+    """Return whether this step only makes the optimizer create its state.
 
     :mod:`torch.distributed.checkpoint` steps a fresh optimizer with zero gradients and a
     learning rate of zero before it asks for its state dict. That is no training step.

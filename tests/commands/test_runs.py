@@ -11,7 +11,7 @@ import webbrowser
 import pytest
 from typer.testing import CliRunner
 
-from stableopt import cli
+from stableopt.commands import command_line as cli
 from stableopt.commands.watch import watch
 
 from ..report.conftest import event

@@ -98,7 +98,7 @@ def test_spikes_are_looked_for_and_snapshots_are_verified(pair):
 
     def judged(opt):
         was_left_alone(opt)
-        assert opt._loop.guardian._judge.spikes._gradient.ready
+        assert opt._loop.decider.detectors.spikes._gradient.ready
         snapshots = opt.summary()["snapshots"]
         seen.append((snapshots["taken"], sum(s["verified"] for s in snapshots["steps"])))
 

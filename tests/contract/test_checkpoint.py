@@ -137,7 +137,11 @@ def test_clocks_survive_a_checkpoint():
     assert (again.summary()["calls"], again.summary()["steps"]) == (3, 2)
 
 
-@pytest.mark.parametrize("broken", [3, "x", [1], {"calls": "many"}, {"steps": -1}, None])
+@pytest.mark.parametrize(
+    "broken",
+    "broken",
+    [3, "x", [1], {"clocks": {"calls": "many"}}, {"clocks": {"steps": -1}}, None],
+)
 def test_broken_clocks_are_refused_before_anything_moves(broken):
     w = torch.nn.Parameter(torch.ones(2))
     opt = StableOptimizer(torch.optim.SGD([w], lr=0.1))

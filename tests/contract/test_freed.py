@@ -61,15 +61,15 @@ def test_it_is_freed_at_once(name, tracks):
         opt.track(scheduler=schedule)
     train(opt, model, 12)
     if name == "telemetry":
-        opt._loop.telemetry.flush()
+        opt._loop.recorder.telemetry.flush()
     held = [weakref.ref(opt._loop), weakref.ref(opt.optimizer)]
     held.append(weakref.ref(opt.state[model[0].weight]["exp_avg"]))
-    if (guardian := opt._loop.guardian) is not None:
-        held.append(weakref.ref(guardian._keeper._snapshots[0]))
+    if (way_back := opt._loop.way_back) is not None:
+        held.append(weakref.ref(way_back.keeper._snapshots[0]))
     gc.collect()
     gc.disable()
     try:
-        del opt, schedule, guardian
+        del opt, schedule, way_back
         assert [ref() for ref in held] == [None] * len(held)
         assert not model[1]._forward_pre_hooks
     finally:

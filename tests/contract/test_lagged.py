@@ -152,13 +152,13 @@ def test_whoever_asks_waits():
     assert run.opt.summary()["steps"] == 20
     run.steps(5, first=20)
     assert run.opt.state_dict()["param_groups"]
-    assert run.opt._loop.ledger.steps == 25
+    assert run.opt._loop.recorder.ledger.steps == 25
     run.steps(1, first=25, bad=(25,))
     assert run.opt.verdict.action is Action.SKIP
     run.steps(1, first=26, bad=(26,))
     assert len(run.opt.ledger) == 2
     run.steps(1, first=27)
-    assert run.opt._loop.ledger.calls == 27  # nobody has asked
+    assert run.opt._loop.recorder.ledger.calls == 27  # nobody has asked
     assert run.opt.summary()["calls"] == 28
 
 
@@ -233,7 +233,7 @@ def test_nothing_is_waited_for_but_by_a_snapshot(sync, monkeypatch):
     monkeypatch.setattr(sent, "is_remote", lambda tensor: True)
     run = Run(sync=sync, guard={"every": 40, "confirm": 21}, sensors=())
     if sync == "lagged":
-        lane = run.opt._loop.lagged._lane = RecordingLane()
+        lane = run.opt._loop.in_flight._lane = RecordingLane()
     waiting = []
     for step in range(100):
         loss = run.loss(step)
@@ -259,7 +259,7 @@ def test_nothing_is_waited_for_but_by_a_snapshot(sync, monkeypatch):
 def test_late_numbers_give_the_same_run(monkeypatch):
     monkeypatch.setattr(sent, "is_remote", lambda tensor: True)
     run = Run().steps(1)
-    run.opt._loop.lagged._lane = LateLane()
+    run.opt._loop.in_flight._lane = LateLane()
     corrupted = [run.steps(30, first=1, bad=(9,)), Run(sync="exact").steps(31, bad=(9,))]
     assert_same(corrupted[0].everything(), corrupted[1].everything())
     assert [event.call for event in run.opt.ledger] == [10]
@@ -269,7 +269,7 @@ def test_late_numbers_give_the_same_run(monkeypatch):
 def test_a_spike_is_told_too_late_and_learned_from_by_nobody():
     run = Run().steps(60)
     run.opt.summary()  # has the last of them judged
-    before = run.opt._loop.guardian._judge.spikes.state_dict()
+    before = run.opt._loop.decider.detectors.spikes.state_dict()
     loss = run.loss(60) * 1e6
     run.opt.zero_grad()
     loss.backward()
@@ -280,7 +280,7 @@ def test_a_spike_is_told_too_late_and_learned_from_by_nobody():
     assert "too late to tame it, the step has been taken" in event.reason
     assert not event.tames
     assert {finding.kind for finding in event.findings} == {"loss_spike", "gradient_spike"}
-    after = run.opt._loop.guardian._judge.spikes.state_dict()
+    after = run.opt._loop.decider.detectors.spikes.state_dict()
     assert_same(_values(after), _values(before))
     assert run.opt.summary()["steps"] == 61
 
@@ -393,7 +393,10 @@ def test_what_costs_rollbacks_is_said(caplog):
     assert not caplog.records
     Run(lambda p: optim.AdamW(p, lr=1e-2))
     (record,) = caplog.records
-    assert "AdamW takes a batch that is not finite, and the run goes back for it" in record.message
+    assert (
+        "AdamW takes a batch that is not finite, and the run is rolled back for it"
+        in record.message
+    )
 
 
 def test_a_bad_loss_of_finite_gradients_is_told():

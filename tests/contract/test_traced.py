@@ -228,7 +228,7 @@ def test_weights_that_were_lost_while_nobody_looked_are_no_beginning(caplog):
         run.model.zero_grad()
         run.model(x).sub(1).pow(2).mean().backward()
         run.compiled()
-    with pytest.raises(DivergenceError, match="those after the last update that was taken"):
+    with pytest.raises(DivergenceError, match="those after the last step that was taken"):
         run.opt.summary()
     assert "80 compiled steps were taken since the last call" in caplog.text
     assert "before the first step" not in caplog.text

@@ -69,12 +69,12 @@ class TestSpikes:
     def test_a_warning_takes_the_step_and_teaches_nothing(self):
         run = Run(loss_spike="warn")
         run.steps(60)
-        known = run.opt.state_dict()["stableopt"]["baselines"]["loss"]["recent"]
+        known = run.opt.state_dict()["stableopt"]["spikes"]["loss"]["recent"]
         verdict = run.steps(1, loss_scale=1e4)
         assert verdict.action is Action.TAKE
         assert not verdict.baseline_reset
         assert verdict.findings[0].kind == "loss_spike"
-        assert run.opt.state_dict()["stableopt"]["baselines"]["loss"]["recent"] == known
+        assert run.opt.state_dict()["stableopt"]["spikes"]["loss"]["recent"] == known
         assert run.opt.summary()["skips"] == 0
 
     @pytest.mark.parametrize("response", ["warn", "tame", "skip"])
@@ -85,7 +85,7 @@ class TestSpikes:
             run.steps(1, loss_scale=1e4)
         assert 1 <= len(run.opt.ledger) <= 3, "some lie over four times as far out as the first"
         assert run.opt.ledger[-1].call <= 70
-        assert run.opt._loop.guardian._keeper.ring.verified()[0].step > 60
+        assert run.opt._loop.way_back.keeper.ring.verified()[0].step > 60
 
     def test_taming_takes_a_step_of_the_usual_length(self):
         run = Run()

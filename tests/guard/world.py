@@ -191,7 +191,7 @@ class World:
         for replica in self.replicas:
             counts = replica.policy.state_dict()
             replica.policy = Policy(self.guard)
-            replica.policy.load_state_dict(counts)
+            replica.policy.prepare(counts)()
         self.danger = False
         self.accounts.new_window()
         self.accounts.owed = self.accounts.progress - self.step

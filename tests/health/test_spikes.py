@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stableopt import Action, Guard, StableOptimizer
-from stableopt.health.steps.spikes import ALIKE, MEMORY, WARMUP, WINDOW, Baseline, SpikeDetector
+from stableopt.health.steps.baseline import ALIKE, MEMORY, WARMUP, WINDOW, Baseline
+from stableopt.health.steps.spikes import SpikeDetector
 from stableopt.types import GradientNorms, Observation, Scope
 
 
@@ -231,8 +232,7 @@ def test_the_baseline_is_the_median_of_the_last_values(values):
         baseline.add(value)
     recent = sorted(values[-WINDOW:])
     assert baseline.median == recent[len(recent) // 2]
-    again = Baseline()
-    again.load_state_dict(baseline.state_dict())
+    again = Baseline.from_state(baseline.state_dict())
     assert again.state_dict() == baseline.state_dict()
     assert again.score(1e31, 1.0) == baseline.score(1e31, 1.0)
 
@@ -311,7 +311,7 @@ def test_a_shift_is_never_rolled_back_and_is_data_soon(response):
 
 def test_a_flagged_value_does_not_enter_the_baseline():
     _, opt = spiking([*noisy(2.0, 0.01), 9.0, 90.0, 2.0])
-    remembered = opt.state_dict()["stableopt"]["baselines"]["loss"]
+    remembered = opt.state_dict()["stableopt"]["spikes"]["loss"]
     assert max(remembered["recent"]) < 3.0
     assert remembered["flagged"] == [[WINDOW, 9.0], [WINDOW, 90.0]]
 
@@ -394,7 +394,7 @@ def test_a_rare_class_is_learned(share):
 def test_a_loss_that_is_not_finite_never_enters_a_baseline():
     batches = [*noisy(2.0, 0.01), math.nan, math.inf, 2.0]
     _, opt = spiking(batches)
-    baselines = opt.state_dict()["stableopt"]["baselines"]
+    baselines = opt.state_dict()["stableopt"]["spikes"]
     assert all(math.isfinite(value) for value in baselines["loss"]["recent"])
 
 
@@ -414,7 +414,7 @@ def test_baselines_go_back_with_the_weights():
         if call == 24:
             w.data.fill_(math.nan)
         opt.step()
-        baselines[call + 1] = opt.state_dict()["stableopt"]["baselines"]
+        baselines[call + 1] = opt.state_dict()["stableopt"]["spikes"]
     assert opt.verdict.rollback.to_step == 20
     assert baselines[25] == baselines[20] != baselines[24]
 

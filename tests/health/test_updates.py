@@ -132,8 +132,8 @@ class TestLarge:
             run.steps(1)
             seen.add(
                 (
-                    run.opt._loop.guardian._judge.updates._look.place.place,
-                    run.opt._loop.guardian._judge.updates._look.first,
+                    run.opt._loop.decider.detectors.updates._look.place.place,
+                    run.opt._loop.decider.detectors.updates._look.first,
                 )
             )
         assert {first for place, first in seen if place == 0} == {0, MOST, 2 * MOST}

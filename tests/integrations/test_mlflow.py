@@ -141,7 +141,7 @@ def test_the_store_holds_what_the_run_said(events, tmp_path, server, make):
 def test_a_run_can_be_watched_while_it_goes(events, server, make):
     writer = make()
     opt, _ = train([writer, events], close=False)
-    opt._loop.telemetry.flush()
+    opt._loop.recorder.telemetry.flush()
     metrics, run = stored(server.uri, writer.run_id)
     assert agree(metrics, finite(rows(events.seen)))
     assert run.info.status == "RUNNING"
@@ -239,7 +239,7 @@ def test_many_metrics_are_split_into_requests(server, make, mlflow):
 def test_one_request_that_is_refused_does_not_cost_the_others(server, make, caplog):
     writer = make(run_id=None)
     opt, _ = train([writer], faults=False, steps=10, close=False)
-    opt._loop.telemetry.flush()
+    opt._loop.recorder.telemetry.flush()
     writer._files.append(JsonLines("elsewhere"))
     writer._files[0].path.unlink()
     writer._files[0].close()
@@ -296,7 +296,7 @@ def test_what_was_not_logged_while_a_server_was_away_comes_later(events, tmp_pat
     with serve(tmp_path) as server:
         writer = MLflowWriter(tracking_uri=server.uri)
         opt, _ = train([writer, events], close=False)
-        assert opt._loop.telemetry.flush(60.0)
+        assert opt._loop.recorder.telemetry.flush(60.0)
         server.stop()
         w = opt.param_groups[0]["params"][0]
         for _ in range(3):
@@ -344,7 +344,7 @@ def test_a_program_that_forgets_to_close(server, tmp_path):
         )
         w.grad = torch.ones(2)
         opt.step()
-        opt._loop.telemetry.flush()
+        opt._loop.recorder.telemetry.flush()
         print(writer.run_id, flush=True)
         raise KeyboardInterrupt
     """

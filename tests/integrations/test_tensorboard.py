@@ -70,7 +70,7 @@ def test_the_store_holds_what_the_run_said(events, tmp_path, writer_type):
 @pytest.mark.compatibility("TensorBoard", "live")
 def test_a_run_can_be_watched_while_it_goes(events, tmp_path, writer_type):
     opt, _ = train([writer_type(tmp_path), events], close=False)
-    opt._loop.telemetry.flush()
+    opt._loop.recorder.telemetry.flush()
     scalars, _ = read(tmp_path)
     assert agree(scalars, rows(events.seen))
     opt.close()

@@ -235,12 +235,12 @@ class TestHealthy:
         seen = {}
 
         def remember(optimizer, model):
-            seen["baselines"] = optimizer.state_dict()["stableopt"]["baselines"]
+            seen["baselines"] = optimizer.state_dict()["stableopt"]["spikes"]
 
         saved = torch.load(tmp_path / "checkpoint-4" / "optimizer.pt", weights_only=True)
         resumed = make(tmp_path, wrapped=callback(), callbacks=[at_step(4, remember)], **options)
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-        assert_same(seen["baselines"], saved["stableopt"]["baselines"])
+        assert_same(seen["baselines"], saved["stableopt"]["spikes"])
 
     def test_bare_and_wrapped_checkpoints_load_into_each_other(self, tmp_path):
         options = {"save_strategy": "steps", "save_steps": 4}

@@ -125,7 +125,7 @@ def test_a_program_that_forgets_to_close(tmp_path):
         for _ in range(5):
             w.grad = torch.ones(2)
             opt.step()
-        opt._loop.telemetry.flush()
+        opt._loop.recorder.telemetry.flush()
         w.grad = torch.ones(2)
         opt.step()
         raise ValueError("the data are gone")

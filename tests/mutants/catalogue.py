@@ -49,14 +49,14 @@ MUTANTS = {
     ),
     "the fused scaler protocol leaks": Mutant(
         "stableopt.optimizer",
-        "return guardian is not None and guardian.scaler_must_call()",
+        "return self._loop.scaler.must_step()",
         "return getattr(self.optimizer, '_step_supports_amp_scaling', False)",
         (f"{CHECKPOINT}::test_grad_scaler_sees_the_same_run_and_keeps_its_overflow_skips",),
     ),
     "the closure runs twice": Mutant(
-        "stableopt.loop.step",
-        "            return self.update(), ()\n        replay",
-        "            return self.optimizer.step(closure), ()\n        replay",
+        "stableopt.loop.take",
+        "return Replay(self._optimizer, attempt.loss, again)",
+        "return attempt.closure",
         (BITWISE, "-k", "AdamW-default and closure"),
     ),
     "lbfgs evaluates once more": Mutant(
@@ -91,14 +91,14 @@ MUTANTS = {
         (f"{SKIP}::test_the_batch_never_happened", "-k", "SGD-default and nan_loss"),
     ),
     "buffers are not restored": Mutant(
-        "stableopt.loop.guardian",
-        "        else:\n            self._buffers.left_out()",
+        "stableopt.loop.way_back",
+        "        else:\n            self.buffers.left_out()",
         "        else:\n            pass",
         (f"{SKIP}::test_batch_norm_statistics_never_saw_the_batch",),
     ),
     "buffers go back to the beginning": Mutant(
-        "stableopt.loop.guardian",
-        "self._buffers.taken()\n        else:",
+        "stableopt.loop.way_back",
+        "self.buffers.taken()\n        else:",
         "pass\n        else:",
         (f"{SKIP}::test_batch_norm_statistics_never_saw_the_batch",),
     ),
@@ -109,8 +109,8 @@ MUTANTS = {
         (f"{SKIP}::test_batch_norm_statistics_never_saw_the_batch",),
     ),
     "a line search is not undone": Mutant(
-        "stableopt.loop.step",
-        "self._before.restore(self.optimizer)",
+        "stableopt.loop.take",
+        "self._before.restore(self._optimizer)",
         "pass",
         (f"{SKIP}::test_lbfgs_skips_when_a_later_evaluation_is_bad",),
     ),
@@ -122,14 +122,14 @@ MUTANTS = {
     ),
     "gradients are transformed before they are judged": Mutant(
         "stableopt.loop.step",
-        "        verdict, result = self.decide(",
-        "        self.transforming.change_gradients(observation)\n"
-        "        verdict, result = self.decide(",
+        "            verdict = self.judge(attempt)\n        self.conclude",
+        "            self.transforms.change_gradients(attempt.observation)\n"
+        "            verdict = self.judge(attempt)\n        self.conclude",
         (f"{CLIP}::test_a_skipped_step_leaves_the_gradients_as_they_were",),
     ),
     "priming counts as a step": Mutant(
         "stableopt.loop.step",
-        "if not told and is_priming(self.optimizer, _norm(observation)):",
+        "if closure is None and self._is_priming(attempt.observation):",
         "if False:",
         (f"{CHECKPOINT}::test_distributed_checkpoint_primes_without_a_trace", "-k", "AdamW"),
     ),
@@ -165,8 +165,8 @@ MUTANTS = {
         (f"{SKIP}::test_too_many_skips_in_a_row_stop_the_run",),
     ),
     "the ledger forgets": Mutant(
-        "stableopt.loop.step",
-        "self.ledger.add(event)",
+        "stableopt.loop.record",
+        "ledger.add(event)",
         "pass",
         (f"{SKIP}::test_too_many_skips_in_a_row_stop_the_run",),
     ),
@@ -299,39 +299,39 @@ MUTANTS = {
         (ROLLBACK, "-k", "AdamW-default and never_saw"),
     ),
     "the options of a tracked schedule stay": Mutant(
-        "stableopt.loop.guardian",
-        "return self.tracked.has_scheduler or option in self._watch.moved",
-        "return option in self._watch.moved",
+        "stableopt.loop.way_back",
+        "return self.tracked.has_scheduler or option in self._options.moved",
+        "return option in self._options.moved",
         (ROLLBACK, "-k", "goes_back"),
     ),
     "the options of any schedule go back": Mutant(
-        "stableopt.loop.guardian",
-        "return self.tracked.has_scheduler or option in self._watch.moved",
+        "stableopt.loop.way_back",
+        "return self.tracked.has_scheduler or option in self._options.moved",
         "return True",
         (ROLLBACK, "-k", "not_tracked"),
     ),
     "options that the step moves stay": Mutant(
-        "stableopt.loop.guardian",
-        "return self.tracked.has_scheduler or option in self._watch.moved",
+        "stableopt.loop.way_back",
+        "return self.tracked.has_scheduler or option in self._options.moved",
         "return self.tracked.has_scheduler",
         (ROLLBACK, "-k", "ScheduleFree"),
     ),
     "the scale of a scaler is halved after it was restored": Mutant(
-        "stableopt.loop.guardian",
+        "stableopt.loop.way_back",
         "forgive_overflow(scaler)",
         "pass",
         (f"{TRACKED}::test_everything_goes_back_together",),
     ),
     "a scaler never hears of lost weights": Mutant(
-        "stableopt.loop.guardian",
-        "return self._asked_by_scaler > (self._asks or 1) and bool(self._judge.damage())",
+        "stableopt.loop.scaler",
+        "return self._asked > (self._usual or 1) and way_back.is_damaged()",
         "return False",
         (f"{TRACKED}::test_everything_goes_back_together",),
     ),
     "a scaler that asks twice has all weights read": Mutant(
-        "stableopt.loop.guardian",
-        "self._asked_by_scaler > (self._asks or 1)",
-        "self._asked_by_scaler > 1",
+        "stableopt.loop.scaler",
+        "self._asked > (self._usual or 1)",
+        "self._asked > 1",
         (f"{KEEPER}::TestWhatUsersDo::test_a_scaler_that_asks_several_times_costs_no_scan",),
     ),
     "noise is replayed for ever": Mutant(
@@ -348,9 +348,9 @@ MUTANTS = {
     ),
     # Promise 3: what was flagged enters no baseline; nothing is healthy unlooked at.
     "flagged values become normal": Mutant(
-        "stableopt.loop.guardian",
-        "        self._policy.note(verdict, step, endangered=endangered)\n",
-        "        self._judge.learn(observation)\n",
+        "stableopt.loop.decide",
+        "        self.policy.note(verdict, step, endangered=endangered)\n",
+        "        self.detectors.learn(observation)\n",
         (f"{SPIKES}::test_a_flagged_value_does_not_enter_the_baseline",),
     ),
     "a shift is rolled back": Mutant(
@@ -366,9 +366,9 @@ MUTANTS = {
         (f"{SPIKES}::test_what_was_seen_is_a_tail",),
     ),
     "baselines do not go back": Mutant(
-        "stableopt.loop.guardian",
-        'self._judge.spikes.load_state_dict(baselines["spikes"])',
-        "pass",
+        "stableopt.loop.parts",
+        'self.register.add("spikes", self.decider.detectors.spikes, restored=True)',
+        'self.register.add("spikes", self.decider.detectors.spikes, restored=False)',
         (f"{SPIKES}::test_baselines_go_back_with_the_weights",),
     ),
     "near zero everything is a spike": Mutant(
@@ -427,8 +427,8 @@ MUTANTS = {
         (f"{KEEPER}::TestSafety::test_a_snapshot_that_was_damaged_at_rest_is_given_up",),
     ),
     "a checkpoint keeps the ring": Mutant(
-        "stableopt.loop.guardian",
-        "self._keeper.forget()",
+        "stableopt.loop.way_back",
+        "self.keeper.forget()",
         "pass",
         (f"{KEEPER}::TestSafety::test_loading_a_checkpoint_empties_the_ring",),
     ),
@@ -453,8 +453,8 @@ MUTANTS = {
     # Promise 6: resume.
     "clocks are not loaded": Mutant(
         "stableopt.optimizer",
-        "self._loop.load_state_dict(ours)",
-        "pass",
+        "        load()\n",
+        "        pass\n",
         (f"{CHECKPOINT}::test_clocks_survive_a_checkpoint",),
     ),
     "copies share the loop": Mutant(

@@ -25,13 +25,13 @@ HEALTHY_MUTANTS = {
         (f"{SPIKES}::TestGradient",),
     ),
     "a gradient is data once it was seen twice": Mutant(
-        "stableopt.health.steps.spikes",
+        "stableopt.health.steps.baseline",
         "ALIKE = 3",
         "ALIKE = 2",
         (f"{SPIKES}::TestGradient",),
     ),
     "what was flagged is remembered for ever": Mutant(
-        "stableopt.health.steps.spikes",
+        "stableopt.health.steps.baseline",
         "while self._flagged and self._flagged[0][0] < self._count - MEMORY:",
         "while False:",
         (f"{SPIKES}::TestGradient",),
@@ -61,7 +61,7 @@ HEALTHY_MUTANTS = {
         ("tests/health/test_blame.py::TestGroups",),
     ),
     "a tamed batch moves running statistics": Mutant(
-        "stableopt.loop.guardian",
+        "stableopt.loop.way_back",
         "if verdict.action is Action.TAKE and not verdict.tames:",
         "if verdict.action is Action.TAKE:",
         (f"{SPIKES}::test_a_tamed_batch_leaves_no_statistics",),
@@ -104,8 +104,8 @@ HEALTHY_MUTANTS = {
         (f"{SYMPTOMS}::test_training_goes_on_bit_for_bit", "-k", "exact"),
     ),
     "the device leaves it out": Mutant(
-        "stableopt.loop.lagged",
-        "(losses if loop.skips_losses else ())",
+        "stableopt.loop.step",
+        "losses if self.skips_losses else ()",
         "losses",
         (f"{SYMPTOMS}::test_training_goes_on_bit_for_bit", "-k", "lagged"),
     ),
@@ -122,14 +122,14 @@ HEALTHY_MUTANTS = {
         (f"{SYMPTOMS}::test_a_batch_that_reaches_buffers_is_left_out",),
     ),
     "a NaN is healthy if the gradients are": Mutant(
-        "stableopt.loop.guardian",
-        "return observation.loss is not None and not math.isfinite(observation.loss)",
-        "return False",
+        "stableopt.loop.decide",
+        "self.endangered or (loss is not None and not math.isfinite(loss))",
+        "self.endangered",
         (f"{SYMPTOMS}::test_nothing_is_called_healthy_by_it",),
     ),
     # Parameters that come and go.
     "nobody sees that parameters have come": Mutant(
-        "stableopt.loop.guardian",
+        "stableopt.loop.way_back",
         "if not self._judge.has_same_parameters():",
         "if False:",
         (f"{MEMBERS}::TestGoingBack",),
@@ -171,7 +171,7 @@ HEALTHY_MUTANTS = {
         (f"{MEMBERS}::test_a_restore_that_fails_half_way_has_changed_nothing",),
     ),
     "a rare batch is scaled down to nothing": Mutant(
-        "stableopt.health.steps.spikes",
+        "stableopt.health.steps.baseline",
         "max(self.largest, -math.inf if self.first_median is None else self.first_median)",
         "self.largest",
         (f"{SPIKES}::test_what_is_usual_is_never_less_than_at_the_beginning",),
@@ -222,7 +222,7 @@ HEALTHY_MUTANTS = {
         (f"{FAMILY}::test_what_is_not_finite_in_an_optimizer_that_shares_its_state_is_named",),
     ),
     "nothing more is said of eps": Mutant(
-        "stableopt.loop.guardian",
+        "stableopt.loop.decide",
         "[verdict.reason, *vanishing_eps(self._optimizer)]",
         "[verdict.reason]",
         (f"{MESSAGES}::test_it_is_said_of_what_becomes_half_later_and_where_the_run_stops",),
@@ -247,13 +247,13 @@ HEALTHY_MUTANTS = {
         (f"{BUFFERS}::test_what_cannot_be_compared_is_left_alone",),
     ),
     "a cache with a NaN stays": Mutant(
-        "stableopt.snapshots.buffers",
+        "stableopt.snapshots.buffer_slot",
         "    if bool(torch.isnan(buffer).any()):\n        return True\n",
         "",
         (f"{BUFFERS}::TestCaches", f"{BUFFERS}::TestWhatTheUserChanges"),
     ),
     "a mask of infinities is damage": Mutant(
-        "stableopt.snapshots.buffers",
+        "stableopt.snapshots.buffer_slot",
         "sizes = buffer.abs() if moves else unmasked(buffer).abs()",
         "sizes = buffer.abs()",
         (f"{BUFFERS}::TestCaches", f"{BUFFERS}::TestWhatTheUserChanges"),
@@ -316,7 +316,7 @@ HEALTHY_MUTANTS = {
     # Closures.
     "who can do without a closure gets none": Mutant(
         "stableopt.update.closures",
-        "return requires_closure(optimizer) or not _steps_like_torch(optimizer)",
+        "return requires_closure(optimizer) or not steps_like_torch(optimizer)",
         "return requires_closure(optimizer)",
         (f"{CLOSURES}::test_it_is_what_the_optimizer_does", "-k", "SAM"),
     ),
@@ -327,8 +327,8 @@ HEALTHY_MUTANTS = {
         (f"{CLOSURES}::test_it_is_what_the_optimizer_does", "-k", "data"),
     ),
     "an evaluation at another point is not undone": Mutant(
-        "stableopt.loop.step",
-        "self._evaluates_again |= replay.evaluated",
+        "stableopt.loop.take",
+        "self.evaluates_again |= closure.evaluated",
         "pass",
         (f"{CLOSURES}::test_a_bad_evaluation_at_another_point_is_undone",),
     ),
@@ -365,7 +365,7 @@ HEALTHY_MUTANTS = {
     ),
     # What is deleted is freed.
     "a loop holds itself": Mutant(
-        "stableopt.loop.step",
+        "stableopt.loop.record",
         "        self.ledger = Ledger()\n",
         "        self.ledger = Ledger()\n        self._itself = self\n",
         (f"{FREED}::test_it_is_freed_at_once", "-k", "default"),
@@ -396,8 +396,8 @@ HEALTHY_MUTANTS = {
     # Where a batch ends.
     "an overflow is no end of a batch": Mutant(
         "stableopt.optimizer",
-        "        self._loop.signals.end_batch()\n        guardian",
-        "        guardian",
+        "        self._loop.signals.end_batch()\n        return self._loop.scaler",
+        "        return self._loop.scaler",
         (f"{BATCH}::test_an_overflow_that_a_scaler_leaves_out",),
     ),
     "gradients that are reset are no end of a batch": Mutant(
@@ -439,8 +439,8 @@ HEALTHY_MUTANTS = {
     ),
     "a resumed run measures under other names": Mutant(
         "stableopt.health.spectra.sensing",
-        "return renamed(self.state_dict(), self._targets.places)",
-        "return self.state_dict()",
+        "return renamed(state, self._targets.places)",
+        "return state",
         ("tests/sensors/test_checkpoint.py",),
     ),
 }

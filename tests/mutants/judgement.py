@@ -37,9 +37,9 @@ JUDGEMENT_MUTANTS = {
         ),
     ),
     "a spike that is only warned of is the new normal": Mutant(
-        "stableopt.loop.guardian",
-        "        if spikes:\n            self._judge.spikes.note_spike()",
-        "        if False:\n            self._judge.spikes.note_spike()",
+        "stableopt.loop.decide",
+        "        if spiked:\n            spikes.note_spike()",
+        "        if False:\n            spikes.note_spike()",
         (f"{CAUSES}::TestSpikes::test_a_warning_takes_the_step_and_teaches_nothing",),
     ),
     "a rule that runs out of skips resets baselines": Mutant(
@@ -105,15 +105,15 @@ JUDGEMENT_MUTANTS = {
         ("tests/health/test_inspection.py", "-k", "underflow"),
     ),
     "snapshots are trusted while a rule acts": Mutant(
-        "stableopt.loop.guardian",
-        "if self._rules.endangered:",
+        "stableopt.loop.decide",
+        "if self.rules.endangered:",
         "if False:",
         (f"{RULES}::TestMemory",),
     ),
     "rules do not go back": Mutant(
-        "stableopt.loop.guardian",
-        'self._rules.load_state_dict(baselines["rules"])',
-        "pass",
+        "stableopt.loop.parts",
+        'self.register.add("rules", self.decider.rules, restored=True)',
+        'self.register.add("rules", self.decider.rules, restored=False)',
         (f"{RULES}::TestMemory::test_it_goes_back_with_the_weights",),
     ),
     "a run is stable at once": Mutant(
@@ -123,9 +123,9 @@ JUDGEMENT_MUTANTS = {
         (f"{GATE}::TestIsStable",),
     ),
     "an open episode is stable": Mutant(
-        "stableopt.loop.guardian",
-        "return self._policy.attempts == 0 and self._rules.calm",
-        "return self._rules.calm",
+        "stableopt.loop.decide",
+        "return self.policy.attempts == 0 and self.rules.calm",
+        "return self.rules.calm",
         (f"{GATE}::TestIsStable::test_a_rollback_ends_it_until_the_episode_is_over",),
     ),
     "a gate escalates whatever happens": Mutant(
@@ -363,7 +363,7 @@ JUDGEMENT_MUTANTS = {
         (f"{ESCALATION}::test_rounding_costs_no_step_of_the_learning_rate",),
     ),
     "a rollback that cannot be is a step": Mutant(
-        "stableopt.loop.guardian",
+        "stableopt.loop.way_back",
         "if goes_back and verdict.action is Action.TAKE:",
         "if False:",
         (ESCALATION,),

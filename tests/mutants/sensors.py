@@ -123,9 +123,9 @@ SENSOR_MUTANTS = {
         (f"{SENSING}::TestFailures::test_a_sensor_that_fails_is_undefined_and_told_once",),
     ),
     "what a sensor sees broken is left to the scan": Mutant(
-        "stableopt.loop.guardian",
-        "if (self._suspect or (suspect and self._judge.accepted)) and not findings:",
-        "if self._suspect and not findings:",
+        "stableopt.loop.decide",
+        "if not findings and (self.suspicious or (suspicious and self.detectors.accepted)):",
+        "if not findings and self.suspicious:",
         (f"{SENSING}::TestFailures::test_a_weight_that_is_not_finite_is_never_healthy",),
     ),
     # Schedule.
@@ -167,9 +167,9 @@ SENSOR_MUTANTS = {
         (f"{SENSING}::TestReproducibility::test_a_resumed_run_reads_the_same",),
     ),
     "readings do not go back": Mutant(
-        "stableopt.loop.guardian",
-        'self._sensing.load_state_dict(baselines["sensing"])',
-        "pass",
+        "stableopt.loop.parts",
+        'self.register.add("sensors", self.sensing, restored=True)',
+        'self.register.add("sensors", self.sensing, restored=False)',
         (f"{SENSING}::TestReproducibility::test_readings_go_back_with_the_weights",),
     ),
     "a reading is taken twice": Mutant(
@@ -207,9 +207,9 @@ SENSOR_MUTANTS = {
         ),
     ),
     "a snapshot of a danger is trusted": Mutant(
-        "stableopt.loop.guardian",
-        "        if not (spikes or self._endangered() or _is_symptom(observation)):\n",
-        "        if True:\n",
+        "stableopt.loop.decide",
+        "return not (spiked or endangered)",
+        "return True",
         (f"{RESPONSES}::TestResponses::test_a_snapshot_of_a_danger_is_not_trusted",),
     ),
     "an instability is repeated as it was": Mutant(

@@ -120,9 +120,9 @@ TRAINER_MUTANTS = {
         (f"{STUDY}::TestJournal::test_half_a_record_is_taken_off_and_the_search_goes_on",),
     ),
     "what was declined is asked for": Mutant(
-        "stableopt.loop.guardian",
-        "if name not in self.tracked.declined]",
-        "if name]",
+        "stableopt.loop.way_back",
+        "if lacks and n not in self.tracked.declined]",
+        "if lacks]",
         ("tests/contract/test_tracked.py::test_what_is_declined_is_not_asked_for",),
     ),
 }

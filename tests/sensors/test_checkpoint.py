@@ -59,7 +59,7 @@ def test_names_may_be_others(kind, named):
 def test_what_a_model_calls_them_is_what_is_told():
     first = Run("spectral", named=False, with_model=True).train(40)
     state = copied(first.opt.state_dict())
-    assert set(state["stableopt"]["sensing"]["monitor"]["weights"]) == {"0.0", "0.2", "0.4"}
+    assert set(state["stableopt"]["sensors"]["monitor"]["weights"]) == {"0.0", "0.2", "0.4"}
     second = Run("spectral", named=False, with_model=True)
     second.opt.load_state_dict(state)
     assert set(second.opt.readings) == set(first.opt.readings) == {f"{i}.weight" for i in range(3)}
@@ -71,7 +71,7 @@ def test_a_checkpoint_by_names_is_read():
     """As versions before wrote them."""
     first = Run("spectral", named=True).train(40)
     state = copied(first.opt.state_dict())
-    state["stableopt"]["sensing"] = first.opt._loop.sensing.state_dict()
+    state["stableopt"]["sensors"] = first.opt._loop.sensing.state_dict()
     second = Run("spectral", named=True)
     second.opt.load_state_dict(state)
     assert set(second.opt.readings) == set(first.opt.readings)

@@ -311,7 +311,7 @@ class TestReproducibility:
         train(model, opt, 3)
         before = values(opt)
         state = opt.state_dict()
-        state["stableopt"] = {**state["stableopt"], "sensing": broken}
+        state["stableopt"] = {**state["stableopt"], "sensors": broken}
         with pytest.raises(ConfigError, match="is not what state_dict"):
             opt.load_state_dict(state)
         assert_same(values(opt), before)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stableopt import Action, ConfigError, DivergenceError, Guard, StableOptimizer
-from stableopt.guard import memory
+from stableopt.snapshots import memory
 from stableopt.testing import corrupt_weight, flip_bit
 from tests.contract.bits import assert_same
 from tests.contract.scenario import copied
@@ -75,7 +75,7 @@ class TestMemory:
             assert snapshots["slot_bytes"] == live
             assert snapshots["bytes_at_most"] == slots * live
             held = {}
-            for snapshot in opt._loop.guardian._keeper._snapshots:
+            for snapshot in opt._loop.way_back.keeper._snapshots:
                 storages(memory_of(snapshot), held)
                 storages([c for _, c in snapshot._buffers.items()], held)
             assert sum(held.values()) == snapshots["bytes"] <= snapshots["bytes_at_most"]
@@ -84,7 +84,7 @@ class TestMemory:
     def test_nothing_is_allocated_after_the_first_step(self):
         model, opt = start(slots=3, every=2)
         train(model, opt)
-        keeper = opt._loop.guardian._keeper
+        keeper = opt._loop.way_back.keeper
 
         def pointers():
             out = {}
@@ -117,7 +117,7 @@ class TestMemory:
     def test_running_out_of_it_later_costs_a_snapshot_and_no_run(self, monkeypatch, caplog):
         model, opt = start(every=2)
         train(model, opt, steps=3)
-        keeper = opt._loop.guardian._keeper
+        keeper = opt._loop.way_back.keeper
 
         def full(*_):
             raise MemoryError("no memory is left")
@@ -276,9 +276,9 @@ class TestWhatUsersDo:
     def test_a_scaler_that_asks_several_times_costs_no_scan(self, asks, monkeypatch):
         """Lightning asks three times before each step, and so it is when a step is left out."""
         model, opt = start()
-        looked, damage = [], opt._loop.guardian._judge.damage
+        looked, damage = [], opt._loop.decider.detectors.damage
         monkeypatch.setattr(
-            opt._loop.guardian._judge, "damage", lambda: (looked.append(1), damage())[1]
+            opt._loop.decider.detectors, "damage", lambda: (looked.append(1), damage())[1]
         )
         for call in range(12):
             told = [opt._step_supports_amp_scaling for _ in range(asks)]
@@ -332,7 +332,7 @@ class TestSafety:
         """By a single bit, the lowest: nothing that could be told from its value."""
         model, opt = start(every=2, confirm=2, slots=4)
         train(model, opt, steps=12)
-        keeper = opt._loop.guardian._keeper
+        keeper = opt._loop.way_back.keeper
         snapshot = keeper._snapshots[keeper.ring.sound()[0].index]
         copies = {
             "weight": lambda: snapshot._state._params[0],
@@ -396,7 +396,7 @@ class TestSafety:
     def test_snapshots_that_were_all_damaged_are_told_with_the_end(self):
         model, opt = start(every=2, confirm=2, slots=3)
         train(model, opt, steps=12)
-        for snapshot in opt._loop.guardian._keeper._snapshots:
+        for snapshot in opt._loop.way_back.keeper._snapshots:
             flip_bit(snapshot._state._params[0], 5, index=3)
         corrupt_weight(opt, math.nan)
         with pytest.raises(DivergenceError, match="3 snapshots were found damaged and given up"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stableopt import ConfigError, Guard
-from stableopt.guard import memory
+from stableopt.snapshots import memory
 from stableopt.snapshots.memory import plan_memory
 from stableopt.snapshots.tree_copy import Memory
 

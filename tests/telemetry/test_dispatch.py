@@ -24,7 +24,7 @@ def test_events_arrive_in_order_at_every_writer(events):
 
     other = Other()
     opt = make([events, other])
-    opt._loop.telemetry.flush()  # else the first summary may be made at the end
+    opt._loop.recorder.telemetry.flush()  # else the first summary may be made at the end
     for _ in range(7):
         opt.step()
     opt.close()
@@ -73,7 +73,7 @@ def test_a_writer_that_hangs_does_not_stop_the_loop(caplog, monkeypatch):
         opt.step()
     assert opt.summary()["telemetry"]["dropped"] == 16
     assert sum("too slow" in r.message for r in caplog.records) == 1
-    opt._loop.telemetry.close(dict, timeout=0.01)
+    opt._loop.recorder.telemetry.close(dict, timeout=0.01)
     assert any("did not finish" in r.message for r in caplog.records)
     assert opt.summary()["telemetry"]["dropped"] == 20
     release.set()
@@ -91,7 +91,7 @@ def test_after_close_the_optimizer_goes_on_and_tells_nobody(events):
         opt.step()
     assert len(events.seen) == 1
     assert opt.summary()["skips"] == 6
-    (channel,) = opt._loop.telemetry._channels
+    (channel,) = opt._loop.recorder.telemetry._channels
     assert all(item is None for item in channel._queue.queue)
 
 
@@ -106,7 +106,7 @@ def test_a_slow_writer_holds_nobody_else_up(events, monkeypatch):
     opt = make([Stuck(), events])
     for _ in range(30):
         opt.step()
-    opt._loop.telemetry.close(lambda: {"status": "closed"}, timeout=2.0)
+    opt._loop.recorder.telemetry.close(lambda: {"status": "closed"}, timeout=2.0)
     assert len(events.seen) == 30
     assert events.summaries[-1] == {"status": "closed"}
     assert events.closed == 1
@@ -175,7 +175,7 @@ def test_a_flush_reaches_what_a_writer_holds_back(events):
     opt = make(writer)
     opt.step()
     opt.step()
-    assert opt._loop.telemetry.flush()
+    assert opt._loop.recorder.telemetry.flush()
     assert writer.flushed == 2
     opt.close()
 
@@ -193,7 +193,7 @@ def test_closing_waits_as_long_as_a_writer_asks_for(events, monkeypatch):
     writer = Slow()
     opt = make(writer)
     threading.Timer(0.05, release.set).start()
-    opt._loop.telemetry.close(dict, timeout=0.0)
+    opt._loop.recorder.telemetry.close(dict, timeout=0.0)
     assert writer.closed == 1
 
 

@@ -51,10 +51,10 @@ def test_interventions_always_and_healthy_steps_now_and_then(tmp_path):
 
 def test_the_summary_is_there_from_the_start_and_counts_to_the_end(tmp_path):
     opt, w = make(tmp_path)
-    opt._loop.telemetry.flush()
+    opt._loop.recorder.telemetry.flush()
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "running"
     train(opt, w, 4, bad=(1,))
-    opt._loop.telemetry.flush()
+    opt._loop.recorder.telemetry.flush()
     assert json.loads((tmp_path / "summary.json").read_text())["skips"] == 1
     opt.close()
     opt.close()
@@ -93,7 +93,7 @@ def test_a_killed_run_leaves_readable_files(tmp_path):
             opt.step()
             step += 1
             if step == 200:
-                opt._loop.telemetry.flush()
+                opt._loop.recorder.telemetry.flush()
                 print("ready", flush=True)
     """
     run = subprocess.Popen(
@@ -134,7 +134,7 @@ def test_a_full_disk_is_reported_once_and_training_goes_on(tmp_path, monkeypatch
     opt, w = make(JsonLines(tmp_path, every=1))
     real = os.write
     full = True
-    (channel,) = opt._loop.telemetry._channels
+    (channel,) = opt._loop.recorder.telemetry._channels
 
     def write(fd, data):
         if full and fd == channel.writer._file:
@@ -144,7 +144,7 @@ def test_a_full_disk_is_reported_once_and_training_goes_on(tmp_path, monkeypatch
 
     monkeypatch.setattr(os, "write", write)
     train(opt, w, 5)
-    opt._loop.telemetry.flush()
+    opt._loop.recorder.telemetry.flush()
     full = False
     train(opt, w, 3)
     opt.close()

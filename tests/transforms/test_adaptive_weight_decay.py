@@ -220,7 +220,7 @@ class TestDecoupled:
         opt.param_groups[0]["lr"] = torch.tensor(0.1)
         step(opt, alarm=2.0)
         assert float(weight.detach()[0, 0]) == pytest.approx(math.exp(-0.55))
-        opt._loop.guardian._policy.lr_scale = 0.5
+        opt._loop.decider.policy.lr_scale = 0.5
         step(opt, alarm=2.0)
         assert float(weight.detach()[0, 0]) == pytest.approx(math.exp(-0.575))
 
@@ -251,7 +251,7 @@ class TestDecoupled:
         states = {}
         for _ in range(4):
             step(opt, alarm=2.0)
-            states[opt._loop.ledger.steps] = opt.state_dict()["stableopt"]["transforms"]
+            states[opt._loop.recorder.ledger.steps] = opt.state_dict()["stableopt"]["transforms"]
         opt.rollback()
         step(opt, alarm=2.0)
         assert opt.verdict.action is Action.ROLL_BACK

@@ -67,7 +67,7 @@ def step(model, opt, scale=1.0):
 
 
 def actuators(opt):
-    return [bound.actuator for bound in opt._loop.transforming._bound]
+    return [bound.actuator for bound in opt._loop.transforms._bound]
 
 
 def found(opt, number=0):
@@ -287,7 +287,7 @@ class TestMetrics:
 
     def test_any_other_name_is_a_signal(self, model):
         opt = wrap(model, AdaptiveWeightDecay(when="overfitting > 1"))
-        assert not opt._loop.transforming.reads
+        assert not opt._loop.transforms.reads
 
     def test_parameters_that_no_sensor_visits(self, model):
         sensors = Sensors(use=(SpectralNorm(),), params=["first.*"])

@@ -464,16 +464,16 @@ class TestMemory:
         model, opt = self.make()
         run(model, opt, 2)
         twin = copy.deepcopy(opt)
-        assert opt._loop.transforming._bound[1].previous.copies
-        assert twin._loop.transforming._bound[1].previous.copies == []
+        assert opt._loop.transforms._bound[1].previous.copies
+        assert twin._loop.transforms._bound[1].previous.copies == []
 
     def test_the_memory_is_taken_once(self):
         model, opt = self.make()
         run(model, opt, 1)
-        copies = opt._loop.transforming._bound[1].previous.copies
+        copies = opt._loop.transforms._bound[1].previous.copies
         places = [tensor.data_ptr() for tensor in copies]
         run(model, opt, 2, 1)
-        assert [t.data_ptr() for t in opt._loop.transforming._bound[1].previous.copies] == places
+        assert [t.data_ptr() for t in opt._loop.transforms._bound[1].previous.copies] == places
 
     def test_weights_that_change_their_dtype_are_copied_anew(self):
         model, opt = self.make()

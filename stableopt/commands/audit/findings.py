@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from stableopt.runtime.version import __version__
 from stableopt.types import Standing
-from stableopt.version import __version__
 
 if TYPE_CHECKING:
     from pathlib import Path

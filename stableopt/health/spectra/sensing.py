@@ -7,12 +7,13 @@ import math
 import time
 import zlib
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
 from stableopt.health.spectra.monitor import Monitor
-from stableopt.health.spectra.risk import is_broken
+from stableopt.health.spectra.renamed import renamed
+from stableopt.health.spectra.sensed import Sensed
 from stableopt.health.spectra.tiers import TIERS, standing_of
 from stableopt.sensors.governor import Governor
 from stableopt.sensors.options import RISKS
@@ -22,7 +23,7 @@ from stableopt.sensors.targets import Targets
 from stableopt.types import Finding, Reading, RiskLevel, Scope, Standing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch import nn
     from torch.optim import Optimizer
@@ -37,6 +38,9 @@ BURST = 20
 """Steps that telemetry records one by one after the risk has risen."""
 
 
+_Remembered: TypeAlias = "tuple[Monitor, dict[str, dict[str, Tensor]], int, int]"
+
+
 class _Launch(NamedTuple):
     """All that was started after one step."""
 
@@ -44,23 +48,6 @@ class _Launch(NamedTuple):
     round: Round
     shapes: dict[str, tuple[int, int]]
     heads: frozenset[str]
-
-
-class Sensed(NamedTuple):
-    """What the sensors told at one step.
-
-    Attributes:
-        readings: Everything that was read.
-        risen: The risk, if its level is ``WARNING`` or more and higher than before.
-    """
-
-    readings: tuple[Reading, ...] = ()
-    risen: tuple[Finding, ...] = ()
-
-    @property
-    def broken(self) -> bool:
-        """Whether a weight was found not to be finite."""
-        return any(is_broken(reading) for reading in self.readings)
 
 
 class Sensing:
@@ -91,14 +78,14 @@ class Sensing:
         self._runner = Runner()
         self._told = False
         self._burst = 0
-        self._forget()
-
-    def _forget(self) -> None:
         self._launched: _Launch | None = None
-        self._monitor = Monitor(self.options.risk, self.options.sampler.spacing)
+        self._monitor = self._new_monitor()
         self._memories: dict[str, dict[str, Tensor]] = {}
         self._turn = 0
         self._measured = self._postponed = -1
+
+    def _new_monitor(self) -> Monitor:
+        return Monitor(self.options.risk, self.options.sampler.spacing)
 
     @property
     def weights(self) -> Mapping[str, WeightHealth]:
@@ -196,7 +183,7 @@ class Sensing:
         self.waits += launch.round.late
         readings: list[Reading] = []
         for task, result in self._runner.finish(launch.round):
-            readings += self._read(launch, task, result)
+            readings += self._readings(launch, task, result)
         self._governor.charge(launch.round.device_seconds)
         before = self.assessment
         self._monitor.take(readings, launch.shapes, launch.step)
@@ -206,7 +193,7 @@ class Sensing:
         self._governor.charge(time.perf_counter() - began)
         return Sensed(tuple(readings), risen)
 
-    def _read(self, launch: _Launch, task: Task, result: Result | None) -> list[Reading]:
+    def _readings(self, launch: _Launch, task: Task, result: Result | None) -> list[Reading]:
         """Turn what came of a visit into readings, and remember what the next one starts from."""
         sensor, name = task.sensor, task.visit.name
         self._remember(sensor, name, None if result is None else result.memory)
@@ -278,45 +265,54 @@ class Sensing:
     def state_dict(self) -> dict[str, Any]:
         """Return what is remembered: plain data, and the tensors that sensors start from.
 
-        What is under way has no part in it: it is started anew from the same weights.
+        Weights are named by where they stand: their names may change. Measurements in progress
+        are left out: they are started again from the same weights.
         """
-        return {
+        self._targets.weights()
+        state = {
             "turn": self._turn,
             "measured": self._measured,
             "memories": {metric: dict(known) for metric, known in self._memories.items()},
             "monitor": self._monitor.state_dict(),
         }
+        return renamed(state, self._targets.places)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with what a checkpoint or a snapshot remembers; nothing begins anew.
+    def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        """Return what assigns ``state``, of a checkpoint or a snapshot.
 
         Raises:
             AttributeError, KeyError, TypeError, ValueError: :meth:`state_dict` has not made it.
         """
-        self.wait()
-        self._forget()
+        self._read(state)
+
+        def assign() -> None:
+            self.wait()
+            self._launched, self._postponed = None, -1
+            # Now, because the names of the weights may have been loaded with the optimizer.
+            self._monitor, self._memories, self._turn, self._measured = self._read(state)
+
+        return assign
+
+    def _read(self, state: Mapping[str, Any]) -> _Remembered:
+        monitor = self._new_monitor()
         if not state:
-            return
-        self._turn, self._measured = int(state["turn"]), int(state["measured"])
+            return monitor, {}, 0, -1
         weights = self._targets.weights()
-        for metric, known in state["memories"].items():
-            self._memories[str(metric)] = {
+        named = renamed(state, {place: name for name, place in self._targets.places.items()})
+        turn, measured = int(named["turn"]), int(named["measured"])
+        if turn < 0 or named["monitor"]["kind"] not in RISKS:
+            raise ValueError(f"turn={turn} with risk={named['monitor']['kind']!r}")
+        memories: dict[str, dict[str, Tensor]] = {}
+        for metric, known in named["memories"].items():
+            if not all(isinstance(v, Tensor) and v.dim() == 1 for v in known.values()):
+                raise TypeError(f"memories[{metric!r}] must be vectors")
+            memories[str(metric)] = {
                 name: vector.to(weights[name].device)
                 for name, vector in known.items()
                 if name in weights
             }
-        self._monitor.load_state_dict(state["monitor"])
-
-    def to_checkpoint(self) -> dict[str, Any]:
-        """Return what is remembered, weights by where they stand: their names may change."""
-        self._targets.weights()
-        return renamed(self.state_dict(), self._targets.places)
-
-    def from_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Go on with what :meth:`to_checkpoint` returned."""
-        self._targets.weights()
-        names = {place: name for name, place in self._targets.places.items()}
-        self.load_state_dict(renamed(state, names) if state else state)
+        monitor.load_state_dict(named["monitor"])
+        return monitor, memories, turn, measured
 
     def __getstate__(self) -> dict[str, Any]:
         """Give copies and pickles nothing that is under way: it is started anew."""
@@ -352,74 +348,3 @@ def _is_unjudged(health: WeightHealth) -> bool:
     """Tell whether no limit applies to a weight: an output layer, or one too small for them."""
     limited = [reading for metric, reading in dict(health.readings).items() if metric in TIERS]
     return bool(limited) and all(reading.standing is Standing.UNJUDGED for reading in limited)
-
-
-def renamed(state: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Return what :meth:`Sensing.state_dict` has made with other names for the weights.
-
-    Args:
-        state: It.
-        names: New ones by old ones; others stay as they are.
-    """
-
-    def keys(known: Mapping[str, Any]) -> dict[str, Any]:
-        return {names.get(name, name): value for name, value in known.items()}
-
-    def where(told: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        if told is None:
-            return None
-        new = [names.get(name, name) for name in told["where"]]
-        reason = told["reason"]
-        for old, name in zip(told["where"][:1], new, strict=False):
-            if reason.startswith(f"{old}:"):
-                reason = name + reason[len(old) :]
-            elif reason.endswith(f" {old}"):
-                reason = reason[: -len(old)] + name
-        return {**told, "where": new, "reason": reason}
-
-    monitor, risk = state["monitor"], dict(state["monitor"]["risk"])
-    if "held" in risk:
-        risk["held"] = where(risk["held"])
-    if "points" in risk:
-        risk["points"] = [{**point, "values": keys(point["values"])} for point in risk["points"]]
-    weights = {
-        name: {
-            **health,
-            "drifts": [{**d, "name": names.get(d["name"], d["name"])} for d in health["drifts"]],
-        }
-        for name, health in keys(monitor["weights"]).items()
-    }
-    return {
-        **state,
-        "memories": {metric: keys(known) for metric, known in state["memories"].items()},
-        "monitor": {
-            **monitor,
-            "weights": weights,
-            "suspects": sorted(names.get(name, name) for name in monitor["suspects"]),
-            "corrected": sorted(names.get(name, name) for name in monitor.get("corrected", ())),
-            "courses": keys(monitor["courses"]),
-            "risk": risk,
-            "assessment": where(monitor["assessment"]),
-        },
-    }
-
-
-def check_sensing(state: Mapping[str, Any]) -> None:
-    """Try to read what :meth:`Sensing.state_dict` has made, or has not.
-
-    Raises:
-        AttributeError, KeyError, TypeError, ValueError: It has not.
-    """
-    if not state:
-        return
-    if int(state["turn"]) < 0:
-        raise ValueError(state["turn"])
-    int(state["measured"])
-    for known in state["memories"].values():
-        for vector in known.values():
-            if not isinstance(vector, Tensor) or vector.dim() != 1:
-                raise TypeError(vector)
-    monitor = state["monitor"]
-    if monitor["kind"] not in RISKS:
-        raise ValueError(monitor["kind"])
-    Monitor(monitor["kind"], 1).load_state_dict(monitor)

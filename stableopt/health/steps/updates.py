@@ -49,6 +49,7 @@ class _Course:
     largest: float = 0.0
     still: int = 0
     since: int = 0
+    rests: bool = False
 
 
 @dataclass(slots=True)
@@ -57,7 +58,7 @@ class _Look:
     old: Tensor
     unit: float
     first: int
-    slope: Tensor
+    slope: Tensor | None
     asked: list[float | Tensor]
 
 
@@ -77,7 +78,8 @@ class UpdateWatch:
         optimizer: The inner optimizer.
 
     Cost:
-        A copy of, and two norms over, at most 65,536 elements per step.
+        A copy of, two norms and a count over, at most 65,536 elements per step; of a weight whose
+        last look has shown elements at rest two counts more.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -90,7 +92,6 @@ class UpdateWatch:
         # What searches along a line stands still where it has arrived.
         self._looks = not requires_closure(optimizer)
 
-    @torch.no_grad()
     def before(self) -> None:
         """Copy a part of the weight whose turn it is; the inner update comes next."""
         self._look, self._calls = None, self._calls + 1
@@ -103,15 +104,18 @@ class UpdateWatch:
         weight = parameter_at(self._optimizer, place)
         if weight is None or weight.grad is None or not _is_plain(weight, weight.grad):
             return
-        looks = self._courses.setdefault(place, _Course(since=self._calls)).looks
-        first = MOST * (looks % max(1, weight.numel() // MOST))
+        course = self._courses.get(place)
+        if course is None:
+            course = self._courses[place] = _Course(since=self._calls)
+        first = MOST * (course.looks % max(1, weight.numel() // MOST))
         part = weight.detach().reshape(-1)[first : first + MOST]
-        slope = weight.grad.detach().reshape(-1)[first : first + MOST] != 0
+        slope = None
+        if course.rests:
+            slope = weight.grad.detach().reshape(-1)[first : first + MOST] != 0
         rate = self._optimizer.param_groups[place.group].get("lr", math.nan)
         unit = math.sqrt(part.numel() / weight[0].numel())
         self._look = _Look(place, part.clone(), unit, first, slope, [rate])
 
-    @torch.no_grad()
     def after(self) -> None:
         """Measure how far it was moved."""
         if self._look is None:
@@ -122,8 +126,10 @@ class UpdateWatch:
         if part is None or part.shape != look.old.shape:
             self._look = None
             return
-        sloped, still = look.slope.sum(), (look.slope & (part == look.old)).sum()
-        look.asked += [sloped, still, *tensor_norms([part - look.old, look.old])]
+        moved = part - look.old
+        look.asked += [torch.count_nonzero(moved), *tensor_norms([moved, look.old])]
+        if look.slope is not None:
+            look.asked += [look.slope.sum(), (look.slope & (part == look.old)).sum()]
 
     def start(self) -> list[float | Tensor]:
         """Return the numbers that :meth:`findings` needs read."""
@@ -139,13 +145,15 @@ class UpdateWatch:
             names: Returns those of the parameters.
         """
         look, self._look = self._look, None
-        if look is None or len(numbers) < 5:
+        if look is None or len(numbers) < 4:
             return ()
-        rate, sloped, unmoved, moved, size = numbers
+        rate, changed, moved, size, *counts = numbers
         course = self._courses[look.place]
         course.looks += 1
         if not all(map(math.isfinite, (moved, size))) or size == 0:
             return ()
+        course.rests = changed < look.old.numel()
+        sloped, unmoved = counts or (0.0, 0.0)
         still = rate > 0 and sloped > 0 and unmoved >= SHARE * sloped
         course.still = course.still + 1 if still else 0
         if course.still == 0:

@@ -178,7 +178,6 @@ class Inspection:
 
     # the screen
 
-    @torch.no_grad()
     def start(self) -> list[Tensor]:
         """Return the scalars that tell whether anything is suspicious; no synchronisation."""
         norms = tensor_norms([tensor for _, tensor, _ in self._norms]) if self._norms else []
@@ -196,7 +195,6 @@ class Inspection:
             excesses += torch._foreach_max(allowed)
         return excesses
 
-    @torch.no_grad()
     def faults(self, values: Sequence[float]) -> list[tuple[str, Label]]:
         """Return kind and place of every fault, given the numbers of :meth:`start`."""
         numbers = iter(values)

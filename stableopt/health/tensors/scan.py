@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from stableopt.health.tensors.inspector import Inspector
     from stableopt.snapshots.buffers import BufferShadow
 
+_SMALLEST = 1 << 16
+"""Elements, overhead included, below which a part is not worth a step of its own."""
+
 _OVERHEAD = 1 << 12
 """What starting the checks of one part costs, in elements that are read in the same time."""
 
@@ -102,7 +105,7 @@ class RotatingScan:
         """Cut the parameters into as many parts of about equal cost as there are steps."""
         known = positions(self._optimizer)
         total = sum(p.numel() + _OVERHEAD for p in known.values())
-        quota = max(1, total / self._period)
+        quota = max(_SMALLEST, total / self._period)
         parts: list[list[_Part]] = [[] for _ in range(self._period)]
         spent = 0.0
         for place, parameter in known.items():

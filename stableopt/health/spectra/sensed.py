@@ -1,0 +1,27 @@
+"""What the sensors have read between two steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from stableopt.health.spectra.risk import is_broken
+
+if TYPE_CHECKING:
+    from stableopt.types import Finding, Reading
+
+
+class Sensed(NamedTuple):
+    """What the sensors told at one step.
+
+    Attributes:
+        readings: Everything that was read.
+        risen: The risk, if its level is ``WARNING`` or more and higher than before.
+    """
+
+    readings: tuple[Reading, ...] = ()
+    risen: tuple[Finding, ...] = ()
+
+    @property
+    def broken(self) -> bool:
+        """Whether a weight was found not to be finite."""
+        return any(is_broken(reading) for reading in self.readings)

@@ -1,0 +1,43 @@
+"""A gradient scaler that asks whether to step, and may never step again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stableopt.loop.way_back import WayBack
+
+
+class ScalerWatch:
+    """Counts how often a scaler asks before it steps.
+
+    A scaler that finds an overflow does not call the optimizer. If weights are not finite it finds
+    one every time, and the run would be lost without a word: when it asks more often than it has
+    before any step (torch once, Lightning three times), the weights are looked at.
+
+    Args:
+        way_back: Has the buffers that a batch may have changed; ``None`` without a guard.
+    """
+
+    def __init__(self, way_back: WayBack | None) -> None:
+        self._way_back = way_back
+        self._asked = 0
+        self._usual: int | None = None
+
+    def must_step(self) -> bool:
+        """Return whether the scaler has to call the optimizer whatever it has found."""
+        way_back = self._way_back
+        if way_back is None:
+            return False
+        way_back.has_scaler = True
+        self._asked += 1
+        if way_back.buffers is not None and way_back.buffers.spoilt():
+            # The scaler will skip this batch: what it did to the running statistics stays.
+            way_back.buffers.left_out()
+        return self._asked > (self._usual or 1) and way_back.is_damaged()
+
+    def note_step(self) -> None:
+        """Remember how often it asked before a step."""
+        if self._asked:
+            self._usual = self._asked if self._usual is None else min(self._usual, self._asked)
+            self._asked = 0

@@ -1,0 +1,28 @@
+"""Warnings that are logged once."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, MutableSet
+
+logger = logging.getLogger("stableopt")
+
+
+def warn_once(
+    said: MutableSet[object], key: Hashable, message: str, *arguments: object, level: int = 30
+) -> None:
+    """Log a message, unless that of the same key was logged before.
+
+    Args:
+        said: The keys so far.
+        key: Of the message.
+        message: As for :func:`logging.warning`.
+        *arguments: As for :func:`logging.warning`.
+        level: Of the record; a warning if not given.
+    """
+    if key not in said:
+        said.add(key)
+        logger.log(level, message, *arguments)
