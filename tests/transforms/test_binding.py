@@ -25,7 +25,7 @@ from stableopt import (
     layers,
 )
 from stableopt.sensors import Sensors, SpectralNorm
-from stableopt.transforms import Change, Needs, NothingSelectedError, Phase, WhereFound
+from stableopt.transforms import Change, Found, Needs, NothingSelectedError, Phase, WhereFound
 from stableopt.transforms.selection import Selection, selection
 from tests.contract.bits import assert_same
 from tests.sensors.runs import DENSE
@@ -66,12 +66,8 @@ def step(model, opt, scale=1.0):
     opt.step()
 
 
-def actuators(opt):
-    return [bound.actuator for bound in opt._loop.transforming._bound]
-
-
 def found(opt, number=0):
-    return {target.name for target in actuators(opt)[number].targets}
+    return {target.name for target in opt._loop.transforming._bound[number].found.targets}
 
 
 def counts(opt):
@@ -567,25 +563,14 @@ class Shift:
     routine = False
     needs = Needs()
 
-    def bind(self, site):
-        return Shifter(self.by, site.targets)
+    def find(self, site):
+        return Found(site.targets)
 
-
-class Shifter:
-    def __init__(self, by, targets):
-        self.by, self.targets, self.done = by, targets, 0
-
-    def act(self, moment):
-        self.done += 1
-        for target in self.targets:
-            moment.parameter(target).add_(self.by)
-        return [Change(t.name, torch.tensor(0.0), self.by) for t in self.targets]
-
-    def state_dict(self):
-        return {"done": self.done}
-
-    def load_state_dict(self, state):
-        self.done = state.get("done", 0)
+    def act(self, view, found, memory):
+        memory["done"] = memory.get("done", 0) + 1
+        for target in found.targets:
+            view.parameter(target).add_(self.by)
+        return [Change(t.name, torch.tensor(0.0), self.by) for t in found.targets]
 
 
 class Plain:
@@ -596,9 +581,8 @@ class Plain:
     metric = "plain"
     routine = True
     needs = Needs()
-
-    def bind(self, site):
-        return Shifter(0.0, site.targets)
+    by = 0.0
+    find, act = Shift.find, Shift.act
 
 
 class TestCustom:
@@ -619,37 +603,34 @@ class TestCustom:
         assert all(type(number) is float for number in event.acts[0].before + event.acts[0].after)
         assert_same(events.seen[0].acts, event.acts)
 
-    @pytest.mark.parametrize("transform", [Shift(0.0), Plain(), WhereFound(Plain())])
-    def test_what_it_remembers_is_found_again(self, model, transform):
-        opt = wrap(model, transform)
+    @pytest.mark.parametrize("make", [lambda: Shift(0.0), Plain, lambda: WhereFound(Plain())])
+    def test_what_it_remembers_is_found_again(self, model, make):
+        opt = wrap(model, make())
         for _ in range(3):
             step(model, opt)
-        anew = type(transform)(*(() if isinstance(transform, Plain) else [0.0]))
-        if isinstance(transform, WhereFound):
-            anew = WhereFound(Plain())
-        again = wrap(model, anew)
+        again = wrap(model, make())
         again.load_state_dict(opt.state_dict())
-        assert actuators(again)[0].done == 3
+        (memory,) = again.state_dict()["stableopt"]["transforms"]["states"].values()
+        assert memory == {"done": 3}
 
-    @pytest.mark.parametrize(
-        "thing", [Shift, Plain, 3, None, object(), lambda: None, Shifter(0.0, ())]
-    )
+    @pytest.mark.parametrize("thing", [Shift, Plain, 3, None, object(), lambda: None, Found(())])
     def test_what_is_no_transform_is_refused(self, model, thing):
         with pytest.raises(ConfigError, match=r"^transforms has .* is no transform: see"):
             wrap(model, thing)
 
-    def test_what_binds_to_no_actuator_is_refused(self, model):
+    @pytest.mark.parametrize("thing", [None, [], ()])
+    def test_what_returns_something_else_than_found_is_refused(self, model, thing):
         class Nothing(Plain):
-            def bind(self, site):
-                return None
+            def find(self, site):
+                return thing
 
-        with pytest.raises(ConfigError, match=r"whose bind\(\) returned None: it must return"):
+        with pytest.raises(ConfigError, match=r"whose find\(\) returned .*: it must return"):
             wrap(model, Nothing())
 
     def test_what_finds_nothing_is_refused(self, model):
         class Nothing(Plain):
-            def bind(self, site):
-                return Shifter(0.0, ())
+            def find(self, site):
+                return Found(())
 
         with pytest.raises(NothingSelectedError, match="finds no parameter that it can act on"):
             wrap(model, Nothing())
