@@ -254,8 +254,8 @@ class Transforming:
         unused, new = ", ".join(sorted(there - here)), ", ".join(sorted(here - there))
         if there and here != there:
             logger.warning(
-                "the checkpoint was written with other transforms:%s%s to continue with their state, "
-                "give the same transforms= in the same order",
+                "the checkpoint was written with other transforms:%s%s give the same transforms= "
+                "in the same order to continue with their state",
                 f" its state of {unused} is not used;" if unused else "",
                 f" it has no state of {new}, which starts anew;" if new else "",
             )
