@@ -155,17 +155,10 @@ class Transforming:
         return any(signal in bound.told for bound in self._bound)
 
     def _view(self, observation: Observation, lr_scale: float) -> StepView:
-        return StepView(
-            self._site,
-            self._sensing,
-            observation.gradients,
-            step=self._step,
-            # The later evaluations of a line search do not observe every signal again.
-            signals={**self._signals, **signals_of(observation)},
-            fresh=self._fresh,
-            peaks=self._peaks,
-            lr_scale=lr_scale,
-        )
+        # The later evaluations of a line search do not observe every signal again.
+        signals = {**self._signals, **signals_of(observation)}
+        known = (self._site, self._sensing, observation.gradients, self._fresh, self._peaks)
+        return StepView(self._step, signals, *known, lr_scale)
 
     @torch.no_grad()
     def _act(self, view: StepView, phase: Phase) -> None:

@@ -146,9 +146,8 @@ class QKClip:
                 continue
             limit = self.limit * (self.slack if measured is None else 1.0)
             alone = sum(other is measured for other in told) == 1
-            tensors = view.named(_names_of(block.layout))
-            logits = _logits(view, block.layout, tensors, measured, alone)
-            changes += _clip(block, tensors, logits, limit)
+            logits = _logits(view, block.layout, measured, alone)
+            changes += _clip(view, block, logits, limit)
         return changes
 
 
@@ -166,13 +165,7 @@ class _Block(NamedTuple):
     scaled: list[str]
 
 
-def _logits(
-    view: StepView,
-    layout: AttentionLayout,
-    tensors: Mapping[str, Tensor],
-    measured: Any,
-    alone: bool,
-) -> Tensor:
+def _logits(view: StepView, layout: AttentionLayout, measured: Any, alone: bool) -> Tensor:
     """Return the largest logit of each head, as it was measured or as the weights allow."""
     # A tensor for several blocks may have as many entries as one has heads: it is not by heads.
     by_head = by_heads(measured, layout.heads) if alone else None
@@ -188,7 +181,7 @@ def _logits(
             layout.heads,
             layout.name,
         )
-    bound = logit_bound(layout, tensors)
+    bound = logit_bound(layout, view.named(_names_of(layout)))
     if measured is None:
         return bound
     # One number for several heads: those that cannot be beyond the limit are left alone.
@@ -196,14 +189,13 @@ def _logits(
     return torch.where(torch.isnan(bound), largest, torch.minimum(bound, largest))
 
 
-def _clip(
-    block: _Block, tensors: Mapping[str, Tensor], logits: Tensor, limit: float
-) -> list[Change]:
+def _clip(view: StepView, block: _Block, logits: Tensor, limit: float) -> list[Change]:
     layout = block.layout
     # Only heads beyond the limit itself: rounding must not repeat what was done.
     beyond = torch.isfinite(logits) & (logits > limit * (1 + ROOM))
     if not bool(beyond.any()):
         return []
+    tensors = view.named(_names_of(layout))
     # What is not finite is left for the guard to see.
     beyond = beyond & _finite(layout, tensors).to(beyond.device)
     logits = torch.where(beyond, logits, torch.zeros_like(logits))

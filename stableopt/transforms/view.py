@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stableopt.sensors.gradients import measure_gradients
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from stableopt.types import GradientNorms
 
 
+@dataclass
 class StepView:
     """What a transform can read and change in a step.
 
@@ -28,28 +30,16 @@ class StepView:
         signals: What was given to ``observe()`` for this step.
     """
 
-    def __init__(
-        self,
-        site: Site,
-        sensing: Sensing | None,
-        gradients: GradientNorms | None,
-        *,
-        step: int,
-        signals: Mapping[str, Any],
-        fresh: Mapping[str, set[str]],
-        peaks: Mapping[int, float],
-        lr_scale: float,
-    ) -> None:
-        self.step = step
-        self.signals = signals
-        self._site = site
-        self._sensing = sensing
-        self._gradients = gradients
-        self._fresh = fresh
-        self._peaks = peaks
-        self._lr_scale = lr_scale
-        self._bound: Bound | None = None
-        self._changed: set[tuple[int, int]] = set()
+    step: int
+    signals: Mapping[str, Any]
+    _site: Site
+    _sensing: Sensing | None
+    _gradients: GradientNorms | None
+    _fresh: Mapping[str, set[str]]
+    _peaks: Mapping[int, float]
+    _lr_scale: float
+    _bound: Bound | None = None
+    _changed: set[tuple[int, int]] = field(default_factory=set)
 
     def turn_to(self, bound: Bound) -> None:
         """Prepare for the transform that acts next."""
