@@ -384,7 +384,7 @@ TRANSFORM_MUTANTS = {
     "shared keys are scaled": Mutant(
         "stableopt.transforms.qk_clip",
         "q, k = qk_scales(logits, goal, kv_heads=layout.key_heads)",
-        "q, k = qk_scales(logits, goal)\n            k = k[: layout.key_heads]",
+        "q, k = qk_scales(logits, goal)\n        k = k[: layout.key_heads]",
         (f"{QK}::TestWeightsAlone::test_where_heads_share_keys_the_queries_take_all_of_it",),
     ),
     "a tensor for all blocks is one by heads": Mutant(
