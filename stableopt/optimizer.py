@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim import Optimizer
 
-from stableopt.config import checks
+from stableopt.config import checks, reader
 from stableopt.errors import ConfigError
 from stableopt.loop.step import StepLoop
 
@@ -122,18 +122,18 @@ class StableOptimizer(Optimizer):
         _refuse_wrapped(optimizer)
         self.optimizer = checks.check_optimizer(optimizer)
         self._take_its_name()
-        options = checks.make_guard(guard)
+        options = reader.make_guard(guard)
         if options is not None:
             checks.check_single_process(optimizer)
         self._loop = StepLoop(
             optimizer,
             model=checks.check_model(model, optimizer),
-            sensors=checks.make_sensors(sensors, options),
+            sensors=reader.make_sensors(sensors, options),
             guard=options,
-            transforms=checks.make_transforms(transforms),
-            telemetry=checks.make_telemetry(telemetry),
+            transforms=reader.make_transforms(transforms),
+            telemetry=reader.make_telemetry(telemetry),
             compiles=checks.check_compile(compile, optimizer),
-            transforms_of=checks.group_transforms,
+            transforms_of=reader.group_transforms,
         )
         self._close_at_exit()
 
@@ -166,9 +166,7 @@ class StableOptimizer(Optimizer):
             >>> guard["max_skips"]
             3
         """
-        from stableopt.config.reader import arguments_from  # builds on everything there is
-
-        return cls(optimizer, model=model, **arguments_from(config))
+        return cls(optimizer, model=model, **reader.arguments_from(config))
 
     # What stableopt adds
 
@@ -361,7 +359,7 @@ class StableOptimizer(Optimizer):
         """
         checks.check_group(param_group)
         self._loop.settle()
-        transforms = checks.group_transforms(param_group)
+        transforms = reader.group_transforms(param_group)
         self._loop.wait()
         bare = {key: value for key, value in param_group.items() if key != "transforms"}
         self.optimizer.add_param_group(bare)

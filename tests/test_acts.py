@@ -23,7 +23,7 @@ from stableopt import (
 )
 from stableopt.sensors import Sampler, Sensors, SpectralNorm
 from stableopt.telemetry import read_events
-from stableopt.transforms import Change, Needs, Phase
+from stableopt.transforms import Change, Found, Needs, Phase
 from stableopt.transforms.chain import QUIET
 from stableopt.types import Act
 from tests.contract.bits import assert_same
@@ -165,18 +165,11 @@ class Nudge:
     routine = False
     needs = Needs()
 
-    def bind(self, site):
-        self.targets = site.targets
-        return self
+    def find(self, site):
+        return Found(site.targets)
 
-    def act(self, moment):
-        return [Change(target.name, 1.0, 2.0) for target in self.targets]
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state):
-        pass
+    def act(self, view, found, memory):
+        return [Change(target.name, 1.0, 2.0) for target in found.targets]
 
 
 class TestSummary:

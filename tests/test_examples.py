@@ -16,6 +16,11 @@ SHOWS = {
         "back at step 64",
         "integrity OK",
     ),
+    "arc_config.py": (
+        "accuracy.drop > 0.05",
+        "solver_logits.magnitude > 50",
+        "LoRANormClamp(limit=3.0",
+    ),
     "compiled_loop.py": (
         "call 61: skip, because",
         "call 121: roll_back, because",

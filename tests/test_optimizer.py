@@ -15,7 +15,14 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from stableopt import ClipGradNorm, ConfigError, DivergenceError, Guard, StableOptimizer
+from stableopt import (
+    ClipGradNorm,
+    ConfigError,
+    DivergenceError,
+    Guard,
+    SignalRule,
+    StableOptimizer,
+)
 
 
 @pytest.fixture
@@ -279,6 +286,23 @@ class TestFromConfig:
         opt.close()
         assert (tmp_path / "summary.json").exists()
 
+    def test_rules_as_text_and_with_options_beside_a_preset(self, adamw):
+        rules = ["a > 1", {"when": "b < 2", "response": "skip", "patience": 3}]
+        config = {"preset": "gradience", "guard": {"rules": rules}}
+        options = StableOptimizer.from_config(adamw, config)._loop.guardian.options
+        assert options.rules == (
+            SignalRule("a > 1"),
+            SignalRule("b < 2", response="skip", patience=3),
+        )
+        assert options.max_weight == 1e6
+
+    def test_the_constructor_takes_the_same_plain_data(self, model, adamw):
+        plain = {"guard": {"max_skips": 2}, "sensors": ["SpectralNorm"]}
+        plain["transforms"] = [{"ClipGradNorm": {"max_norm": 0.5}}, "UpdateCap"]
+        ours = StableOptimizer(adamw, model=model, **plain).summary()
+        theirs = StableOptimizer.from_config(adamw, plain, model=model).summary()
+        assert (ours["guard"], ours["transforms"]) == (theirs["guard"], theirs["transforms"])
+
     def test_defaults(self, adamw):
         assert StableOptimizer.from_config(adamw, {}).summary()["guard"] == Guard().as_config()
         assert StableOptimizer.from_config(adamw, {"guard": True}).summary()["guard"]
@@ -317,6 +341,10 @@ class TestFromConfig:
             ({"transforms": [{"ClipGradNorm": {}}]}, "lacks max_norm"),
             ({"transforms": [{"ClipGradNorm": {"max_norm": 0}}]}, "max_norm=0"),
             ({"transforms": [{"a": {}, "b": {}}]}, "one key"),
+            ({"guard": {"rules": "a > 1"}}, "must be a list of SignalRule"),
+            ({"guard": {"rules": [{"wen": "a > 1"}]}}, "did you mean 'when'"),
+            ({"guard": {"rules": [{"response": "skip"}]}}, "lacks when"),
+            ({"guard": {"responses": {"loss_spike": "roll_back"}}}, "must be one of"),
             ({"telemetry": {"dir": "x"}}, "directory"),
             ({"telemetry": {"directory": "runs/never", "every": 0}}, "every=0"),
         ],

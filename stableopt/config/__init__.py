@@ -1,1 +1,1 @@
-"""Arguments that cannot work are refused here; the same options from a plain dict."""
+"""What is wrapped, and the options of a wrapper: checked before training starts."""

@@ -1,27 +1,19 @@
-"""Check what the user gave before training starts, and read it from plain dicts."""
+"""Check what is wrapped before training starts."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from stableopt.errors import ConfigError, unknown_name
-from stableopt.guard import Guard
-from stableopt.sensors import Sensors
-from stableopt.telemetry.dispatch import Dispatcher
-from stableopt.telemetry.json_lines import JsonLines
-from stableopt.telemetry.writer import Writer
-from stableopt.transforms.protocol import Transform
 from stableopt.update.closures import requires_closure
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-_T = TypeVar("_T")
 COMPILE_OPTIONS = ("backend", "mode", "options")
 """What ``compile=`` may choose; the rest follows from what an update is."""
 
@@ -52,7 +44,7 @@ def check_optimizer(optimizer: object) -> Optimizer:
 
 
 def check_group(group: Mapping[str, Any]) -> None:
-    """Refuse a parameter group whose updates are part of the autograd graph."""
+    """Check that the updates of a parameter group are not part of the autograd graph."""
     if group.get("differentiable"):
         raise ConfigError(
             "differentiable=True cannot be wrapped: a step that may be skipped has no "
@@ -76,7 +68,7 @@ def check_model(model: object, optimizer: Optimizer) -> nn.Module | None:
 
 
 def check_single_process(optimizer: Optimizer) -> None:
-    """Refuse several ranks: they do not yet agree on one verdict."""
+    """Check that there is one rank: several do not agree on one verdict yet."""
     advice = "pass guard=False to train without the guard until ranks can agree on a verdict"
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
@@ -86,20 +78,6 @@ def check_single_process(optimizer: Optimizer) -> None:
     kinds = {type(p.data).__name__ for group in optimizer.param_groups for p in group["params"]}
     if "DTensor" in kinds:
         raise ConfigError(f"parameters are DTensors, which the guard cannot judge yet: {advice}")
-
-
-def make_guard(guard: object) -> Guard | None:
-    """Return the guard for the ``guard=`` argument; ``None`` stands for no guard."""
-    if guard is None:
-        return Guard()
-    if guard is False:
-        return None
-    if isinstance(guard, Guard):
-        return guard
-    raise ConfigError(
-        f"guard={guard!r} must be a stableopt.Guard, None for the default one, "
-        "or False for no guard"
-    )
 
 
 def check_compile(given: object, optimizer: Optimizer) -> Mapping[str, Any] | None:
@@ -122,91 +100,6 @@ def check_compile(given: object, optimizer: Optimizer) -> Mapping[str, Any] | No
         if key not in COMPILE_OPTIONS:
             raise unknown_name("compile option", key, COMPILE_OPTIONS)
     return dict(given)
-
-
-def make_sensors(sensors: object, guard: Guard | None) -> Sensors | None:
-    """Return the options for the ``sensors=`` argument; ``None`` stands for no sensors."""
-    made = _make_sensors(sensors)
-    if made is None and guard is not None and guard.answers_risk:
-        what = "act_on_risk=True" if guard.act_on_risk else f"responses={guard.responses!r}"
-        raise ConfigError(
-            f"{what} needs sensors to read a risk from: leave sensors= out for the default set, "
-            "or that option"
-        )
-    return made
-
-
-def _make_sensors(sensors: object) -> Sensors | None:
-    if sensors is None:
-        return Sensors()
-    if isinstance(sensors, Sensors):
-        return sensors if sensors.use else None
-    if isinstance(sensors, (str, bool)) or not isinstance(sensors, Iterable):
-        raise ConfigError(
-            f"sensors={sensors!r} must be a list of sensors, e.g. [SpectralNorm()], () for none, "
-            "None for the default set, or stableopt.sensors.Sensors"
-        )
-    use = tuple(sensors)
-    return Sensors(use=use) if use else None
-
-
-def make_transforms(transforms: object) -> tuple[Transform, ...]:
-    """Return the transforms for the ``transforms=`` argument."""
-    if isinstance(transforms, str) or not isinstance(transforms, Iterable):
-        raise ConfigError(
-            f"transforms={transforms!r} must be a list of transforms, "
-            "e.g. transforms=[ClipGradNorm(1.0)]"
-        )
-    items = tuple(transforms)
-    for item in items:
-        if isinstance(item, type) or not isinstance(item, Transform):
-            raise ConfigError(
-                f"transforms has {item!r}, which is no transform: see "
-                "stableopt.transforms.Transform for what it needs, as ClipGradNorm(1.0) has it"
-            )
-    return items
-
-
-def transforms_on_top(
-    given: Iterable[Transform], known: Iterable[Transform]
-) -> tuple[Transform, ...]:
-    """Return those known that move something else than those given, and those given."""
-    added = tuple(given)
-    moved = {transform.metric for transform in added}
-    return (*(transform for transform in known if transform.metric not in moved), *added)
-
-
-def group_transforms(group: Mapping[str, Any]) -> tuple[Transform, ...]:
-    """Return the transforms that a parameter group brings, as objects or as in a config."""
-    given = group.get("transforms") or ()
-    plain = isinstance(given, (list, tuple)) and any(isinstance(i, (str, Mapping)) for i in given)
-    if not plain:
-        return make_transforms(given)
-    from stableopt.config.reader import read_transforms  # builds on everything there is
-
-    return make_transforms(read_transforms(given))
-
-
-def make_telemetry(telemetry: object) -> Dispatcher | None:
-    """Return what carries events for the ``telemetry=`` argument."""
-    if telemetry is None:
-        return None
-    if isinstance(telemetry, (str, os.PathLike)):
-        if not os.fspath(telemetry):
-            raise ConfigError("telemetry='' is no directory: name one, or give None for none")
-        return Dispatcher([JsonLines(telemetry)])
-    given = telemetry if isinstance(telemetry, (list, tuple)) else [telemetry]
-    writers = [_check_writer(writer) for writer in given]
-    return Dispatcher(writers) if writers else None
-
-
-def _check_writer(writer: object) -> Writer:
-    if isinstance(writer, type) or not isinstance(writer, Writer):
-        raise ConfigError(
-            f"telemetry={writer!r} must be None, a directory, or a writer or a list of "
-            "writers; a writer has the methods write(event) and close()"
-        )
-    return writer
 
 
 def _type_name(value: object) -> str:

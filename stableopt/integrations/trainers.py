@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
-from stableopt.config import checks
+from stableopt.config import reader
 from stableopt.errors import ConfigError, unknown_name
 from stableopt.optimizer import StableOptimizer
 from stableopt.types import RiskLevel
@@ -59,9 +59,9 @@ def check_options(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
     for name in options:
         if name not in known:
             raise unknown_name(f"{owner} option", name, known)
-    guard = checks.make_guard(options.get("guard"))
-    checks.make_sensors(options.get("sensors"), guard)
-    transforms = checks.make_transforms(options.get("transforms", ()))
+    guard = reader.make_guard(options.get("guard"))
+    reader.make_sensors(options.get("sensors"), guard)
+    transforms = reader.make_transforms(options.get("transforms", ()))
     return {**options, "transforms": transforms} if "transforms" in options else dict(options)
 
 
@@ -95,7 +95,7 @@ def options_on_top(chosen: Mapping[str, Any], known: Mapping[str, Any]) -> dict[
     if any(guard is not None for guard in guards):
         merged["guard"] = next(guard for guard in guards if guard is not None)
     if "transforms" in chosen:
-        merged["transforms"] = checks.transforms_on_top(
+        merged["transforms"] = reader.transforms_on_top(
             chosen["transforms"], known.get("transforms", ())
         )
     return merged

@@ -10,18 +10,20 @@ import torch
 
 from stableopt.errors import ConfigError, require_number
 from stableopt.sensors.registry import METRICS
-from stableopt.transforms.protocol import Change, Needs, Phase
+from stableopt.transforms.protocol import Change, Found, Needs, Phase
 from stableopt.transforms.selection import Select, selection
 from stableopt.transforms.watch import Watch, metrics_of
 from stableopt.transforms.weights import has_matrix
 from stableopt.triggers.conditions import Limit, Trigger, check_trigger
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
-    from stableopt.transforms.protocol import Moment, Site, Target
+    from stableopt.transforms.protocol import Target
+    from stableopt.transforms.site import Site
+    from stableopt.transforms.view import StepView
     from stableopt.triggers.conditions import Leaf
 
 SCALED = frozenset({"spectral_norm"})
@@ -118,57 +120,33 @@ class AdaptiveWeightDecay:
         """The readings of its trigger, and the learning rate."""
         return Needs(metrics=metrics_of(self.trigger), lr=self.decoupled)
 
-    def bind(self, site: Site) -> _Decay:
+    def find(self, site: Site) -> Found:
         """Decay the weights of ``site``."""
         named = selection("params", self.params).names is not None
-        chosen = [t for t in site.targets if named or has_matrix(site.parameter(t))]
-        return _Decay(self, chosen)
+        return Found([t for t in site.targets if named or has_matrix(site.parameter(t))])
+
+    def act(self, view: StepView, found: Found, memory: dict[str, Any]) -> Sequence[Change]:
+        """Decay gradients or weights in place; ``memory["owed"]`` has shares too small yet."""
+        watch = Watch(self.trigger, view, memory)
+        owed = memory.setdefault("owed", {})
+        changes = []
+        for target in found.targets:
+            severity = watch.lasting(target) if self.hold else watch.fresh(target)
+            if severity is None:
+                continue
+            rate = self.base * (1 + self.gain * severity)
+            if self.decoupled:
+                _shrink(view, target, rate, owed)
+            elif not _pull(view, target, rate):
+                continue
+            changes.append(Change(target.name, 0.0, rate))
+        return changes
 
 
 def _instead(leaf: Leaf) -> str:
     if leaf.metric in SCALED:
         return f"use above({leaf.metric!r}, …), or no decay"
     return "use SpectralCap(mode='soft', when=…) instead"
-
-
-class _Decay:
-    def __init__(self, options: AdaptiveWeightDecay, targets: Sequence[Target]) -> None:
-        self._options = options
-        self._watch = Watch(options.trigger)
-        self._owed: dict[str, float] = {}
-        self.targets = targets
-
-    def act(self, moment: Moment) -> Sequence[Change]:
-        """Decay; see :class:`AdaptiveWeightDecay`."""
-        ask = self._watch.lasting if self._options.hold else self._watch.fresh
-        changes = []
-        for target in self.targets:
-            severity = ask(moment, target)
-            if severity is None:
-                continue
-            rate = self._options.base * (1 + self._options.gain * severity)
-            decay = self._shrink if self._options.decoupled else _pull
-            if decay(moment, target, rate):
-                changes.append(Change(target.name, 0.0, rate))
-        return changes
-
-    def _shrink(self, moment: Moment, target: Target, rate: float) -> bool:
-        weight, lr = moment.parameter(target), moment.lr(target)
-        owed = self._owed.get(target.name, 0.0) + rate * (1.0 if lr is None else lr)
-        if owed >= smallest_share(weight):
-            weight.mul_(math.exp(-owed))
-            owed = 0.0
-        self._owed[target.name] = owed
-        return True
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what holds for which weight, and what is saved up."""
-        return {**self._watch.state_dict(), "owed": dict(self._owed)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with it."""
-        self._watch.load_state_dict(state)
-        self._owed = {str(name): float(owed) for name, owed in state.get("owed", {}).items()}
 
 
 def smallest_share(weight: Tensor) -> float:
@@ -179,9 +157,20 @@ def smallest_share(weight: Tensor) -> float:
     return min(0.03, 256 * torch.finfo(weight.dtype).eps)
 
 
-def _pull(moment: Moment, target: Target, rate: float) -> bool:
-    gradient = moment.gradient(target)
+def _shrink(view: StepView, target: Target, rate: float, owed: dict[str, float]) -> None:
+    """Decay a weight, or add to what it is owed."""
+    weight, lr = view.parameter(target), view.lr(target)
+    share = owed.get(target.name, 0.0) + rate * (1.0 if lr is None else lr)
+    if share >= smallest_share(weight):
+        weight.mul_(math.exp(-share))
+        share = 0.0
+    owed[target.name] = share
+
+
+def _pull(view: StepView, target: Target, rate: float) -> bool:
+    """Add the gradient of the penalty; return whether there is a gradient that takes it."""
+    gradient = view.gradient(target)
     if gradient is None or gradient.layout is not torch.strided:
         return False
-    gradient.add_(moment.parameter(target).to(gradient.dtype), alpha=2 * rate)
+    gradient.add_(view.parameter(target).to(gradient.dtype), alpha=2 * rate)
     return True

@@ -1,16 +1,16 @@
-"""Clip the global gradient norm with the norm that the guard has measured already."""
+"""Clip the global gradient norm, with the norm that was measured for the guard."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from stableopt.errors import require_number
 from stableopt.functional import safe_norm, total_norm, widest_real
-from stableopt.transforms.protocol import Change, Needs, Phase, Stateless
+from stableopt.transforms.protocol import Change, Found, Needs, Phase
 from stableopt.transforms.selection import Select, selection
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from stableopt.transforms.protocol import Moment, Site, Target
+    from stableopt.transforms.site import Site
+    from stableopt.transforms.view import StepView
     from stableopt.types import GradientNorms
 
 
@@ -72,21 +73,14 @@ class ClipGradNorm:
         require_number("max_norm", self.max_norm, math.inf, meaning)
         object.__setattr__(self, "params", selection("params", self.params))
 
-    def bind(self, site: Site) -> _Clip:
+    def find(self, site: Site) -> Found:
         """Clip the parameters of ``site``."""
-        return _Clip(self.max_norm, site.targets)
+        return Found(site.targets, {target.place: target for target in site.targets})
 
-
-class _Clip(Stateless):
-    def __init__(self, max_norm: float, targets: Sequence[Target]) -> None:
-        self._max_norm = max_norm
-        self.targets = targets
-        self._at = {target.place: target for target in targets}
-
-    def act(self, moment: Moment) -> Sequence[Change]:
-        """Clip in place; see :class:`ClipGradNorm`."""
-        norms = moment.gradients
-        chosen = [] if norms is None else self._chosen(norms)
+    def act(self, view: StepView, found: Found, memory: dict[str, Any]) -> Sequence[Change]:
+        """Clip in place."""
+        norms, at = view.gradients, found.parts
+        chosen = [] if norms is None else [i for i, place in enumerate(norms.owners) if place in at]
         if norms is None or not chosen:
             return ()
         total, value = norms.total, norms.total_value
@@ -94,14 +88,11 @@ class _Clip(Stateless):
             total, value = _norm_of(norms, chosen)
         # Well under the bound the coefficient is exactly 1: leave the gradients alone. The
         # margin keeps every rounding of the coefficient on torch's side.
-        if value < 0.99 * self._max_norm - 1e-6:
+        if value < 0.99 * self.max_norm - 1e-6:
             return ()
-        parameters = [moment.parameter(self._at[norms.owners[i]]) for i in chosen]
-        torch.nn.utils.clip_grads_with_norm_(parameters, self._max_norm, total)
-        return [Change("", value, self._max_norm)] if value > self._max_norm else ()
-
-    def _chosen(self, norms: GradientNorms) -> list[int]:
-        return [i for i, owner in enumerate(norms.owners) if owner in self._at]
+        parameters = [view.parameter(at[norms.owners[i]]) for i in chosen]
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.max_norm, total)
+        return [Change("", value, self.max_norm)] if value > self.max_norm else ()
 
 
 def _norm_of(norms: GradientNorms, chosen: Sequence[int]) -> tuple[Tensor, float]:

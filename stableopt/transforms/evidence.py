@@ -19,7 +19,7 @@ class Known(NamedTuple):
     Attributes:
         name: Of the parameter.
         health: What the sensors know; ``None`` if they have not visited it.
-        signals: What was told to ``observe()`` for this step.
+        signals: What was given to ``observe()`` for this step.
     """
 
     name: str
@@ -79,5 +79,5 @@ def told_of(signal: Any, name: str) -> Any:
 
 
 def is_about(key: str, name: str) -> bool:
-    """Tell whether ``key`` is the parameter ``name``, or a module it belongs to."""
+    """Return whether ``key`` is the parameter ``name``, or a module it belongs to."""
     return name == key or name.startswith(f"{key}.")

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from stableopt.errors import ConfigError, require_number
 from stableopt.layouts import OutputHead, find_head, norm_values
-from stableopt.transforms.by_name import ByName
 from stableopt.transforms.evidence import signal_about
-from stableopt.transforms.protocol import Change, Needs, Phase, Stateless
-from stableopt.transforms.rounding import ROOM, aim
+from stableopt.transforms.protocol import Change, Found, Needs, Phase
 from stableopt.transforms.selection import NothingSelectedError, Select, selection
-from stableopt.transforms.strictness import check_strictness
+from stableopt.transforms.weights import ROOM, aim, check_strictness
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from stableopt.transforms.protocol import Moment, Site, Target
+    from stableopt.layouts import NormLayout
+    from stableopt.transforms.site import Site
+    from stableopt.transforms.view import StepView
 
 SIGNAL = "max_logit"
 """The signal of ``observe()`` with the largest output logit that was measured."""
@@ -82,106 +82,100 @@ class LogitBound:
             raise ConfigError(f"head={self.head!r} must be a stableopt.layouts.OutputHead, or None")
         object.__setattr__(self, "params", selection("params", self.params))
 
-    def bind(self, site: Site) -> _LogitBound:
+    def find(self, site: Site) -> Found:
         """Find the output layer of ``site``."""
         head = self.head
         if head is None and site.model is not None:
             head = find_head(site.model)
-        names = ByName(site)
         wanted = [] if head is None else _scaled_names(head)
         if self.head is not None:
             for name in wanted:
-                if name not in names.trained:
-                    raise names.unknown("head", name)
+                if name not in site.trained:
+                    raise site.unknown("head", name)
         chosen = {target.name for target in site.targets}
         # What is frozen is never written: a row cannot be scaled without its bias.
-        if head is None or head.weight not in chosen or not set(wanted) <= set(names.trained):
+        if head is None or head.weight not in chosen or not set(wanted) <= set(site.trained):
             raise NothingSelectedError(
                 f"transforms has {self!r}, which finds no output layer that is trained: give "
                 "model=, or head= by the name of its weight"
             )
-        _check(head, names)
-        return _LogitBound(self, head, names)
+        _check(head, site)
+        return Found([site.trained[name] for name in wanted], head)
 
-
-class _LogitBound(Stateless):
-    def __init__(self, options: LogitBound, head: OutputHead, names: ByName) -> None:
-        self._options = options
-        self._head = head
-        self._names = names
-        self.targets: list[Target] = [names.trained[name] for name in _scaled_names(head)]
-
-    def act(self, moment: Moment) -> Sequence[Change]:
-        """Scale in place; see :class:`LogitBound`."""
-        weight = moment.parameter(self.targets[0])
-        signal, name = moment.signals.get(SIGNAL), self._head.weight
-        ends = [signal_about(signal, name, largest=largest) for largest in (True, False)]
+    def act(self, view: StepView, found: Found, memory: dict[str, Any]) -> Sequence[Change]:
+        """Scale in place."""
+        head: OutputHead = found.parts
+        parameters = [view.parameter(target) for target in found.targets]
+        signal = view.signals.get(SIGNAL)
+        ends = [signal_about(signal, head.weight, largest=largest) for largest in (True, False)]
         if measured := [abs(end) for end in ends if end is not None]:
-            return self._scale_all(moment, weight, max(measured))
-        if moment.step % self._options.every or self._head.norm is None:
+            return self._scale_all(head, parameters, max(measured))
+        if view.step % self.every or head.norm is None:
             return ()
-        limit = self._options.limit * self._options.slack
-        bounds = self._bounds(moment, weight)
+        limit = self.limit * self.slack
+        bounds = _bounds(head, head.norm, view, parameters[0])
         beyond = torch.isfinite(bounds) & (bounds > limit * (1 + ROOM))
         if not bool(beyond.any()):
             return ()
-        share = torch.where(beyond, self._aim(limit, moment) / bounds, torch.ones_like(bounds))
+        share = torch.where(beyond, _aim(limit, parameters) / bounds, torch.ones_like(bounds))
         worst = float(torch.where(beyond, bounds, torch.zeros_like(bounds)).max())
-        self._scale(moment, share)
-        return [Change(self._head.weight, worst, limit)]
+        _scale(parameters, share)
+        return [Change(head.weight, worst, limit)]
 
-    def _scale_all(self, moment: Moment, weight: Tensor, measured: float) -> Sequence[Change]:
-        limit = self._options.limit
-        if not limit * (1 + ROOM) < measured < math.inf:
+    def _scale_all(
+        self, head: OutputHead, parameters: Sequence[Tensor], measured: float
+    ) -> Sequence[Change]:
+        if not self.limit * (1 + ROOM) < measured < math.inf:
             return ()
+        weight = parameters[0]
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        share = torch.full_like(weight[:, 0], self._aim(limit, moment) / measured, dtype=dtype)
-        self._scale(moment, share)
-        return [Change(self._head.weight, measured, limit)]
+        share = torch.full_like(weight[:, 0], _aim(self.limit, parameters) / measured, dtype=dtype)
+        _scale(parameters, share)
+        return [Change(head.weight, measured, self.limit)]
 
-    def _scale(self, moment: Moment, share: Tensor) -> None:
-        for target in self.targets:
-            parameter = moment.parameter(target)
-            # Factors in float32 at least, so that a product is rounded once.
-            factors = share.to(parameter.device)
-            parameter.mul_(factors[:, None] if parameter.dim() > 1 else factors)
 
-    def _aim(self, limit: float, moment: Moment) -> float:
-        return min(aim(limit, moment.parameter(target)) for target in self.targets)
+def _scale(parameters: Sequence[Tensor], share: Tensor) -> None:
+    """Scale the rows of a weight, and its bias."""
+    for parameter in parameters:
+        # Factors in float32 at least, so that a product is rounded once.
+        factors = share.to(parameter.device)
+        parameter.mul_(factors[:, None] if parameter.dim() > 1 else factors)
 
-    def _bounds(self, moment: Moment, weight: Tensor) -> Tensor:
-        """Return the largest logit of every class that the weights allow, ``(classes,)``."""
-        norm = self._head.norm
-        if norm is None:
-            return weight.new_full((len(weight),), torch.nan)
-        names = [name for name in (norm.gain, norm.bias, self._head.bias) if name is not None]
-        tensors = self._names.parameters(names, moment)
-        gain, shift = norm_values(norm, tensors)
-        wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-        folded = wide if gain is None else wide * gain.to(wide)
-        if norm.centred:
-            folded = folded - folded.mean(dim=1, keepdim=True)  # x̂ sums to zero
-        bounds = torch.linalg.vector_norm(folded, dim=1) * math.sqrt(norm.features)
-        offset = torch.zeros_like(bounds) if shift is None else wide @ shift.to(wide)
-        if self._head.bias is not None:
-            offset = offset + tensors[self._head.bias].detach().to(wide)
-        allowed: Tensor = bounds + offset.abs()
-        return allowed
+
+def _aim(limit: float, parameters: Sequence[Tensor]) -> float:
+    return min(aim(limit, parameter) for parameter in parameters)
+
+
+def _bounds(head: OutputHead, norm: NormLayout, view: StepView, weight: Tensor) -> Tensor:
+    """Return the largest logit of every class that the weights allow, ``(classes,)``."""
+    names = [name for name in (norm.gain, norm.bias, head.bias) if name is not None]
+    tensors = view.named(names)
+    gain, shift = norm_values(norm, tensors)
+    wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    folded = wide if gain is None else wide * gain.to(wide)
+    if norm.centred:
+        folded = folded - folded.mean(dim=1, keepdim=True)  # x̂ sums to zero
+    bounds = torch.linalg.vector_norm(folded, dim=1) * math.sqrt(norm.features)
+    offset = torch.zeros_like(bounds) if shift is None else wide @ shift.to(wide)
+    if head.bias is not None:
+        offset = offset + tensors[head.bias].detach().to(wide)
+    allowed: Tensor = bounds + offset.abs()
+    return allowed
 
 
 def _scaled_names(head: OutputHead) -> list[str]:
     return [head.weight, *([head.bias] if head.bias is not None else [])]
 
 
-def _check(head: OutputHead, names: ByName) -> None:
-    """Refuse a head that does not fit the tensors it names.
+def _check(head: OutputHead, site: Site) -> None:
+    """Check that a head fits the tensors it names.
 
     Raises:
         ConfigError: It does not.
     """
     norm = head.norm
     of_norm = [] if norm is None else [n for n in (norm.gain, norm.bias) if n is not None]
-    tensors = names.parameters([*_scaled_names(head), *of_norm])
+    tensors = site.named([*_scaled_names(head), *of_norm])
     weight = tensors[head.weight]
     if weight.dim() != 2:
         raise ConfigError(
@@ -197,7 +191,7 @@ def _check(head: OutputHead, names: ByName) -> None:
     sizes = {**dict.fromkeys(of_norm, features), **dict.fromkeys(_scaled_names(head)[1:], classes)}
     for name, size in sizes.items():
         if name not in tensors:
-            raise names.unknown("head", name)
+            raise site.unknown("head", name)
         if tensors[name].shape != (size,):
             raise ConfigError(
                 f"head: {name} {tuple(tensors[name].shape)} must have {size} entries, to fit "

@@ -11,17 +11,17 @@ from stableopt.errors import ConfigError, require_number
 from stableopt.functional import lora_delta_norm
 from stableopt.layouts import LoraPair, find_lora_pairs
 from stableopt.runtime.scalars import read_scalars
-from stableopt.transforms.by_name import ByName
-from stableopt.transforms.protocol import Change, Needs, Phase, Stateless
-from stableopt.transforms.rounding import ROOM, aim
+from stableopt.transforms.protocol import Change, Found, Needs, Phase
 from stableopt.transforms.selection import NothingSelectedError, Select, selection
+from stableopt.transforms.weights import ROOM, aim
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from stableopt.transforms.protocol import Moment, Site
+    from stableopt.transforms.site import Site
+    from stableopt.transforms.view import StepView
 
 _ORDS: Mapping[str, Literal["fro", "spectral"]] = {"frobenius": "fro", "spectral": "spectral"}
 
@@ -79,19 +79,18 @@ class LoRANormClamp:
             object.__setattr__(self, "pairs", _pairs(self.pairs))
         object.__setattr__(self, "params", selection("params", self.params))
 
-    def bind(self, site: Site) -> _Clamp:
+    def find(self, site: Site) -> Found:
         """Find the pairs among the parameters of ``site``."""
-        chosen = {target.name for target in site.targets}
-        names = ByName(site)
         if self.pairs is None:
-            known = find_lora_pairs(names.known(), site.model)
-            pairs = [pair for pair in known if pair.b in names.trained]
+            known = find_lora_pairs(site.names(), site.model)
+            pairs = [pair for pair in known if pair.b in site.trained]
         else:
             pairs = list(_pairs(self.pairs))
-        factors = names.parameters([name for pair in pairs for name in (pair.a, pair.b)])
+        factors = site.named(name for pair in pairs for name in (pair.a, pair.b))
         for pair in pairs:
-            if pair.a not in factors or pair.b not in names.trained:
-                raise names.unknown("pairs", pair.b if pair.a in factors else pair.a)
+            if pair.a not in factors or pair.b not in site.trained:
+                raise site.unknown("pairs", pair.b if pair.a in factors else pair.a)
+        chosen = {target.name for target in site.targets}
         found = [pair for pair in pairs if pair.b in chosen]
         for pair in found:
             _check(pair, factors[pair.a], factors[pair.b])
@@ -99,34 +98,26 @@ class LoRANormClamp:
             raise NothingSelectedError(
                 f"transforms has {self!r}, which finds no pair of LoRA factors among the "
                 "parameters: give pairs=[(a, b), …] by their names, e.g. of "
-                f"{', '.join(names.known()[:4])}"
+                f"{', '.join(site.names()[:4])}"
             )
-        return _Clamp(self, found, names)
+        return Found([site.trained[b] for b in dict.fromkeys(pair.b for pair in found)], found)
 
-
-class _Clamp(Stateless):
-    def __init__(self, options: LoRANormClamp, pairs: Sequence[LoraPair], names: ByName) -> None:
-        self._options = options
-        self._pairs = pairs
-        self._names = names
-        self.targets = [names.trained[b] for b in dict.fromkeys(pair.b for pair in pairs)]
-
-    def act(self, moment: Moment) -> Sequence[Change]:
-        """Scale in place; see :class:`LoRANormClamp`."""
-        limit, kind = self._options.limit, _ORDS[self._options.norm]
-        wanted = [name for pair in self._pairs for name in (pair.a, pair.b)]
-        given = self._names.parameters(wanted, moment)
+    def act(self, view: StepView, found: Found, memory: dict[str, Any]) -> Sequence[Change]:
+        """Scale in place."""
+        pairs: list[LoraPair] = found.parts
+        limit, kind = self.limit, _ORDS[self.norm]
+        given = view.named(name for pair in pairs for name in (pair.a, pair.b))
         # The second factor of a convolution has a kernel of one pixel: the same product.
         factors = {name: parameter.detach().flatten(1) for name, parameter in given.items()}
         norms = read_scalars(
             [
                 lora_delta_norm(factors[pair.a], factors[pair.b], scale=pair.scale, ord=kind)
-                for pair in self._pairs
+                for pair in pairs
             ]
         )
         largest: dict[str, float] = {}
-        for pair, norm in zip(self._pairs, norms, strict=True):
-            # A norm that is not finite is the guard's business: it must be seen.
+        for pair, norm in zip(pairs, norms, strict=True):
+            # A norm that is not finite is left for the guard to see.
             if norm > limit * (1 + ROOM) and math.isfinite(norm):
                 # Pairs may share a B, which is scaled once.
                 largest[pair.b] = max(norm, largest.get(pair.b, 0.0))

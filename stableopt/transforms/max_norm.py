@@ -9,17 +9,18 @@ import torch
 
 from stableopt.errors import ConfigError, require_number
 from stableopt.functional import widest_real
-from stableopt.transforms.protocol import Change, Needs, Phase, Stateless
-from stableopt.transforms.rounding import ROOM, aim
+from stableopt.transforms.protocol import Change, Found, Needs, Phase
 from stableopt.transforms.selection import Select, selection
-from stableopt.transforms.weights import has_norm
+from stableopt.transforms.weights import ROOM, aim, has_norm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from stableopt.transforms.protocol import Moment, Site, Target
+    from stableopt.transforms.protocol import Target
+    from stableopt.transforms.site import Site
+    from stableopt.transforms.view import StepView
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,19 @@ class MaxNorm:
             object.__setattr__(self, "dim", tuple(given))
         object.__setattr__(self, "params", selection("params", self.params))
 
-    def bind(self, site: Site) -> _MaxNorm:
+    def find(self, site: Site) -> Found:
         """Bound the parameters of ``site``."""
         named = selection("params", self.params).names is not None
         usable = [t for t in site.targets if has_norm(site.parameter(t))]
         chosen = [t for t in usable if named or site.parameter(t).dim() > 1]
         for target in chosen:
             self._check(target, site.parameter(target))
-        return _MaxNorm(self, chosen)
+        return Found(chosen)
+
+    def act(self, view: StepView, found: Found, memory: dict[str, Any]) -> Sequence[Change]:
+        """Scale in place."""
+        changes = (self._bound(t.name, view.parameter(t)) for t in found.targets)
+        return [change for change in changes if change is not None]
 
     def _check(self, target: Target, weight: Tensor) -> None:
         dims = self.dim if isinstance(self.dim, tuple) else ()
@@ -101,31 +107,12 @@ class MaxNorm:
                 f"dim={self.dim} names a dimension of {target.name} twice: name it once"
             )
 
-
-def _is_half(weight: Tensor) -> bool:
-    return weight.dtype in (torch.float16, torch.bfloat16)
-
-
-class _MaxNorm(Stateless):
-    def __init__(self, options: MaxNorm, targets: Sequence[Target]) -> None:
-        self._options = options
-        self.targets = targets
-
-    @property
-    def _dim(self) -> Any:
-        return self._options.dim
-
-    def act(self, moment: Moment) -> Sequence[Change]:
-        """Scale in place; see :class:`MaxNorm`."""
-        changes = (self._bound(t.name, moment.parameter(t)) for t in self.targets)
-        return [change for change in changes if change is not None]
-
     def _bound(self, name: str, weight: Tensor) -> Change | None:
-        limit = self._options.limit
+        limit = self.limit
         if weight.numel() == 0:
             return None
         norms = self._norms(weight)
-        # A norm that is not finite is the guard's business: it must be seen.
+        # A norm that is not finite is left for the guard to see.
         beyond = (norms > limit * (1 + ROOM)) & torch.isfinite(norms)
         if not bool(beyond.any()):
             return None
@@ -141,11 +128,15 @@ class _MaxNorm(Stateless):
     def _norms(self, weight: Tensor) -> Tensor:
         """Return the norms over the chosen dimensions, also where their squares overflow."""
         wide = torch.float32 if _is_half(weight) else None
-        norms: Tensor = torch.linalg.vector_norm(weight, dim=self._dim, keepdim=True, dtype=wide)
+        norms: Tensor = torch.linalg.vector_norm(weight, dim=self.dim, keepdim=True, dtype=wide)
         norms = norms.to(widest_real(weight.device))
         if bool(torch.isfinite(norms).all()):
             return norms
         sizes = weight.abs().to(norms.dtype)
-        largest = sizes.amax(dim=self._dim or tuple(range(weight.dim())), keepdim=True)
-        rescaled = torch.linalg.vector_norm(sizes / largest, dim=self._dim, keepdim=True) * largest
+        largest = sizes.amax(dim=self.dim or tuple(range(weight.dim())), keepdim=True)
+        rescaled = torch.linalg.vector_norm(sizes / largest, dim=self.dim, keepdim=True) * largest
         return torch.where(torch.isfinite(norms), norms, rescaled)
+
+
+def _is_half(weight: Tensor) -> bool:
+    return weight.dtype in (torch.float16, torch.bfloat16)

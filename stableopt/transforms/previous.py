@@ -1,4 +1,4 @@
-"""Copies of some weights from before a step, in memory that is taken once."""
+"""Copies of weights from before a step, in memory that is allocated once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Previous:
         self.copies: list[Tensor] = []
 
     def __getstate__(self) -> dict[str, list[Tensor]]:
-        """Give copies and pickles nothing: it is made anew in every step."""
+        """Leave the copies out of copies and pickles: they are made in every step."""
         return {"copies": []}
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What a transform is: options that are bound to parameters, and what then acts on them."""
+"""What a transform is: a few declared attributes, ``find()`` and ``act()``."""
 
 from __future__ import annotations
 
@@ -6,34 +6,32 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import Tensor, nn
+    from collections.abc import Sequence
 
     from stableopt.transforms.selection import Select
-    from stableopt.triggers.conditions import Evidence
-    from stableopt.types import GradientNorms
+    from stableopt.transforms.site import Site
+    from stableopt.transforms.view import StepView
 
 
 class Phase(str, Enum):
     """When a transform acts in a step that is taken."""
 
     GRADIENT = "gradient"
-    """Before the inner optimizer's step, on gradients; where a line search evaluates the closure
-    many times, after each evaluation."""
+    """Before the inner optimizer's step, on gradients. With a closure that is evaluated many
+    times (LBFGS), after each evaluation."""
     UPDATE = "update"
-    """After it, on the way that weights have gone in it: before all that bounds weights."""
+    """After the inner step, on the change that it made to weights; before ``WEIGHT``."""
     WEIGHT = "weight"
-    """After it, on weights."""
+    """After the inner step, on weights."""
 
 
 class Needs(NamedTuple):
-    """What must be there for a transform to act.
+    """What a transform reads.
 
     Attributes:
-        metrics: That its trigger reads; from sensors, or signals of ``observe()``.
-        previous: Whether it compares the weights with those before the step.
-        lr: Whether it asks for learning rates.
+        metrics: Metrics of sensors, or signals of ``observe()``.
+        previous: Whether it calls :meth:`StepView.previous`, which costs a copy of the weights.
+        lr: Whether it calls :meth:`StepView.lr` or :meth:`StepView.peak_lr`.
     """
 
     metrics: tuple[str, ...] = ()
@@ -45,22 +43,34 @@ class Target(NamedTuple):
     """A parameter that is acted on.
 
     Attributes:
-        name: For people, and the key of what is remembered about it.
-        place: ``(group, index)`` in the optimizer. Trainers swap parameters under an optimizer:
-            they are never held, but looked up in every step.
+        name: Unique in the optimizer; use it as a key in ``memory``.
+        place: ``(group, index)`` in the optimizer. Trainers may replace parameters: look them up
+            in every step, with :meth:`StepView.parameter`.
     """
 
     name: str
     place: tuple[int, int]
 
 
+class Found(NamedTuple):
+    """What ``find()`` returns.
+
+    Attributes:
+        targets: The parameters to act on.
+        parts: Anything else that ``act()`` needs, such as layouts.
+    """
+
+    targets: Sequence[Target]
+    parts: Any = None
+
+
 class Change(NamedTuple):
     """What was done to one parameter.
 
     Attributes:
-        name: Of the parameter; empty if it concerns all of them at once.
-        before: The metric of the transform before it acted.
-        after: And after.
+        name: Of the parameter; empty for a change of all parameters together.
+        before: The metric of the transform before the change.
+        after: And after it.
     """
 
     name: str
@@ -68,104 +78,51 @@ class Change(NamedTuple):
     after: float
 
 
-class Moment(Protocol):
-    """What can be known while a transform acts."""
-
-    @property
-    def step(self) -> int:
-        """Updates behind the weights, this one included; goes back with a rollback."""
-
-    @property
-    def gradients(self) -> GradientNorms | None:
-        """The norms of the gradients, measured anew where another transform has changed them.
-
-        ``None`` without gradients.
-        """
-
-    @property
-    def signals(self) -> Mapping[str, Any]:
-        """What was told to ``observe()`` for this step."""
-
-    def parameter(self, target: Target) -> Tensor:
-        """Return the parameter as it is now; it may be written in place."""
-
-    def gradient(self, target: Target) -> Tensor | None:
-        """Return its gradient, if it has one; it may be written in place."""
-
-    def previous(self) -> Sequence[Tensor]:
-        """Return copies of its targets from before the step, to do with as it likes."""
-
-    def lr(self, target: Target) -> float | None:
-        """Return the learning rate that the step was taken with; ``None`` if there is none."""
-
-    def peak_lr(self, target: Target) -> float | None:
-        """Return the largest learning rate of its group so far, before any backoff of ours."""
-
-    def evidence(self, target: Target) -> Evidence:
-        """Return what sensors and signals say about it."""
-
-    def is_fresh(self, target: Target, metrics: Sequence[str]) -> bool:
-        """Tell whether any of ``metrics`` was read or told since the last step was taken."""
-
-
-class Site(Protocol):
-    """Where a transform is to act."""
-
-    @property
-    def model(self) -> nn.Module | None:
-        """The model, if it is known."""
-
-    @property
-    def targets(self) -> Sequence[Target]:
-        """The parameters that are selected."""
-
-    @property
-    def everything(self) -> Sequence[Target]:
-        """All parameters that are trained."""
-
-    def parameter(self, target: Target) -> Tensor:
-        """Return the parameter as it is now."""
-
-
-@runtime_checkable
-class Actuator(Protocol):
-    """A transform that has found its parameters."""
-
-    @property
-    def targets(self) -> Sequence[Target]:
-        """The parameters that it acts on."""
-
-    def act(self, moment: Moment) -> Sequence[Change]:
-        """Change gradients or weights in place, under ``no_grad``; return what was changed.
-
-        What need not be changed must stay as it is, bit for bit.
-        """
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what is remembered as plain data, by the names of parameters."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with what a checkpoint or a snapshot remembers; what it lacks starts anew."""
-
-
-class Stateless:
-    """What an actuator inherits that remembers nothing."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-
 @runtime_checkable
 class Transform(Protocol):
-    """The options of a transform; may be given to any number of optimizers."""
+    """Changes gradients or weights around the inner optimizer's step.
+
+    One object may be given to any number of optimizers: whatever it remembers belongs into
+    ``memory``.
+
+    Example:
+        >>> import torch
+        >>> from stableopt import StableOptimizer
+        >>> from stableopt.transforms import Change, Found, Needs, Phase
+        >>> class Floor:
+        ...     '''Keep every entry of a weight at least at ``least``.'''
+        ...     params = None  # all parameters; or patterns of names
+        ...     phase = Phase.WEIGHT
+        ...     metric = "smallest_entry"
+        ...     routine = True  # also acts in healthy training
+        ...     needs = Needs()
+        ...     def __init__(self, least):
+        ...         self.least = least
+        ...     def find(self, site):
+        ...         return Found(site.targets)
+        ...     def act(self, view, found, memory):
+        ...         changes = []
+        ...         for target in found.targets:
+        ...             weight = view.parameter(target)
+        ...             smallest = float(weight.min())
+        ...             if smallest < self.least:
+        ...                 weight.clamp_(min=self.least)
+        ...                 memory[target.name] = memory.get(target.name, 0) + 1
+        ...                 changes.append(Change(target.name, smallest, self.least))
+        ...         return changes
+        >>> w = torch.nn.Parameter(torch.tensor([0.5, -3.0]))
+        >>> opt = StableOptimizer(torch.optim.SGD([w], lr=0.1), transforms=[Floor(-1.0)])
+        >>> w.grad = torch.zeros(2)
+        >>> opt.step()
+        >>> opt.ledger[-1].reason
+        'Floor moves the smallest_entry of 0.0 from -3 to -1'
+        >>> opt.state_dict()["stableopt"]["transforms"]["states"]
+        {'0.Floor': {'0.0': 1}}
+    """
 
     @property
     def params(self) -> Select:
-        """Which parameters; ``None`` for all that it can act on."""
+        """Which parameters it may act on; ``None`` for all."""
 
     @property
     def phase(self) -> Phase:
@@ -173,20 +130,32 @@ class Transform(Protocol):
 
     @property
     def metric(self) -> str:
-        """What it moves. No parameter may have two transforms that move the same."""
+        """What it changes. No parameter may have two transforms with the same metric."""
 
     @property
     def routine(self) -> bool:
-        """Whether acting is what it does in healthy training, too, and no intervention."""
+        """Whether it also acts in healthy training, so that acting is no intervention."""
 
     @property
     def needs(self) -> Needs:
-        """What must be there."""
+        """What it reads."""
 
-    def bind(self, site: Site) -> Actuator:
-        """Find the parameters to act on.
+    def find(self, site: Site) -> Found:
+        """Return the parameters to act on; called again when the parameters change.
 
         Raises:
             NothingSelectedError: There are none.
-            ConfigError: They are not what it can act on.
+            ConfigError: It cannot act on them.
+        """
+
+    def act(self, view: StepView, found: Found, memory: dict[str, Any]) -> Sequence[Change]:
+        """Change gradients or weights in place, under ``no_grad``; return what was changed.
+
+        What need not be changed must stay as it is, bit for bit.
+
+        Args:
+            view: The step.
+            found: What ``find()`` returned.
+            memory: Kept from step to step, restored by a rollback and saved in checkpoints.
+                Empty at first; numbers, strings, lists, dicts and tensors only.
         """

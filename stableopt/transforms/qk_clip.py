@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,18 +20,17 @@ from stableopt.layouts import (
     logit_bound,
     query_rows,
 )
-from stableopt.transforms.by_name import ByName
 from stableopt.transforms.evidence import is_about
-from stableopt.transforms.protocol import Change, Needs, Phase, Stateless
-from stableopt.transforms.rounding import ROOM, aim
+from stableopt.transforms.protocol import Change, Found, Needs, Phase
 from stableopt.transforms.selection import NothingSelectedError, Select, selection
-from stableopt.transforms.strictness import check_strictness
+from stableopt.transforms.weights import ROOM, aim, check_strictness
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from stableopt.layouts import NormLayout
-    from stableopt.transforms.protocol import Moment, Site
+    from stableopt.transforms.site import Site
+    from stableopt.transforms.view import StepView
 
 logger = logging.getLogger("stableopt")
 
@@ -100,7 +99,7 @@ class QKClip:
             object.__setattr__(self, "layouts", _layouts(self.layouts))
         object.__setattr__(self, "params", selection("params", self.params))
 
-    def bind(self, site: Site) -> _QKClip:
+    def find(self, site: Site) -> Found:
         """Find the attention blocks of ``site``."""
         if self.layouts is None and site.model is None:
             raise NothingSelectedError(
@@ -110,131 +109,129 @@ class QKClip:
         given = self.layouts
         if given is None:
             given = () if site.model is None else find_attention(site.model)
-        names = ByName(site)
         chosen = {target.name for target in site.targets}
-        found = []
+        blocks = []
         for layout in given:
-            check_layout(layout, names.parameters(_names_of(layout)))
-            if layout.query.weight in chosen and _is_trained(layout, names):
-                found.append(layout)
-        if not found:
+            check_layout(layout, site.named(_names_of(layout)))
+            if layout.query.weight in chosen and _is_trained(layout, site):
+                norms = _scaled_norms(layout, site)
+                blocks.append(_Block(layout, norms, _scaled_names(layout, norms)))
+        if not blocks:
             raise NothingSelectedError(
                 f"transforms has {self!r}, which finds no attention block that is trained: give "
                 "layouts= by parameter names"
             )
-        unbounded = [b.name for b in found if b.norm is None and b.q_norm is None]
+        layouts = [block.layout for block in blocks]
+        unbounded = [b.name for b in layouts if b.norm is None and b.q_norm is None]
         if unbounded:
             logger.info(
-                "QKClip knows no bound from the weights of %s%s: it acts there on what "
-                "observe(%s=...) tells alone",
+                "the weights of %s%s allow no bound: QKClip acts there on observe(%s=...) alone",
                 ", ".join(unbounded[:4]),
                 f" and {len(unbounded) - 4} more" if len(unbounded) > 4 else "",
                 SIGNAL,
             )
-        return _QKClip(self, found, names)
+        weights = dict.fromkeys(n for b in layouts for n in (b.query.weight, b.key.weight))
+        return Found([site.trained[name] for name in weights], blocks)
 
-
-class _QKClip(Stateless):
-    def __init__(self, options: QKClip, layouts: Sequence[AttentionLayout], names: ByName) -> None:
-        self._options = options
-        self._layouts = layouts
-        self._names = names
-        self._doubted = self._checked = False
-        weights = dict.fromkeys(
-            n for block in layouts for n in (block.query.weight, block.key.weight)
-        )
-        self.targets = [names.trained[name] for name in weights]
-
-    def act(self, moment: Moment) -> Sequence[Change]:
-        """Scale in place; see :class:`QKClip`."""
-        self._check_keys(moment.signals.get(SIGNAL))
-        looks = moment.step % self._options.every == 0
-        told = [told_about(moment.signals.get(SIGNAL), block.name) for block in self._layouts]
+    def act(self, view: StepView, found: Found, memory: dict[str, Any]) -> Sequence[Change]:
+        """Scale in place."""
+        blocks: list[_Block] = found.parts
+        signal = view.signals.get(SIGNAL)
+        _check_keys(view, signal, [block.layout.name for block in blocks])
+        looks = view.step % self.every == 0
+        told = [told_about(signal, block.layout.name) for block in blocks]
         changes = []
-        for layout, measured in zip(self._layouts, told, strict=True):
+        for block, measured in zip(blocks, told, strict=True):
             if measured is None and not looks:
                 continue
-            limit = self._options.limit * (self._options.slack if measured is None else 1.0)
+            limit = self.limit * (self.slack if measured is None else 1.0)
             alone = sum(other is measured for other in told) == 1
-            logits = self._logits(moment, layout, measured, alone)
-            changes += self._clip(moment, layout, logits, limit)
+            logits = _logits(view, block.layout, measured, alone)
+            changes += _clip(view, block, logits, limit)
         return changes
 
-    def _logits(
-        self, moment: Moment, layout: AttentionLayout, measured: Any, alone: bool
-    ) -> Tensor:
-        """Return the largest logit of each head, as it was measured or as the weights allow."""
-        # A tensor for several blocks may be as long as one has heads: it is not one by heads.
-        by_head = by_heads(measured, layout.heads) if alone else None
-        if by_head is not None:
-            return by_head
-        if isinstance(measured, Tensor) and measured.numel() > 1:
-            self._doubt(layout, measured)
-        bound = logit_bound(layout, self._names.parameters(_names_of(layout), moment))
-        if measured is None:
-            return bound
-        # One number for several heads: those that cannot be beyond the limit are left alone.
-        largest = torch.as_tensor(measured).detach().to(bound).abs().amax()
-        return torch.where(torch.isnan(bound), largest, torch.minimum(bound, largest))
 
-    def _clip(
-        self, moment: Moment, layout: AttentionLayout, logits: Tensor, limit: float
-    ) -> list[Change]:
-        # Only heads beyond the limit itself: rounding must not repeat what was done.
-        beyond = torch.isfinite(logits) & (logits > limit * (1 + ROOM))
-        if not bool(beyond.any()):
-            return []
-        tensors = self._names.parameters(_names_of(layout), moment)
-        # What is not finite is the guard's business: it must be seen.
-        beyond = beyond & _finite(layout, tensors).to(beyond.device)
-        logits = torch.where(beyond, logits, torch.zeros_like(logits))
-        worst = float(logits.max())
-        if worst == 0:
-            return []
-        goal = min(aim(limit, tensors[name]) for name in _scaled_names(layout, self._names))
-        if layout.q_norm is not None and layout.k_norm is not None:
-            both, scaled = {layout.q_norm, layout.k_norm}, _scaled_norms(layout, self._names)
-            # One norm for both, as some models have it, is scaled once and counts twice.
-            share = (goal / worst) ** (0.5 if scaled == both else 1.0)
-            for norm in scaled:
-                _scale_norm(norm, tensors, share)
-        else:
-            q, k = qk_scales(logits, goal, kv_heads=layout.key_heads)
-            _scale(query_rows(layout, tensors), q)
-            _scale(key_rows(layout, tensors), k)
-        return [Change(layout.query.weight, worst, limit)]
+class _Block(NamedTuple):
+    """An attention block, and what is scaled where a head of it is beyond the limit.
 
-    def _doubt(self, layout: AttentionLayout, measured: Tensor) -> None:
-        if not self._doubted:
-            self._doubted = True
-            logger.warning(
-                "observe(%s=...) of shape %s does not tell the %d heads of %s apart, and its "
-                "largest value is taken for each: give (heads,) or (batch, heads) for each block, "
-                "by name",
-                SIGNAL,
-                tuple(measured.shape),
-                layout.heads,
-                layout.name,
-            )
+    Attributes:
+        layout: The block.
+        norms: Its QK-norms that are trained.
+        scaled: The names of the parameters that are scaled.
+    """
 
-    def _check_keys(self, signal: Any) -> None:
-        if not isinstance(signal, Mapping) or self._checked:
-            return
-        self._checked = True
-        names = [layout.name for layout in self._layouts]
-        lost = [key for key in signal if not any(is_about(str(key), name) for name in names)]
-        if lost:
-            logger.warning(
-                "observe(%s=...) tells of %s, and there is no such attention block: the blocks are "
-                "%s",
-                SIGNAL,
-                ", ".join(map(repr, lost[:4])),
-                ", ".join(names[:8]),
-            )
+    layout: AttentionLayout
+    norms: set[NormLayout]
+    scaled: list[str]
+
+
+def _logits(view: StepView, layout: AttentionLayout, measured: Any, alone: bool) -> Tensor:
+    """Return the largest logit of each head, as it was measured or as the weights allow."""
+    # A tensor for several blocks may have as many entries as one has heads: it is not by heads.
+    by_head = by_heads(measured, layout.heads) if alone else None
+    if by_head is not None:
+        return by_head
+    if isinstance(measured, Tensor) and measured.numel() > 1 and view.once("shape"):
+        logger.warning(
+            "observe(%s=...) of shape %s does not tell the %d heads of %s apart, and its "
+            "largest value is taken for each: give (heads,) or (batch, heads) for each block, "
+            "by name",
+            SIGNAL,
+            tuple(measured.shape),
+            layout.heads,
+            layout.name,
+        )
+    bound = logit_bound(layout, view.named(_names_of(layout)))
+    if measured is None:
+        return bound
+    # One number for several heads: those that cannot be beyond the limit are left alone.
+    largest = torch.as_tensor(measured).detach().to(bound).abs().amax()
+    return torch.where(torch.isnan(bound), largest, torch.minimum(bound, largest))
+
+
+def _clip(view: StepView, block: _Block, logits: Tensor, limit: float) -> list[Change]:
+    layout = block.layout
+    # Only heads beyond the limit itself: rounding must not repeat what was done.
+    beyond = torch.isfinite(logits) & (logits > limit * (1 + ROOM))
+    if not bool(beyond.any()):
+        return []
+    tensors = view.named(_names_of(layout))
+    # What is not finite is left for the guard to see.
+    beyond = beyond & _finite(layout, tensors).to(beyond.device)
+    logits = torch.where(beyond, logits, torch.zeros_like(logits))
+    worst = float(logits.max())
+    if worst == 0:
+        return []
+    goal = min(aim(limit, tensors[name]) for name in block.scaled)
+    if layout.q_norm is not None and layout.k_norm is not None:
+        both = {layout.q_norm, layout.k_norm}
+        # One norm for both, as some models have it, is scaled once and counts twice.
+        share = (goal / worst) ** (0.5 if block.norms == both else 1.0)
+        for norm in block.norms:
+            _scale_norm(norm, tensors, share)
+    else:
+        q, k = qk_scales(logits, goal, kv_heads=layout.key_heads)
+        _scale(query_rows(layout, tensors), q)
+        _scale(key_rows(layout, tensors), k)
+    return [Change(layout.query.weight, worst, limit)]
+
+
+def _check_keys(view: StepView, signal: Any, names: Sequence[str]) -> None:
+    """Warn of keys of the signal that are the name of no block."""
+    if not isinstance(signal, Mapping) or not view.once("keys"):
+        return
+    lost = [key for key in signal if not any(is_about(str(key), name) for name in names)]
+    if lost:
+        logger.warning(
+            "observe(%s=...) has %s, and there is no such attention block: the blocks are %s",
+            SIGNAL,
+            ", ".join(map(repr, lost[:4])),
+            ", ".join(names[:8]),
+        )
 
 
 def by_heads(measured: Any, heads: int) -> Tensor | None:
-    """Return the largest magnitude of each head, ``(heads,)``, or ``None`` if it is not told.
+    """Return the largest magnitude of each head, ``(heads,)``, or ``None`` if it does not say.
 
     Args:
         measured: ``(heads,)``, ``(batch, heads)``, or all logits ``(batch, heads, n, n)``.
@@ -286,30 +283,30 @@ def _names_of(layout: AttentionLayout) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _scaled_names(layout: AttentionLayout, names: ByName) -> list[str]:
+def _scaled_names(layout: AttentionLayout, norms: Iterable[NormLayout]) -> list[str]:
     """Return the names of what is scaled where a head of a layout is beyond the limit."""
     if layout.q_norm is not None:
-        parts = [p for norm in _scaled_norms(layout, names) for p in (norm.gain, norm.bias)]
+        parts = [p for norm in norms for p in (norm.gain, norm.bias)]
     else:
         parts = [p for side in (layout.query, layout.key) for p in (side.weight, side.bias)]
     return list(dict.fromkeys(part for part in parts if part is not None))
 
 
-def _scaled_norms(layout: AttentionLayout, names: ByName) -> set[NormLayout]:
+def _scaled_norms(layout: AttentionLayout, site: Site) -> set[NormLayout]:
     """Return the QK-norms whose gains are trained, and whose biases are if they have any."""
     return {
         norm
         for norm in (layout.q_norm, layout.k_norm)
         if norm is not None
-        and norm.gain in names.trained
-        and (norm.bias is None or norm.bias in names.trained)
+        and norm.gain in site.trained
+        and (norm.bias is None or norm.bias in site.trained)
     }
 
 
-def _is_trained(layout: AttentionLayout, names: ByName) -> bool:
-    """Tell whether a layout can be scaled: what is frozen is never written."""
-    wanted = _scaled_names(layout, names)
-    return bool(wanted) and {*wanted, layout.key.weight} <= names.trained.keys()
+def _is_trained(layout: AttentionLayout, site: Site) -> bool:
+    """Return whether all that would be scaled is trained: what is frozen is never written."""
+    wanted = _scaled_names(layout, _scaled_norms(layout, site))
+    return bool(wanted) and {*wanted, layout.key.weight} <= site.trained.keys()
 
 
 def _finite(layout: AttentionLayout, tensors: Mapping[str, Tensor]) -> Tensor:

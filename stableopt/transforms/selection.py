@@ -134,7 +134,7 @@ def _listed(given: object) -> tuple[Any, ...]:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Tell whether a pattern means a name; a name with brackets in it means itself."""
+    """Return whether a pattern matches a name, or is that name (which may have brackets in it)."""
     return name == pattern or fnmatchcase(name, pattern)
 
 

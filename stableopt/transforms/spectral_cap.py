@@ -19,19 +19,19 @@ from stableopt.functional import (
 from stableopt.functional.spectral_norm import bidiagonalize, scaled_product, unit_noise
 from stableopt.health.spectra.drift import LAWS
 from stableopt.sensors.registry import METRICS
-from stableopt.transforms.protocol import Change, Needs, Phase
-from stableopt.transforms.rounding import ROOM, aim, write_matrix
+from stableopt.transforms.protocol import Change, Found, Needs, Phase
 from stableopt.transforms.selection import Select, selection
 from stableopt.transforms.watch import Watch, metrics_of
-from stableopt.transforms.weights import has_matrix
+from stableopt.transforms.weights import ROOM, aim, has_matrix, write_matrix
 from stableopt.triggers.conditions import Limit, Trigger, above, check_trigger
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
-    from stableopt.transforms.protocol import Moment, Site, Target
+    from stableopt.transforms.site import Site
+    from stableopt.transforms.view import StepView
 
 MODES = ("fast", "exact", "soft")
 
@@ -155,22 +155,15 @@ class SpectralCap:
         """The readings of its trigger."""
         return Needs(metrics=metrics_of(self.trigger))
 
-    def bind(self, site: Site) -> _SpectralCap:
+    def find(self, site: Site) -> Found:
         """Cap the weights of ``site`` that are matrices."""
-        chosen = [target for target in site.targets if has_matrix(site.parameter(target))]
-        return _SpectralCap(self, chosen)
+        return Found([target for target in site.targets if has_matrix(site.parameter(target))])
 
-
-class _SpectralCap:
-    def __init__(self, options: SpectralCap, targets: Sequence[Target]) -> None:
-        self._options = options
-        self._watch = Watch(options.trigger)
-        self.targets = targets
-
-    def act(self, moment: Moment) -> Sequence[Change]:
-        """Cap in place; see :class:`SpectralCap`."""
-        triggered = [t for t in self.targets if self._watch.fresh(moment, t) is not None]
-        changes = (self._change(target.name, moment.parameter(target)) for target in triggered)
+    def act(self, view: StepView, found: Found, memory: dict[str, Any]) -> Sequence[Change]:
+        """Cap in place."""
+        watch = Watch(self.trigger, view, memory)
+        triggered = [t for t in found.targets if watch.fresh(t) is not None]
+        changes = (self._change(target.name, view.parameter(target)) for target in triggered)
         return [change for change in changes if change is not None]
 
     def _change(self, name: str, weight: Tensor) -> Change | None:
@@ -178,7 +171,7 @@ class _SpectralCap:
         sigma = _norm(matrix)
         if not 0 < sigma < float("inf"):
             return None  # zero, or not finite: there is nothing to cap
-        limit = self._options.limit
+        limit = self.limit
         if limit is None:
             capped = flattened(matrix, sigma)
         else:
@@ -194,21 +187,13 @@ class _SpectralCap:
         if not sigma > limit * (1 + ROOM):
             return None
         bound = aim(limit, weight)
-        if self._options.mode == "soft":
+        if self.mode == "soft":
             return soft_cap(matrix, sigma, min(1 / 3, 1 - bound / sigma))
-        if self._options.mode == "fast" and min(matrix.shape) > _BASIS:
+        if self.mode == "fast" and min(matrix.shape) > _BASIS:
             capped = fast_cap(matrix, bound, leading_subspace(matrix), only_above=limit)
             if float(spectral_norm(capped).sigma) <= limit * (1 + ROOM):
                 return capped
         return exact_cap(matrix, bound, only_above=limit)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what holds for which weight."""
-        return self._watch.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with it."""
-        self._watch.load_state_dict(state)
 
 
 def flattened(matrix: Tensor, sigma: float) -> Tensor | None:

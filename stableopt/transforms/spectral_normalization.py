@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from stableopt.errors import require_int, require_number
 from stableopt.functional import as_matrix
 from stableopt.functional.caps import exact_cap_and_norm
-from stableopt.transforms.protocol import Change, Needs, Phase, Stateless
-from stableopt.transforms.rounding import aim, write_matrix
+from stableopt.transforms.protocol import Change, Found, Needs, Phase
 from stableopt.transforms.selection import Select, selection
-from stableopt.transforms.weights import has_matrix
+from stableopt.transforms.weights import aim, has_matrix, write_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from stableopt.transforms.protocol import Moment, Site, Target
+    from stableopt.transforms.site import Site
+    from stableopt.transforms.view import StepView
 
 
 @dataclass(frozen=True)
@@ -77,26 +77,19 @@ class SpectralNormalization:
         require_int("every", self.every, 1, "updates from one projection to the next")
         object.__setattr__(self, "params", selection("params", self.params))
 
-    def bind(self, site: Site) -> _Projection:
+    def find(self, site: Site) -> Found:
         """Project the weights of ``site`` that are matrices."""
-        chosen = [target for target in site.targets if has_matrix(site.parameter(target))]
-        return _Projection(self, chosen)
+        return Found([target for target in site.targets if has_matrix(site.parameter(target))])
 
-
-class _Projection(Stateless):
-    def __init__(self, options: SpectralNormalization, targets: Sequence[Target]) -> None:
-        self._options = options
-        self.targets = targets
-
-    def act(self, moment: Moment) -> Sequence[Change]:
-        """Project in place; see :class:`SpectralNormalization`."""
-        if moment.step % self._options.every:
+    def act(self, view: StepView, found: Found, memory: dict[str, Any]) -> Sequence[Change]:
+        """Project in place."""
+        if view.step % self.every:
             return ()
-        changes = (self._project(t.name, moment.parameter(t)) for t in self.targets)
+        changes = (self._project(t.name, view.parameter(t)) for t in found.targets)
         return [change for change in changes if change is not None]
 
     def _project(self, name: str, weight: Tensor) -> Change | None:
-        matrix, bound = as_matrix(weight), self._options.bound
+        matrix, bound = as_matrix(weight), self.bound
         norm = float(torch.linalg.vector_norm(matrix))
         if norm <= bound or not bool(torch.isfinite(matrix).all()):
             return None

@@ -1,15 +1,15 @@
-"""No step longer than a share of what a weight is: the learning rate stops being a way to fail."""
+"""Cap the length of each step at a share of the size of the weight."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from stableopt.errors import require_number
 from stableopt.functional import distances, safe_norm, stay_within, tensor_norms
 from stableopt.runtime.scalars import read_scalars
-from stableopt.transforms.protocol import Change, Needs, Phase, Stateless
+from stableopt.transforms.protocol import Change, Found, Needs, Phase
 from stableopt.transforms.selection import Select, selection
 from stableopt.transforms.weights import has_norm
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from stableopt.transforms.protocol import Moment, Site, Target
+    from stableopt.transforms.protocol import Target
+    from stableopt.transforms.site import Site
+    from stableopt.transforms.view import StepView
 
 
 LEAST, MOST = 0.5, 2.0
@@ -90,48 +92,39 @@ class UpdateCap:
         require_number("ratio", self.ratio, math.inf, meaning)
         object.__setattr__(self, "params", selection("params", self.params))
 
-    def bind(self, site: Site) -> _Cap:
-        """Cap the parameters of ``site``."""
-        return _Cap(self.ratio, [t for t in site.targets if has_norm(site.parameter(t))])
+    def find(self, site: Site) -> Found:
+        """Cap the parameters of ``site`` that have a norm."""
+        return Found([t for t in site.targets if has_norm(site.parameter(t))])
+
+    def act(self, view: StepView, found: Found, memory: dict[str, Any]) -> Sequence[Change]:
+        """Shorten the steps in place."""
+        weights, before = [view.parameter(target) for target in found.targets], view.previous()
+        numbers = read_scalars([*distances(weights, before), *tensor_norms(before)])
+        lengths, norms = numbers[: len(weights)], numbers[len(weights) :]
+        changes = []
+        for i, (target, weight, old) in enumerate(zip(found.targets, weights, before, strict=True)):
+            length, size = lengths[i], _reach(old, norms[i])
+            limit = self._limit(target, view)
+            if length <= limit * size:
+                continue
+            if not math.isfinite(length):
+                length = safe_norm([weight - old])
+            # A step that is not finite is left for the guard to see.
+            if math.isfinite(length):
+                stay_within(weight, old, limit * size / length)
+                changes.append(Change(target.name, length / size, limit))
+        return changes
+
+    def _limit(self, target: Target, view: StepView) -> float:
+        lr, peak = view.lr(target), view.peak_lr(target)
+        share = abs(lr) / peak if lr is not None and peak else 1.0
+        return self.ratio * math.sqrt(min(1.0, share))
 
 
 def unit_norm(weight: Tensor) -> float:
     """Return the norm of a weight of this shape whose outputs are as large as its inputs."""
     inputs = weight[0].numel() if weight.dim() > 1 and len(weight) else weight.numel()
     return math.sqrt(weight.numel() / inputs) if inputs else 0.0
-
-
-class _Cap(Stateless):
-    def __init__(self, ratio: float, targets: Sequence[Target]) -> None:
-        self._ratio = ratio
-        self.targets = targets
-
-    def act(self, moment: Moment) -> Sequence[Change]:
-        """Shorten in place; see :class:`UpdateCap`."""
-        weights = [moment.parameter(target) for target in self.targets]
-        before = moment.previous()
-        if not weights:
-            return ()
-        numbers = read_scalars([*distances(weights, before), *tensor_norms(before)])
-        lengths, norms = numbers[: len(weights)], numbers[len(weights) :]
-        changes = []
-        for i, (target, weight, old) in enumerate(zip(self.targets, weights, before, strict=True)):
-            length, size = lengths[i], _reach(old, norms[i])
-            limit = self._limit(target, moment)
-            if length <= limit * size:
-                continue
-            if not math.isfinite(length):
-                length = safe_norm([weight - old])
-            # A step that is not finite is the guard's business: it must be seen.
-            if math.isfinite(length):
-                stay_within(weight, old, limit * size / length)
-                changes.append(Change(target.name, length / size, limit))
-        return changes
-
-    def _limit(self, target: Target, moment: Moment) -> float:
-        lr, peak = moment.lr(target), moment.peak_lr(target)
-        share = abs(lr) / peak if lr is not None and peak else 1.0
-        return self._ratio * math.sqrt(min(1.0, share))
 
 
 def _reach(weight: Tensor, norm: float) -> float:

@@ -1,74 +1,61 @@
-"""A trigger over many parameters: what holds for each, and since when."""
+"""Ask a trigger about parameters, with hysteresis kept in the memory of a transform."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from stableopt.transforms.protocol import Moment, Target
+    from stableopt.transforms.protocol import Target
+    from stableopt.transforms.view import StepView
     from stableopt.triggers.conditions import Trigger
 
 
 class Watch:
-    """Asks a trigger about each parameter once per reading, and remembers the answer.
+    """Asks a trigger about each parameter once per reading.
 
     Args:
-        trigger: What is asked.
+        trigger: The trigger.
+        view: The step.
+        memory: Of the transform. ``"held"`` has the conditions that hold and ``"severity"`` the
+            newest severity, both by the name of the parameter.
     """
 
-    def __init__(self, trigger: Trigger) -> None:
+    def __init__(self, trigger: Trigger, view: StepView, memory: dict[str, Any]) -> None:
         self._trigger = trigger
+        self._view = view
         self._metrics = metrics_of(trigger)
-        self._held: dict[str, set[str]] = {}
-        self._severity: dict[str, float] = {}
+        self._held: dict[str, list[str]] = memory.setdefault("held", {})
+        self._severity: dict[str, float] = memory.setdefault("severity", {})
 
-    def fresh(self, moment: Moment, target: Target) -> float | None:
-        """Return the severity if there is news that triggers, else ``None``.
+    def fresh(self, target: Target) -> float | None:
+        """Return the severity if a new reading triggers, else ``None``.
 
-        What one metric said before is no news because another one has been read since.
+        A condition that was read before is not new because another metric has been read since.
         """
-        severity = self.lasting(moment, target)
-        return severity if self._brings_news(moment, target) else None
+        severity = self.lasting(target)
+        return severity if self._brings_news(target) else None
 
-    def lasting(self, moment: Moment, target: Target) -> float | None:
+    def lasting(self, target: Target) -> float | None:
         """Return the severity as of the newest reading, ``None`` where it does not trigger."""
-        if moment.is_fresh(target, self._metrics):
-            self._ask(moment, target)
+        if self._view.is_fresh(target, self._metrics):
+            held = set(self._held.pop(target.name, ()))
+            severity = self._trigger.severity(self._view.evidence(target), held)
+            self._severity.pop(target.name, None)
+            if severity is not None:
+                self._severity[target.name] = severity
+            if held:
+                self._held[target.name] = sorted(held)
         return self._severity.get(target.name)
 
-    def _ask(self, moment: Moment, target: Target) -> None:
-        held = self._held.setdefault(target.name, set())
-        severity = self._trigger.severity(moment.evidence(target), held)
-        if severity is None:
-            self._severity.pop(target.name, None)
-        else:
-            self._severity[target.name] = severity
-        if not held:
-            del self._held[target.name]
-
-    def _brings_news(self, moment: Moment, target: Target) -> bool:
-        """Tell whether a condition that holds was read just now."""
-        evidence = moment.evidence(target)
-        held = self._held.get(target.name, set())
+    def _brings_news(self, target: Target) -> bool:
+        """Return whether a condition that holds was read just now."""
+        evidence = self._view.evidence(target)
+        held = self._held.get(target.name, ())
         return any(
-            moment.is_fresh(target, (leaf.metric,))
+            self._view.is_fresh(target, (leaf.metric,))
             and leaf.severity(evidence, set(held)) is not None
             for leaf in self._trigger.leaves()
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what holds, as plain data."""
-        held = {name: sorted(leaves) for name, leaves in self._held.items()}
-        return {"held": held, "severity": dict(self._severity)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with it."""
-        known = state.get("held", {})
-        self._held = {str(name): {str(leaf) for leaf in leaves} for name, leaves in known.items()}
-        severity = state.get("severity", {})
-        self._severity = {str(name): float(value) for name, value in severity.items()}
 
 
 def metrics_of(trigger: Trigger) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What a weight must be to be measured and scaled."""
+"""What bounds on weights have in common: which weights, how strictly, and what rounding takes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,49 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from stableopt.errors import ConfigError, require_int, require_number
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+ROOM = 1e-5
+"""How far above a bound, relatively, rounding may leave a metric without another correction."""
+
 
 def has_norm(weight: Tensor) -> bool:
-    """Tell whether a weight has a norm: it is no integer, and every entry is there."""
+    """Return whether a weight has a norm: it is a strided tensor, and not of integers."""
     floating = weight.is_floating_point() or weight.is_complex()
     return floating and weight.layout is torch.strided
 
 
 def has_matrix(weight: Tensor) -> bool:
-    """Tell whether a weight can be taken for a matrix."""
+    """Return whether a weight can be flattened to a matrix ``(out, in)``."""
     plain = type(weight.data) is torch.Tensor and has_norm(weight)
     return weight.dim() > 1 and weight.numel() > 0 and plain
+
+
+def aim(limit: float, weight: Tensor) -> float:
+    """Return what to aim at so that the bound holds after rounding: 1% lower in bfloat16."""
+    eps = torch.finfo(weight.dtype).eps
+    return limit * (1 - 1.25 * eps) if eps > 1e-5 else limit
+
+
+def write_matrix(weight: Tensor, matrix: Tensor) -> None:
+    """Write a matrix ``(out, in)`` back into the weight it was made from, in place."""
+    weight.copy_(matrix.reshape(weight.shape))
+
+
+def check_strictness(slack: float, every: int) -> None:
+    """Check the options of a bound that is computed from weights.
+
+    Args:
+        slack: How far above the limit the bound may be.
+        every: Steps from one computation of the bound to the next.
+
+    Raises:
+        ConfigError: One of them is out of range.
+    """
+    require_number("slack", slack, 1e6, "how far above the limit the bound may be")
+    if slack < 1:
+        raise ConfigError(f"slack={slack!r} must be at least 1, which holds the limit")
+    require_int("every", every, 1, "updates from one look at the weights to the next")

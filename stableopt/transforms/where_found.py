@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stableopt.transforms.protocol import Actuator, Needs, Phase, Site, Transform
+    from collections.abc import Sequence
+
+    from stableopt.transforms.protocol import Change, Found, Needs, Phase, Transform
     from stableopt.transforms.selection import Select
+    from stableopt.transforms.site import Site
+    from stableopt.transforms.view import StepView
 
 
 @dataclass(frozen=True)
 class WhereFound:
-    """Have a transform act where there is something to act on, and not mind if there is not.
+    """Leave a transform out, without an error, where it finds no parameter to act on.
 
-    For options that are written before the model is known, such as presets: what finds no
-    parameter is left out, with a note in the log instead of an error.
+    For options that are written before the model is known, such as presets. What is left out is
+    logged.
 
     Args:
         transform: The transform.
@@ -33,35 +37,23 @@ class WhereFound:
     """
 
     transform: Transform
+    params: Select = field(init=False, compare=False)
+    phase: Phase = field(init=False, compare=False)
+    metric: str = field(init=False, compare=False)
+    routine: bool = field(init=False, compare=False)
+    needs: Needs = field(init=False, compare=False)
 
-    @property
-    def params(self) -> Select:
-        """Those of the transform."""
-        return self.transform.params
+    def __post_init__(self) -> None:
+        for name in ("params", "phase", "metric", "routine", "needs"):
+            object.__setattr__(self, name, getattr(self.transform, name))
 
-    @property
-    def phase(self) -> Phase:
-        """That of the transform."""
-        return self.transform.phase
+    def find(self, site: Site) -> Found:
+        """Return what the transform finds."""
+        return self.transform.find(site)
 
-    @property
-    def metric(self) -> str:
-        """That of the transform."""
-        return self.transform.metric
-
-    @property
-    def routine(self) -> bool:
-        """That of the transform."""
-        return self.transform.routine
-
-    @property
-    def needs(self) -> Needs:
-        """Those of the transform."""
-        return self.transform.needs
-
-    def bind(self, site: Site) -> Actuator:
-        """Bind the transform."""
-        return self.transform.bind(site)
+    def act(self, view: StepView, found: Found, memory: dict[str, Any]) -> Sequence[Change]:
+        """Have the transform act."""
+        return self.transform.act(view, found, memory)
 
     def __repr__(self) -> str:
         return repr(self.transform)

@@ -67,8 +67,8 @@ MUTANTS = {
     ),
     "clipping at the bound rounds its own way": Mutant(
         "stableopt.transforms.clip_grad_norm",
-        "0.99 * self._max_norm - 1e-6",
-        "1.0000005 * self._max_norm",
+        "0.99 * self.max_norm - 1e-6",
+        "1.0000005 * self.max_norm",
         (f"{CLIP}::test_right_at_the_bound_the_rounding_is_that_of_torch",),
     ),
     # SKIP: the batch never happened.

@@ -72,38 +72,75 @@ TRANSFORM_MUTANTS = {
     # Binding: what is found, and what is refused.
     "a pattern may match nothing": Mutant(
         "stableopt.transforms.binding",
-        "if not may_rest and not isinstance(transform, WhereFound):",
+        "if not entry.worked and not isinstance(entry.transform, WhereFound):",
         "if False:",
         (f"{BINDING}::TestSelection::test_what_matches_nothing_is_an_error",),
     ),
     "two may move the same": Mutant(
         "stableopt.transforms.binding",
-        "if mine in owners:",
+        "if owner is not bound.entry:",
         "if False:",
         (f"{BINDING}::TestConflicts",),
     ),
     "what no sensor visits is acted on": Mutant(
         "stableopt.transforms.binding",
-        "    if missed:",
-        "    if False:",
+        "        if missed:",
+        "        if False:",
         (f"{BINDING}::TestMetrics::test_parameters_that_no_sensor_visits",),
     ),
     "what is remembered goes by an address": Mutant(
         "stableopt.transforms.binding",
-        're.sub(r" at 0x[0-9a-fA-F]+", "", repr(self.given.transform))',
-        "repr(self.given.transform)",
+        'f"{self.position}.{self.kind}{group}"',
+        'f"{self.position}.{object.__repr__(self.transform)}{group}"',
         (f"{BINDING}::TestCustom::test_what_it_remembers_is_found_again",),
+    ),
+    "a wrapper hides the type of a transform": Mutant(
+        "stableopt.transforms.binding",
+        'type(getattr(self.transform, "transform", self.transform)).__name__',
+        "type(self.transform).__name__",
+        (f"{BINDING}::TestCustom::test_its_key_survives_other_options_and_wrappers",),
+    ),
+    "a group counts with the others": Mutant(
+        "stableopt.transforms.chain",
+        "sum(entry.group == group for entry in self._entries)",
+        "len(self._entries)",
+        (f"{BINDING}::TestCustom::test_a_group_counts_its_own",),
+    ),
+    "what is orphaned is not reported": Mutant(
+        "stableopt.transforms.chain",
+        "if there and here != there:",
+        "if False:",
+        (f"{BINDING}::TestCustom::test_a_checkpoint_of_other_transforms_is_reported_once",),
+    ),
+    "a rollback past a new group is reported": Mutant(
+        "stableopt.transforms.chain",
+        "if frozenset(memories) not in self._saved:",
+        "if True:",
+        (f"{BINDING}::TestCustom::test_a_rollback_restores_its_memory_and_reports_no_later_group",),
+    ),
+    "a broken checkpoint is loaded halfway": Mutant(
+        "stableopt.transforms.chain",
+        "        peaks, memories = parse_state(state)\n",
+        '        self._peaks = {int(g): lr for g, lr in state.get("peaks", {}).items()}\n'
+        "        peaks, memories = parse_state(state)\n",
+        (f"{BINDING}::TestCustom::test_a_broken_state_changes_nothing",),
+    ),
+    "a checkpoint shares tensors with what it saved": Mutant(
+        "stableopt.transforms.chain",
+        "return value.detach().clone()",
+        "return value",
+        (f"{BINDING}::TestCustom::test_what_it_remembers_is_plain_data_and_tensors",),
     ),
     "a new group starts the counts anew": Mutant(
         "stableopt.transforms.chain",
-        "item.count_on(before[id(item.given)])",
-        "pass",
+        "item.entry.worked = True",
+        "item.entry.steps = 0",
         (f"{BINDING}::TestGroups::test_counts_and_episodes_go_on_when_a_group_is_added",),
     ),
     "lazy parameters are forgotten": Mutant(
         "stableopt.transforms.chain",
-        'not has_data(p) for group in groups for p in group["params"]) < self._lazy',
-        'not has_data(p) for group in groups for p in group["params"]) < 0',
+        "return lazy < self._site.lazy",
+        "return lazy < 0",
         (f"{BINDING}::TestLazy",),
     ),
     # Promise 5, and acting once per reading.
@@ -115,25 +152,25 @@ TRANSFORM_MUTANTS = {
     ),
     "a skipped step swallows the news": Mutant(
         "stableopt.transforms.chain",
-        "if self.reads or self._lazy:",
-        "self._fresh = {}\n        if self.reads or self._lazy:",
+        "if self.reads or self._site.lazy:",
+        "self._fresh = {}\n        if self.reads or self._site.lazy:",
         (f"{ACTS}::TestSkipped::test_readings_are_news_until_a_step_is_taken_or_it_goes_back",),
     ),
     "a rollback keeps the news": Mutant(
         "stableopt.transforms.chain",
-        "states.get(bound.key, {}))\n        self._fresh = {}",
-        "states.get(bound.key, {}))",
+        "memories.get(entry.key, {})\n            self._fresh = {}",
+        "memories.get(entry.key, {})",
         (f"{ACTS}::TestSkipped::test_readings_are_news_until_a_step_is_taken_or_it_goes_back",),
     ),
     "an old reading acts again": Mutant(
         "stableopt.transforms.watch",
-        "return severity if self._brings_news(moment, target) else None",
+        "return severity if self._brings_news(target) else None",
         "return severity",
         (f"{DECAY}::TestWhen::test_of_a_sensor",),
     ),
     "every act is news": Mutant(
         "stableopt.transforms.chain",
-        "again=seen and transform.routine",
+        "again=seen and entry.transform.routine",
         "again=False",
         (f"{ACTS}::TestLedger::test_a_routine_transform_is_told_once_in_an_episode",),
     ),
@@ -144,13 +181,13 @@ TRANSFORM_MUTANTS = {
         (f"{ACTS}::TestSkipped::test_what_a_line_search_did_before_it_was_undone_is_not_told",),
     ),
     "clipping does not see the decay": Mutant(
-        "stableopt.transforms.chain",
-        "if any(target.place in self.changed for target in targets):",
+        "stableopt.transforms.view",
+        "if any(target.place in self._changed for target in self._targets):",
         "if False:",
         (f"{DECAY}::TestCoupled::test_what_clips_after_it_clips_what_it_added",),
     ),
     "the backoff does not reach the cap": Mutant(
-        "stableopt.transforms.chain",
+        "stableopt.transforms.view",
         "float(lr) * self._lr_scale",
         "float(lr)",
         (f"{UPDATE_CAP}::TestLearningRate::test_the_backoff_of_the_guard_shrinks_the_cap",),
@@ -213,14 +250,14 @@ TRANSFORM_MUTANTS = {
     ),
     "small decays are lost to rounding": Mutant(
         "stableopt.transforms.adaptive_weight_decay",
-        "if owed >= smallest_share(weight):",
+        "if share >= smallest_share(weight):",
         "if True:",
         (f"{DECAY}::TestDecoupled::test_shares_below_rounding_are_not_lost",),
     ),
     "a decay grows weights": Mutant(
         "stableopt.transforms.adaptive_weight_decay",
-        "weight.mul_(math.exp(-owed))",
-        "weight.mul_(math.exp(owed))",
+        "weight.mul_(math.exp(-share))",
+        "weight.mul_(math.exp(share))",
         (f"{DECAY}::TestWhen::test_the_weight_falls_until_the_trigger_lets_go",),
     ),
     "half the penalty": Mutant(
@@ -236,9 +273,9 @@ TRANSFORM_MUTANTS = {
         (f"{DECAY}::test_a_trigger_that_a_decay_does_not_move_is_refused_with_what_does",),
     ),
     "frozen weights are changed": Mutant(
-        "stableopt.transforms.binding",
-        "[t for t in chosen if self.parameter(t).requires_grad]",
-        "chosen",
+        "stableopt.transforms.site",
+        "part.targets = self._trained(chosen)",
+        "part.targets = chosen",
         (f"{IN_USE}::TestFrozen",),
     ),
     "the subspace is looked for where its norm is": Mutant(
@@ -249,8 +286,8 @@ TRANSFORM_MUTANTS = {
     ),
     "steps are capped after weights are bounded": Mutant(
         "stableopt.transforms.chain",
-        "        self._act(Phase.UPDATE, now)\n        self._act(Phase.WEIGHT, now)\n",
-        "        self._act(Phase.WEIGHT, now)\n        self._act(Phase.UPDATE, now)\n",
+        "        self._act(view, Phase.UPDATE)\n        self._act(view, Phase.WEIGHT)\n",
+        "        self._act(view, Phase.WEIGHT)\n        self._act(view, Phase.UPDATE)\n",
         (f"{IN_USE}::test_bounds_hold_after_the_cap_of_the_step_whatever_the_order",),
     ),
     "a corrected weight waits for its turn": Mutant(
@@ -292,8 +329,8 @@ TRANSFORM_MUTANTS = {
     ),
     "a cap acts without a reading": Mutant(
         "stableopt.transforms.spectral_cap",
-        "if self._watch.fresh(moment, t) is not None]",
-        "if self._watch.lasting(moment, t) is not None]",
+        "if watch.fresh(t) is not None]",
+        "if watch.lasting(t) is not None]",
         (f"{CAP}::TestWhenItActs::test_once_per_reading_and_never_without_one",),
     ),
     "the fast cap is trusted": Mutant(
@@ -327,7 +364,7 @@ TRANSFORM_MUTANTS = {
         (f"{LORA}::test_the_norm_is_at_most_the_limit_and_a_stays",),
     ),
     "only what is trained has a name": Mutant(
-        "stableopt.transforms.by_name",
+        "stableopt.transforms.site",
         "*map(without_wrappers, every)",
         "",
         (f"{LORA}::TestFrozen::test_a_may_be_frozen",),
@@ -347,7 +384,7 @@ TRANSFORM_MUTANTS = {
     "shared keys are scaled": Mutant(
         "stableopt.transforms.qk_clip",
         "q, k = qk_scales(logits, goal, kv_heads=layout.key_heads)",
-        "q, k = qk_scales(logits, goal)\n            k = k[: layout.key_heads]",
+        "q, k = qk_scales(logits, goal)\n        k = k[: layout.key_heads]",
         (f"{QK}::TestWeightsAlone::test_where_heads_share_keys_the_queries_take_all_of_it",),
     ),
     "a tensor for all blocks is one by heads": Mutant(
@@ -364,8 +401,8 @@ TRANSFORM_MUTANTS = {
     ),
     "what is frozen is scaled": Mutant(
         "stableopt.transforms.qk_clip",
-        "return bool(wanted) and {*wanted, layout.key.weight} <= names.trained.keys()",
-        "return layout.key.weight in names.trained",
+        "return bool(wanted) and {*wanted, layout.key.weight} <= site.trained.keys()",
+        "return layout.key.weight in site.trained",
         (f"{QK}::TestFrozen",),
     ),
     "the gain of Gemma is scaled without its one": Mutant(
@@ -376,13 +413,13 @@ TRANSFORM_MUTANTS = {
     ),
     "a measured logit has the slack of a bound": Mutant(
         "stableopt.transforms.qk_clip",
-        "(self._options.slack if measured is None else 1.0)",
-        "self._options.slack",
+        "(self.slack if measured is None else 1.0)",
+        "self.slack",
         (f"{QK}::TestSignals::test_each_head_by_what_was_measured_of_it",),
     ),
     "the bias of a class does not count": Mutant(
         "stableopt.transforms.logit_bound",
-        "offset = offset + tensors[self._head.bias].detach().to(wide)",
+        "offset = offset + tensors[head.bias].detach().to(wide)",
         "pass",
         (f"{LOGIT}::TestWeightsAlone::test_no_logit_of_any_input_is_above_the_limit",),
     ),
@@ -394,14 +431,14 @@ TRANSFORM_MUTANTS = {
     ),
     "the whole output layer is scaled": Mutant(
         "stableopt.transforms.logit_bound",
-        "share = torch.where(beyond, self._aim(limit, moment) / bounds, torch.ones_like(bounds))",
-        "share = (self._aim(limit, moment) / bounds).clamp(max=1).amin().expand_as(bounds)",
+        "share = torch.where(beyond, _aim(limit, parameters) / bounds, torch.ones_like(bounds))",
+        "share = (_aim(limit, parameters) / bounds).clamp(max=1).amin().expand_as(bounds)",
         (f"{LOGIT}::TestWeightsAlone::test_rows_under_the_limit_stay_bit_for_bit",),
     ),
     "a projection is never due": Mutant(
         "stableopt.transforms.spectral_normalization",
-        "if moment.step % self._options.every:",
-        "if (moment.step + 1) % self._options.every:",
+        "if view.step % self.every:",
+        "if (view.step + 1) % self.every:",
         (f"{NORMALIZATION}::test_it_projects_every_few_steps",),
     ),
     "a flat spectrum is shrunk for ever": Mutant(
@@ -412,7 +449,7 @@ TRANSFORM_MUTANTS = {
     ),
     "a frozen bias is left behind": Mutant(
         "stableopt.transforms.logit_bound",
-        " or not set(wanted) <= set(names.trained):",
+        " or not set(wanted) <= set(site.trained):",
         ":",
         (f"{LOGIT}::TestErrors::test_a_head_of_which_a_part_is_frozen_is_not_found",),
     ),

@@ -69,7 +69,7 @@ def test_on_top_of_a_preset():
     ("value", "message"),
     [
         ("SpectralNorm", "sensors='SpectralNorm' must be a list"),
-        (["SpectralNrom"], "sensor='SpectralNrom' is not known"),
+        (["SpectralNrom"], "sensors entry='SpectralNrom' is not known"),
         ([{"SpectralNorm": {}, "KappaTilde": {}}], "must have one key"),
         ([{"SampledSpectrum": {"row": 3}}], "SampledSpectrum option='row' is not known"),
         ([{"SampledSpectrum": 3}], "SampledSpectrum=3 must be a dict"),

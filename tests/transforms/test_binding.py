@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from stableopt import (
+    Action,
     AdaptiveWeightDecay,
     ClipGradNorm,
     ConfigError,
@@ -25,7 +26,7 @@ from stableopt import (
     layers,
 )
 from stableopt.sensors import Sensors, SpectralNorm
-from stableopt.transforms import Change, Needs, NothingSelectedError, Phase, WhereFound
+from stableopt.transforms import Change, Found, Needs, NothingSelectedError, Phase, WhereFound
 from stableopt.transforms.selection import Selection, selection
 from tests.contract.bits import assert_same
 from tests.sensors.runs import DENSE
@@ -66,12 +67,8 @@ def step(model, opt, scale=1.0):
     opt.step()
 
 
-def actuators(opt):
-    return [bound.actuator for bound in opt._loop.transforms._bound]
-
-
 def found(opt, number=0):
-    return {target.name for target in actuators(opt)[number].targets}
+    return {target.name for target in opt._loop.transforms._bound[number].found.targets}
 
 
 def counts(opt):
@@ -567,25 +564,14 @@ class Shift:
     routine = False
     needs = Needs()
 
-    def bind(self, site):
-        return Shifter(self.by, site.targets)
+    def find(self, site):
+        return Found(site.targets)
 
-
-class Shifter:
-    def __init__(self, by, targets):
-        self.by, self.targets, self.done = by, targets, 0
-
-    def act(self, moment):
-        self.done += 1
-        for target in self.targets:
-            moment.parameter(target).add_(self.by)
-        return [Change(t.name, torch.tensor(0.0), self.by) for t in self.targets]
-
-    def state_dict(self):
-        return {"done": self.done}
-
-    def load_state_dict(self, state):
-        self.done = state.get("done", 0)
+    def act(self, view, found, memory):
+        memory["done"] = memory.get("done", 0) + 1
+        for target in found.targets:
+            view.parameter(target).add_(self.by)
+        return [Change(t.name, torch.tensor(0.0), self.by) for t in found.targets]
 
 
 class Plain:
@@ -596,9 +582,8 @@ class Plain:
     metric = "plain"
     routine = True
     needs = Needs()
-
-    def bind(self, site):
-        return Shifter(0.0, site.targets)
+    by = 0.0
+    find, act = Shift.find, Shift.act
 
 
 class TestCustom:
@@ -619,37 +604,123 @@ class TestCustom:
         assert all(type(number) is float for number in event.acts[0].before + event.acts[0].after)
         assert_same(events.seen[0].acts, event.acts)
 
-    @pytest.mark.parametrize("transform", [Shift(0.0), Plain(), WhereFound(Plain())])
-    def test_what_it_remembers_is_found_again(self, model, transform):
-        opt = wrap(model, transform)
+    @pytest.mark.parametrize("make", [lambda: Shift(0.0), Plain, lambda: WhereFound(Plain())])
+    def test_what_it_remembers_is_found_again(self, model, make):
+        opt = wrap(model, make())
         for _ in range(3):
             step(model, opt)
-        anew = type(transform)(*(() if isinstance(transform, Plain) else [0.0]))
-        if isinstance(transform, WhereFound):
-            anew = WhereFound(Plain())
-        again = wrap(model, anew)
+        again = wrap(model, make())
         again.load_state_dict(opt.state_dict())
-        assert actuators(again)[0].done == 3
+        (memory,) = again.state_dict()["stableopt"]["transforms"]["states"].values()
+        assert memory == {"done": 3}
+
+    def test_its_key_survives_other_options_and_wrappers(self, model):
+        opt = wrap(model, UpdateCap(), Shift(0.0))
+        step(model, opt)
+        again = wrap(model, UpdateCap(0.5), WhereFound(Shift(1.0, params="norm.*")))
+        again.load_state_dict(opt.state_dict())
+        states = again.state_dict()["stableopt"]["transforms"]["states"]
+        assert states == {"0.UpdateCap": {}, "1.Shift": {"done": 1}}
+
+    def test_a_group_counts_its_own(self, model):
+        inner = two_groups(model, [UpdateCap(), Shift(0.0)])
+        opt = StableOptimizer(inner, transforms=[Shift(0.0, "1.*")])
+        states = opt.state_dict()["stableopt"]["transforms"]["states"]
+        assert list(states) == ["0.Shift", "0.UpdateCap@group0", "1.Shift@group0"]
+
+    def test_a_checkpoint_of_other_transforms_is_reported_once(self, model, caplog):
+        opt = wrap(model, UpdateCap(), Shift(0.0))
+        step(model, opt)
+        again = wrap(model, Shift(0.0), Plain())
+        again.load_state_dict(opt.state_dict())
+        (said,) = [r.message for r in caplog.records if "other transforms" in r.message]
+        assert "its state of 0.UpdateCap, 1.Shift is not used" in said
+        assert "it has no state of 0.Shift, 1.Plain, which starts anew" in said
+        states = again.state_dict()["stableopt"]["transforms"]["states"]
+        assert states == {"0.Shift": {}, "1.Plain": {}}
+
+    def test_the_same_transforms_or_none_at_all_are_not_reported(self, model, caplog):
+        opt = wrap(model, Shift(0.0))
+        opt.load_state_dict(wrap(model, Shift(1.0)).state_dict())
+        opt.load_state_dict(wrap(model).state_dict())
+        opt.load_state_dict(torch.optim.SGD(model.parameters(), lr=0.1).state_dict())
+        assert "other transforms" not in caplog.text
+
+    def test_a_rollback_restores_its_memory_and_reports_no_later_group(self, model, caplog):
+        opt = wrap(model, Shift(0.0, params="norm.*"))
+        step(model, opt)
+        opt.snapshot()
+        step(model, opt)
+        step(model, opt)
+        opt.add_param_group({"params": [nn.Parameter(torch.ones(2))], "transforms": [UpdateCap()]})
+        opt.rollback()
+        step(model, opt)
+        assert opt.verdict.action is Action.ROLL_BACK
+        states = opt.state_dict()["stableopt"]["transforms"]["states"]
+        assert states == {"0.Shift": {"done": 2}, "0.UpdateCap@group1": {}}
+        assert "other transforms" not in caplog.text
 
     @pytest.mark.parametrize(
-        "thing", [Shift, Plain, 3, None, object(), lambda: None, Shifter(0.0, ())]
+        "broken",
+        [
+            {"peaks": {"0": -1.0}},
+            {"peaks": {"zero": 1.0}},
+            {"peaks": {"0": 0.5}, "states": {"0.Shift": 3}},
+            {"peaks": {"0": 0.5}, "states": {"0.Shift": {"done": {1, 2}}}},
+            {"peaks": {"0": 0.5}, "states": [1]},
+        ],
     )
+    def test_a_broken_state_changes_nothing(self, model, broken):
+        opt = wrap(model, Shift(0.0), UpdateCap())
+        step(model, opt)
+        before = opt._loop.transforms.state_dict()
+        with pytest.raises((AttributeError, TypeError, ValueError)):
+            opt._loop.transforms.load_state_dict(broken)
+        assert opt._loop.transforms.state_dict() == before
+        checkpoint = opt.state_dict()
+        checkpoint["stableopt"]["transforms"] = broken
+        with pytest.raises(ConfigError, match="is not what state_dict"):
+            opt.load_state_dict(checkpoint)
+
+    def test_what_it_remembers_is_plain_data_and_tensors(self, model):
+        class Mean(Plain):
+            def act(self, view, found, memory):
+                memory["mean"] = memory.get("mean", torch.zeros(2)).add_(1)
+                return ()
+
+        class Odd(Plain):
+            def act(self, view, found, memory):
+                memory["seen"] = {1, 2}
+                return ()
+
+        opt = wrap(model, Mean())
+        step(model, opt)
+        state = opt.state_dict()
+        step(model, opt)
+        assert_same(state["stableopt"]["transforms"]["states"]["0.Mean"]["mean"], torch.ones(2))
+        opt = wrap(model, Odd(), guard=False)
+        step(model, opt)
+        with pytest.raises(ConfigError, match=r"memory of 0\.Odd has \{1, 2\}: it must be numbers"):
+            opt.state_dict()
+
+    @pytest.mark.parametrize("thing", [Shift, Plain, 3, None, object(), lambda: None, Found(())])
     def test_what_is_no_transform_is_refused(self, model, thing):
         with pytest.raises(ConfigError, match=r"^transforms has .* is no transform: see"):
             wrap(model, thing)
 
-    def test_what_binds_to_no_actuator_is_refused(self, model):
+    @pytest.mark.parametrize("thing", [None, [], ()])
+    def test_what_returns_something_else_than_found_is_refused(self, model, thing):
         class Nothing(Plain):
-            def bind(self, site):
-                return None
+            def find(self, site):
+                return thing
 
-        with pytest.raises(ConfigError, match=r"whose bind\(\) returned None: it must return"):
+        with pytest.raises(ConfigError, match=r"whose find\(\) returned .*: it must return"):
             wrap(model, Nothing())
 
     def test_what_finds_nothing_is_refused(self, model):
         class Nothing(Plain):
-            def bind(self, site):
-                return Shifter(0.0, ())
+            def find(self, site):
+                return Found(())
 
         with pytest.raises(NothingSelectedError, match="finds no parameter that it can act on"):
             wrap(model, Nothing())

@@ -437,7 +437,10 @@ class TestMemory:
         run(model, opt, 4)
         opt.param_groups[0]["lr"] = 0.1
         run(model, opt, 1, 4)
-        assert opt.state_dict()["stableopt"]["transforms"] == {"peaks": {"0": 0.5}, "states": {}}
+        assert opt.state_dict()["stableopt"]["transforms"] == {
+            "peaks": {"0": 0.5},
+            "states": {"0.ClipGradNorm": {}, "1.UpdateCap": {}},
+        }
 
     def test_a_checkpoint_of_a_bare_optimizer_starts_anew(self):
         model, opt = self.make()
