@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from benchmarks.zoo import (
     adapters,
     compression,
@@ -14,7 +16,10 @@ from benchmarks.zoo import (
     similarity,
     tasks,
 )
-from benchmarks.zoo.harness import TRAININGS
+from benchmarks.zoo.harness import TRAININGS, play
+
+if TYPE_CHECKING:
+    from benchmarks.zoo.harness import Record
 
 KINDS = (
     adapters,
@@ -30,4 +35,15 @@ KINDS = (
 )
 """Modules of trainings: each has entered its own when it was imported."""
 
-__all__ = ["KINDS", "TRAININGS"]
+
+def play_both(cell: tuple[str, int]) -> list[Record]:
+    """Play a training bare and wrapped, one after the other in this process.
+
+    Args:
+        cell: Name of the training, and the seed of both runs.
+
+    Returns:
+        The record of the bare one, and that of the wrapped one.
+    """
+    name, seed = cell
+    return [play(TRAININGS[name], seed, wrapped=wrapped) for wrapped in (False, True)]

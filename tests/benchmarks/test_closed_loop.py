@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.closed_loop import main
-from benchmarks.closed_loop_norms import BOUNDS, VARIANTS, largest_norm
-from benchmarks.closed_loop_report import best_of_ours, digest, render, verdict
-from benchmarks.closed_loop_rows import arm_of, outcome, scenario_row
-from benchmarks.closed_loop_runs import run
-from benchmarks.closed_loop_scenarios import ADAPTERS, BASE_ARMS, SCENARIOS
-from benchmarks.closed_loop_tasks import QUICK, Course, adapted_gpt, new_gpt
+from benchmarks.closed_loop.__main__ import main
+from benchmarks.closed_loop.norms import BOUNDS, VARIANTS, largest_norm
+from benchmarks.closed_loop.report import best_of_ours, digest, render, verdict
+from benchmarks.closed_loop.rows import arm_of, outcome, scenario_row
+from benchmarks.closed_loop.runs import run
+from benchmarks.closed_loop.scenarios import ADAPTERS, BASE_ARMS, SCENARIOS
+from benchmarks.closed_loop.tasks import QUICK, Course, adapted_gpt, new_gpt
 
 SENSED = ("spectral norm", "clusters", "rank")
 

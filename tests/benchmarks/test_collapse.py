@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.collapse import main
-from benchmarks.collapse_kinds import COLLAPSES, SLOW
-from benchmarks.collapse_report import render
-from benchmarks.collapse_runs import Watch, collapsible, strike, struck_at, train, watch
-from benchmarks.collapse_tasks import HEALTHY, TASKS
+from benchmarks.collapse.__main__ import main
+from benchmarks.collapse.kinds import COLLAPSES, SLOW
+from benchmarks.collapse.report import render
+from benchmarks.collapse.runs import Watch, collapsible, strike, struck_at, train, watch
+from benchmarks.collapse.tasks import HEALTHY, TASKS
 from stableopt.functional import effective_rank
 from stableopt.health.spectra.sensing import Sensing
 from stableopt.sensors import Sensors

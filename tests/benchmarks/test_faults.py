@@ -9,17 +9,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.fault_kinds import BATCH, FAULTS, FORWARD, STEP, Scene
-from benchmarks.fault_pool import Job, play_all
-from benchmarks.fault_report import render, survival
-from benchmarks.fault_rivals import BASELINE, OURS, RIVALS, TITLES
-from benchmarks.fault_rows import bound_of
-from benchmarks.fault_runs import Setting, Strike, run
-from benchmarks.fault_state import Whole, digest, is_poisoned, tensors_of
-from benchmarks.fault_strikes import newest_snapshot
-from benchmarks.fault_targets import is_fault, targets
-from benchmarks.fault_tasks import TASKS
-from benchmarks.faults import main
+from benchmarks.faults.kinds import BATCH, FAULTS, FORWARD, STEP, Scene
+from benchmarks.faults.pool import Job, play_all
+from benchmarks.faults.report import render, survival
+from benchmarks.faults.rivals import BASELINE, OURS, RIVALS, TITLES
+from benchmarks.faults.rows import bound_of
+from benchmarks.faults.runs import Setting, Strike, run
+from benchmarks.faults.state import Whole, digest, is_poisoned, tensors_of
+from benchmarks.faults.strikes import newest_snapshot
+from benchmarks.faults.targets import is_fault, targets
+from benchmarks.faults.tasks import TASKS
+from benchmarks.faults.__main__ import main
 from benchmarks.readme import faults
 from stableopt import Guard, StableOptimizer, testing
 

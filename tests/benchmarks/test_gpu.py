@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from benchmarks import gpu
-from benchmarks.gpu_report import render
+from benchmarks.gpu.report import render
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

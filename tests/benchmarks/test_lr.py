@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from benchmarks import lr, lr_methods, lr_runs
-from benchmarks.lr_journal import Journal, version_of
-from benchmarks.lr_methods import BASELINE, METHODS, ROBUST, SCHEDULED, Method
-from benchmarks.lr_model import Shape
-from benchmarks.lr_plan import LION_LRS, LRS, SEEDS, UNSEEN, VARIANTS, Cell, plan
-from benchmarks.lr_report import digest, render
-from benchmarks.lr_rivals import AdaGC, Clip, SkipSpikes, ZClip
-from benchmarks.lr_runs import run
-from benchmarks.lr_scores import curve, score, scores, sensitivity
-from benchmarks.lr_targets import WITHIN, schedule_share, targets
-from benchmarks.lr_tasks import LONG, MAIN, TASKS, Task
+from benchmarks.learning_rate.journal import Journal, version_of
+from benchmarks.learning_rate.methods import BASELINE, METHODS, ROBUST, SCHEDULED, Method
+from benchmarks.learning_rate.model import Shape
+from benchmarks.learning_rate.plan import LION_LRS, LRS, SEEDS, UNSEEN, VARIANTS, Cell, plan
+from benchmarks.learning_rate.report import digest, render
+from benchmarks.learning_rate.rivals import AdaGC, Clip, SkipSpikes, ZClip
+from benchmarks.learning_rate.runs import run
+from benchmarks.learning_rate.scores import curve, score, scores, sensitivity
+from benchmarks.learning_rate.targets import WITHIN, schedule_share, targets
+from benchmarks.learning_rate.tasks import LONG, MAIN, TASKS, Task
 
 
 def record(loss, lr, *, seed=100, task=MAIN[0], method=ROBUST, **rest):

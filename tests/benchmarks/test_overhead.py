@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from benchmarks.environment import describe_environment
-from benchmarks.measure import nearest_rank, ratios
-from benchmarks.overhead import CELLS, main
-from benchmarks.report import render
-from benchmarks.variants import BASELINE, VARIANTS, Variant
+from benchmarks.common.environment import describe_environment
+from benchmarks.overhead.measure import nearest_rank, ratios
+from benchmarks.overhead.__main__ import CELLS, main
+from benchmarks.overhead.report import render
+from benchmarks.common.variants import BASELINE, VARIANTS, Variant
 
 
 def test_writes_a_result_file(tmp_path, capsys):

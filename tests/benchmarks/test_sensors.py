@@ -10,10 +10,10 @@ import torch
 
 from benchmarks import sensor_cost, sensors
 from benchmarks.readme import ROOT
-from benchmarks.sensors_matrices import COLLAPSED, KINDS, TINY, make_matrix
-from benchmarks.sensors_report import render
-from benchmarks.sensors_rows import exact_norm, exact_spectrum, measure, rows_needed
-from benchmarks.sensors_targets import targets
+from benchmarks.sensors.matrices import COLLAPSED, KINDS, TINY, make_matrix
+from benchmarks.sensors.report import render
+from benchmarks.sensors.rows import exact_norm, exact_spectrum, measure, rows_needed
+from benchmarks.sensors.targets import targets
 from stableopt.functional import effective_rank, kappa_tilde
 
 PAGE = ROOT / "docs" / "sensors.md"

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks import soak
-from benchmarks.soak_report import digest
+from benchmarks.soak.report import digest
 
 
 @pytest.mark.parametrize("model", soak.MODELS)
