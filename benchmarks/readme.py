@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from benchmarks.closed_loop import report as closed_loop
 from benchmarks.collapse import report as collapse
@@ -20,10 +22,6 @@ from benchmarks.snapshots import report as snapshots
 from benchmarks.soak import report as soak
 from benchmarks.zoo import report as zoo
 from stableopt.guard.responses import CAUSES, ON_RISK
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
 
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"

@@ -6,20 +6,15 @@ what the next forward pass meets is what the loop has made of it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from torch import Tensor
-
-    Push = Callable[[], None]
-    """Changes weights in place, by the share of one update."""
-
-    Drive = Callable[[Sequence[Tensor], torch.Generator], Push]
-    """Looks at weights, before anything has driven them, and returns what will."""
+Push = Callable[[], None]
+"""Changes weights in place, by the share of one update."""
+Drive = Callable[[Sequence[Tensor], torch.Generator], Push]
+"""Looks at weights, before anything has driven them, and returns what will."""
 
 CLUSTERS = 8
 KEPT = 4

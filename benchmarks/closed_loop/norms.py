@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from benchmarks.closed_loop.tasks import COURSE, QUICK, Course, adamw, loss_of, new_gpt, validate
 from stableopt import SpectralNormalization, StableOptimizer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from torch import Tensor
 
 BOUNDS = (1.0, 2.0)
 STEPS, QUICK_STEPS, PER_ROUND = 200, 20, 10

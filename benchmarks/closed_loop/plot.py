@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.closed_loop.scenarios import SCENARIOS
+from benchmarks.closed_loop.scenarios import SCENARIOS, Scenario
 from stableopt.commands.style import INK, STYLE
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from matplotlib.axes import Axes
-
-    from benchmarks.closed_loop.scenarios import Scenario
 
 _LINES: dict[str, dict[str, Any]] = {
     "none": {"color": "#d1495b", "linewidth": 1.6, "label": "nothing in the loop"},
@@ -28,11 +23,7 @@ _LINES: dict[str, dict[str, Any]] = {
         "label": "uniform L2, as published",
     },
     "strong": {"color": "#d4a017", "linewidth": 1.2, "label": "uniform L2, strong"},
-    "ours": {
-        "color": "#8fb3d9",
-        "linewidth": 1.6,
-        "label": "ours, rarely or from weights",
-    },
+    "ours": {"color": "#8fb3d9", "linewidth": 1.6, "label": "ours, rarely or from weights"},
     "dense": {"color": "#1d4e89", "linewidth": 2.0, "label": "ours, dense or measured"},
 }
 _DRIVEN = "#8a8f98"
@@ -69,10 +60,7 @@ def draw(records: Sequence[Mapping[str, Any]], course: Mapping[str, Any], path: 
 
 
 def _draw_one(
-    axes: Axes,
-    scenario: Scenario,
-    records: Sequence[Mapping[str, Any]],
-    course: Mapping[str, Any],
+    axes: Axes, scenario: Scenario, records: Sequence[Mapping[str, Any]], course: Mapping[str, Any]
 ) -> None:
     for arm, look in _LINES.items():
         if arm == "ours" and "dense" not in scenario.arms:

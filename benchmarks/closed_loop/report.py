@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from benchmarks.closed_loop.rows import arm_of
 from benchmarks.common.report import facts, grid, heading, machine, pair, table
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    Row = Mapping[str, Any]
+Row = Mapping[str, Any]
 
 _PREFACE = """
 Byte-level GPTs of two layers on the sources of the standard library, fp32, CPU, {steps} updates,
@@ -55,11 +53,7 @@ in the same round, in turns; quartiles. At this size a step takes some milliseco
 
 
 def render(result: Row) -> str:
-    """Return the Markdown of a result.
-
-    Args:
-        result: What ``closed_loop.json`` holds.
-    """
+    """Return the Markdown of a result, what ``closed_loop.json`` holds."""
     course = {key: result["course"][key] for key in ("steps", "begin", "end")}
     title = "Failures that are driven, and what brings them back"
     used = f"{result['environment']['threads']} thread(s) used"
@@ -82,11 +76,7 @@ def render(result: Row) -> str:
 
 
 def digest(result: Row) -> str:
-    """Return what the documentation quotes: a row for every failure, and the normalization.
-
-    Args:
-        result: What ``closed_loop.json`` holds.
-    """
+    """Return what the documentation quotes: a row for every failure, and the normalization."""
     seeds = ", ".join(str(seed) for seed in result["seeds"])
     lines = [
         "Worst value of the metric after the drive had begun, and loss at the end compared with "

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from benchmarks.closed_loop.scenarios import BASE_ARMS
+from benchmarks.closed_loop.scenarios import BASE_ARMS, Scenario
+from benchmarks.closed_loop.tasks import Course
 from benchmarks.common.figures import median_max
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from benchmarks.closed_loop.scenarios import Scenario
-    from benchmarks.closed_loop.tasks import Course
-
-    Row = Mapping[str, Any]
+Row = Mapping[str, Any]
 
 
 def outcome(

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from benchmarks.closed_loop.rows import outcome
-from benchmarks.closed_loop.scenarios import ADAPTERS, BASE_ARMS, remember_largest, spectra
+from benchmarks.closed_loop.scenarios import (
+    ADAPTERS,
+    BASE_ARMS,
+    Arm,
+    Scenario,
+    remember_largest,
+    spectra,
+)
 from benchmarks.closed_loop.tasks import (
     COURSE,
     QUICK,
@@ -22,10 +29,7 @@ from benchmarks.closed_loop.tasks import (
 )
 from stableopt import StableOptimizer
 from stableopt.functional import condition_number
-
-if TYPE_CHECKING:
-    from benchmarks.closed_loop.scenarios import Arm, Scenario
-    from stableopt.types import Event
+from stableopt.types import Event
 
 Record = dict[str, Any]
 

@@ -4,40 +4,29 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from benchmarks.closed_loop.drives import (
+    Drive,
     grow,
     grow_one_direction,
     lose_rank,
     pull_to_clusters,
     queries_and_keys,
 )
+from benchmarks.learning_rate.model import GPT
 from stableopt.functional import lora_delta_norm
 from stableopt.sensors import SampledSpectrum, Sampler, Sensors, SpectralNorm
 from stableopt.sensors.protocol import Visit
-from stableopt.transforms import (
-    AdaptiveWeightDecay,
-    LogitBound,
-    LoRANormClamp,
-    QKClip,
-    SpectralCap,
-)
-from stableopt.triggers import above, below
+from stableopt.transforms import AdaptiveWeightDecay, LogitBound, LoRANormClamp, QKClip, SpectralCap
+from stableopt.triggers import Trigger, above, below
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from torch import Tensor, nn
-
-    from benchmarks.closed_loop.drives import Drive
-    from benchmarks.learning_rate.model import GPT
-    from stableopt.triggers import Trigger
-
-    Measure = Callable[[GPT, list[str]], dict[str, float]]
+Measure = Callable[[GPT, list[str]], dict[str, float]]
 
 ADAPTERS = "LoRA"
 """The scenario whose model is frozen, and which is driven by its learning rate."""
@@ -131,10 +120,7 @@ def _decays(
     strong = AdaptiveWeightDecay(when=when, base=1.0, decoupled=True, published=True, params=params)
     return {
         "l2": Arm(
-            title="uniform L2, as published",
-            transforms=(weak,),
-            sensors=sensors,
-            observed=observed,
+            title="uniform L2, as published", transforms=(weak,), sensors=sensors, observed=observed
         ),
         "strong": Arm(
             title="uniform L2, strong", transforms=(strong,), sensors=sensors, observed=observed
@@ -279,10 +265,7 @@ SCENARIOS: dict[str, Scenario] = {
             measure=spectral_norms,
             drive=grow_one_direction(0.2),
             arms=_sensed(
-                SpectralCap(SIGMA, params=_MLP),
-                above("spectral_norm", SIGMA),
-                _MLP,
-                SpectralNorm(),
+                SpectralCap(SIGMA, params=_MLP), above("spectral_norm", SIGMA), _MLP, SpectralNorm()
             ),
         ),
         Scenario(

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.learning_rate.model import GPT, Shape
 from stableopt.commands.demo.corpus import Corpus, load_corpus
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 VALIDATED = 128
 """Windows of the validation loss."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from benchmarks.collapse.rows import rates
 from benchmarks.collapse.tasks import HEALTHY
 from benchmarks.common.report import facts, heading, machine, pair, table
 from stableopt.types import RiskLevel
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
 
 _PREFACE = """
 Small models, fp32, CPU, {steps} updates a run, trained with a bare optimizer; `Sensors` as they
@@ -35,11 +33,7 @@ in visits of the design study, in which every weight was visited every time.
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """Return the Markdown of a result.
-
-    Args:
-        result: What ``collapse.json`` holds.
-    """
+    """Return the Markdown of a result, what ``collapse.json`` holds."""
     title = "Collapses, and what healthy training looks like beside them"
     used = f"{result['environment']['threads']} thread(s) used"
     took = f"{result['seconds'] / 60:.1f} minutes"
@@ -56,11 +50,7 @@ def render(result: Mapping[str, Any]) -> str:
 
 
 def digest(result: Mapping[str, Any]) -> str:
-    """Return what the documentation quotes: the rates of false alarms, and what was found.
-
-    Args:
-        result: What ``collapse.json`` holds.
-    """
+    """Return what the documentation quotes: the rates of false alarms, and what was found."""
     seeds = ", ".join(str(seed) for seed in result["seeds"])
     lines = [
         f"Healthy runs of small models, {result['steps']} updates each, seeds {seeds}, visited as "

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from benchmarks.collapse.kinds import Collapse
+from benchmarks.collapse.runs import Trajectory, Visited, Watch
 from benchmarks.collapse.tasks import TASKS
 from benchmarks.common.figures import median_max
 from stableopt.functional import gaussian_kappa_p10
 from stableopt.functional.row_spectrum import SAMPLED_ROWS
 from stableopt.health.spectra.tiers import SMALLEST, TIERS
 from stableopt.types import RiskLevel, Standing
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from benchmarks.collapse.kinds import Collapse
-    from benchmarks.collapse.runs import Trajectory, Visited, Watch
 
 PER = 10_000
 """Visits that rates are given for."""

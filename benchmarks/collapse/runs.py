@@ -9,24 +9,19 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
+from benchmarks.collapse.kinds import Collapse
 from benchmarks.collapse.tasks import TASKS
-from stableopt.health.spectra.sensing import Sensing
+from stableopt.health.spectra.sensing import Sensed, Sensing
 from stableopt.sensors import Sensors
 from stableopt.types import Drift, RiskLevel, Standing
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from torch import Tensor, nn
-
-    from benchmarks.collapse.kinds import Collapse
-    from stableopt.health.spectra.sensing import Sensed
 
 SMALLEST = 32
 """Rows and columns from which on a weight is made to collapse."""

@@ -6,18 +6,15 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim import Optimizer
 
 from benchmarks.common.workload import Block, Size
 from stableopt.commands.demo.corpus import Corpus, load_corpus
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.optim import Optimizer
 
 BYTES = 256
 _CALLS_PER_SEED = 2**24  # so that no two pairs of seed and step share a generator

@@ -7,18 +7,16 @@ import json
 import logging
 import shlex
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.common.environment import ROOT, describe_environment
 from benchmarks.common.threads import silent, torch_threads
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    Result = dict[str, Any]
+Result = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

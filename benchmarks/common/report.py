@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
-    Columns = Mapping[str, Callable[[Any], str]]
+Columns = Mapping[str, Callable[[Any], str]]
 
 MET = {True: "met", False: "**missed**", None: "not measured"}
 """What is said of a target."""

@@ -5,27 +5,21 @@ from __future__ import annotations
 import importlib.util
 import random
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
 
-from benchmarks.common.workload import make_model
+from benchmarks.common.workload import GPT, make_model
 from stableopt import ClipGradNorm, StableOptimizer, presets
 from stableopt.functional import assr_condition_number, assr_fiedler
 from stableopt.sensors import Sensors
 from stableopt.update.compiled import CompiledUpdate
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from torch import Tensor
-    from torch.optim import Optimizer
-
-    from benchmarks.common.workload import GPT
 
 MAX_NORM = 1.0
 """The bound of every variant that clips."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from benchmarks.common.report import grid
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 PACKAGES = {
     "HF Trainer": "transformers",
@@ -25,11 +23,7 @@ TRAINERS = ("HF Trainer", "Lightning", "Accelerate")
 
 
 def digest(result: Mapping[str, Any]) -> str:
-    """Return what works as Markdown: a table for the trainers, a line for every other place.
-
-    Args:
-        result: What ``compatibility.json`` holds.
-    """
+    """Return what works as Markdown: a table for the trainers, a line for every other place."""
     places, versions = result["places"], result["versions"]
     titles = {place: f"{place} ({PACKAGES[place]} {versions[place]})" for place in places}
     trainers = [place for place in TRAINERS if place in places]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from benchmarks.common.report import facts, grid, heading
 from benchmarks.compiles.cells import MODES
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 _PREFACE = """\
 Every way to compile a loop, {steps:,} steps each: **graphs made / of these \
@@ -55,11 +53,7 @@ def _compared(cells: Sequence[Mapping[str, Any]], *, zeros: bool) -> list[str]:
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """Return the Markdown of a result.
-
-    Args:
-        result: What ``compiles.json`` holds.
-    """
+    """Return the Markdown of a result, what ``compiles.json`` holds."""
     cells = {(*_key(cell), cell["wrapped"]): cell for cell in result["cells"]}
     rows = dict.fromkeys((cell["optimizer"], cell["rate"]) for cell in result["cells"])
     lines = [

@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.common.command import Benchmark, names_of
 from benchmarks.common.environment import guard_hash
@@ -21,9 +22,6 @@ from benchmarks.faults.rows import summarize_runs
 from benchmarks.faults.runs import Setting
 from benchmarks.learning_rate.rivals import BOUND
 from stableopt import Guard
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 IMPLEMENTATIONS = ("fused", "foreach", "for-loop")
 

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
 
 from benchmarks.faults import strikes
-from benchmarks.faults.tasks import AMPLE
+from benchmarks.faults.state import Whole
+from benchmarks.faults.tasks import AMPLE, Rows
+from stableopt import StableOptimizer
+from stableopt.testing import Injection
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import nn
-    from torch.optim import Optimizer
-
-    from benchmarks.faults.state import Whole
-    from benchmarks.faults.tasks import Rows
-    from stableopt import StableOptimizer
-    from stableopt.testing import Injection
-
-    Changed = Injection | Whole
+Changed = Injection | Whole
 
 BATCH, FORWARD, STEP = "batch", "before forward", "before step"
 """Moments of a training step at which a fault may strike."""
@@ -53,7 +49,7 @@ class Scene:
     left_out: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Fault:
     """One row of the result.
 
@@ -80,6 +76,7 @@ class Fault:
     name: str
     title: str
     strike: Callable[[Scene, int], Changed | tuple[Changed, ...] | None]
+    _: KW_ONLY
     moments: tuple[str, ...] = AT_REST
     first: int = 21
     last: int | None = None
@@ -99,6 +96,9 @@ class Fault:
 _FIRST = partial(strikes.moment, key="exp_avg")
 _SECOND = partial(strikes.moment, key="exp_avg_sq")
 _ONCE: dict[str, Any] = {"at_rest": False, "moments": (STEP,)}
+_JUMP: dict[str, Any] = {**_ONCE, "spike": True}
+_THRICE: dict[str, Any] = {**_JUMP, "times": 3, "last": 115}
+_BATCH: dict[str, Any] = {"at_rest": False, "moments": (BATCH,)}
 _EARLY: dict[str, Any] = {"first": 1, "last": 20}
 _LATE: dict[str, Any] = {"first": 65, "spike": True}  # past three looks that are 20 updates apart
 _BUFFERS: dict[str, Any] = {"tasks": ("classifier",)}
@@ -106,121 +106,79 @@ _BUFFERS: dict[str, Any] = {"tasks": ("classifier",)}
 FAULTS = {
     fault.name: fault
     for fault in (
-        Fault(name="weight-nan", title="NaN in a weight", strike=strikes.weight, shows=True),
+        Fault("weight-nan", "NaN in a weight", strikes.weight, shows=True),
+        Fault("weight-bit", "bit 30 of a weight (finite, 1e30 up)", strikes.weight_bit),
+        Fault("head-bit", "bit 30 of a weight of the head (finite, 1e30 up)", strikes.head_bit),
+        Fault("gain-bit", "bit 30 of a norm's gain below 1 (finite, 1e38)", strikes.gain_bit),
+        Fault("weight-100", "a weight matrix times 100", strikes.hundredfold, **_LATE),
         Fault(
-            name="weight-bit",
-            title="bit 30 of a weight (finite, 1e30 up)",
-            strike=strikes.weight_bit,
+            "untouched-nan", "NaN in an embedding row that no batch touches", strikes.untouched_row
         ),
+        Fault("m-nan", "NaN in exp_avg", partial(_FIRST, value=math.nan)),
+        Fault("m-inf", "Inf in exp_avg", partial(_FIRST, value=math.inf)),
+        Fault("m-bit", "bit 30 of exp_avg", partial(_FIRST, bit=_EXPONENT)),
+        Fault("v-inf", "Inf in exp_avg_sq", partial(_SECOND, value=math.inf)),
+        Fault("v-sign", "sign of exp_avg_sq", strikes.second_sign),
+        Fault("v-zero", "exp_avg_sq of a tensor set to 0", strikes.vanished, **_LATE),
+        Fault("v-zero-all", "all of exp_avg_sq set to 0", strikes.all_vanished, **_LATE),
         Fault(
-            name="head-bit",
-            title="bit 30 of a weight of the head (finite, 1e30 up)",
-            strike=strikes.head_bit,
-        ),
-        Fault(
-            name="gain-bit",
-            title="bit 30 of a norm's gain below 1 (finite, 1e38)",
-            strike=strikes.gain_bit,
-        ),
-        Fault(
-            name="weight-100",
-            title="a weight matrix times 100",
-            strike=strikes.hundredfold,
-            **_LATE,
-        ),
-        Fault(
-            name="untouched-nan",
-            title="NaN in an embedding row that no batch touches",
-            strike=strikes.untouched_row,
-        ),
-        Fault(name="m-nan", title="NaN in exp_avg", strike=partial(_FIRST, value=math.nan)),
-        Fault(name="m-inf", title="Inf in exp_avg", strike=partial(_FIRST, value=math.inf)),
-        Fault(name="m-bit", title="bit 30 of exp_avg", strike=partial(_FIRST, bit=_EXPONENT)),
-        Fault(name="v-inf", title="Inf in exp_avg_sq", strike=partial(_SECOND, value=math.inf)),
-        Fault(name="v-sign", title="sign of exp_avg_sq", strike=strikes.second_sign),
-        Fault(
-            name="v-zero",
-            title="exp_avg_sq of a tensor set to 0",
-            strike=strikes.vanished,
-            **_LATE,
-        ),
-        Fault(
-            name="v-zero-all",
-            title="all of exp_avg_sq set to 0",
-            strike=strikes.all_vanished,
-            **_LATE,
-        ),
-        Fault(
-            name="gradient-nan",
-            title="NaN in a gradient",
-            strike=partial(strikes.gradient, value=math.nan),
+            "gradient-nan",
+            "NaN in a gradient",
+            partial(strikes.gradient, value=math.nan),
             shows=True,
             **_ONCE,
         ),
         Fault(
-            name="gradient-inf",
-            title="Inf in a gradient",
-            strike=partial(strikes.gradient, value=math.inf),
+            "gradient-inf",
+            "Inf in a gradient",
+            partial(strikes.gradient, value=math.inf),
             shows=True,
             **_ONCE,
         ),
+        Fault("gradient-1000", "gradients times 1000", strikes.thousandfold, **_JUMP),
         Fault(
-            name="gradient-1000",
-            title="gradients times 1000",
-            strike=strikes.thousandfold,
-            spike=True,
-            **_ONCE,
-        ),
-        Fault(
-            name="gradient-1000-sgd",
-            title="gradients times 1000, SGD",
-            strike=strikes.thousandfold,
-            spike=True,
+            "gradient-1000-sgd",
+            "gradients times 1000, SGD",
+            strikes.thousandfold,
             optimizer="SGD",
-            **_ONCE,
+            **_JUMP,
         ),
         Fault(
-            name="gradient-1000-thrice",
-            title="gradients times 1000, three times",
-            strike=strikes.thousandfold,
-            spike=True,
-            times=3,
-            last=115,
-            **_ONCE,
+            "gradient-1000-thrice",
+            "gradients times 1000, three times",
+            strikes.thousandfold,
+            **_THRICE,
         ),
         Fault(
-            name="gradient-1000-thrice-sgd",
-            title="gradients times 1000, three times, SGD",
-            strike=strikes.thousandfold,
-            spike=True,
-            times=3,
-            last=115,
+            "gradient-1000-thrice-sgd",
+            "gradients times 1000, three times, SGD",
+            strikes.thousandfold,
             optimizer="SGD",
-            **_ONCE,
+            **_THRICE,
         ),
         Fault(
-            name="buffer-nan",
-            title="NaN in a BatchNorm buffer",
-            strike=partial(strikes.buffer, value=math.nan),
+            "buffer-nan",
+            "NaN in a BatchNorm buffer",
+            partial(strikes.buffer, value=math.nan),
             **_BUFFERS,
         ),
         Fault(
-            name="buffer-huge",
-            title="1e37 in a BatchNorm buffer",
-            strike=partial(strikes.buffer, value=1e37),
+            "buffer-huge",
+            "1e37 in a BatchNorm buffer",
+            partial(strikes.buffer, value=1e37),
             **_BUFFERS,
         ),
         Fault(
-            name="twice",
-            title="NaN in a weight, and again 3 calls after the rollback",
-            strike=strikes.weight,
+            "twice",
+            "NaN in a weight, and again 3 calls after the rollback",
+            strikes.weight,
             shows=True,
             again=3,
         ),
         Fault(
-            name="twice-long",
-            title="NaN in a weight, twice as above, early in 1,500 updates",
-            strike=strikes.weight,
+            "twice-long",
+            "NaN in a weight, twice as above, early in 1,500 updates",
+            strikes.weight,
             last=150,
             updates=1500,
             tasks=AMPLE,
@@ -228,76 +186,51 @@ FAULTS = {
             again=3,
         ),
         Fault(
-            name="snapshot-bit",
-            title="bit 20 of a weight in the newest snapshot, and NaN in a weight",
-            strike=strikes.in_snapshot,
+            "snapshot-bit",
+            "bit 20 of a weight in the newest snapshot, and NaN in a weight",
+            strikes.in_snapshot,
             first=101,
             shows=True,
             in_snapshot=True,
         ),
         Fault(
-            name="batch-nan",
-            title="NaN in a batch",
-            strike=strikes.poison,
+            "batch-nan",
+            "NaN in a batch",
+            strikes.poison,
             at_rest=False,
             shows=True,
             moments=(BATCH,),
             tasks=("classifier",),
         ),
         Fault(
-            name="batch-noise",
-            title="a batch of random symbols",
-            strike=strikes.poison,
-            at_rest=False,
-            moments=(BATCH,),
+            "batch-noise",
+            "a batch of random symbols",
+            strikes.poison,
+            **_BATCH,
             spike=True,
             tasks=("transformer",),
         ),
+        Fault("early-weight", "NaN in a weight, warm-up", strikes.weight, shows=True, **_EARLY),
         Fault(
-            name="early-weight",
-            title="NaN in a weight, warm-up",
-            strike=strikes.weight,
-            shows=True,
-            **_EARLY,
+            "early-1000", "gradients times 1000, warm-up", strikes.thousandfold, **_JUMP, **_EARLY
         ),
         Fault(
-            name="early-1000",
-            title="gradients times 1000, warm-up",
-            strike=strikes.thousandfold,
-            spike=True,
-            **_ONCE,
-            **_EARLY,
-        ),
-        Fault(
-            name="first-1000",
-            title="the very first gradients times 1000",
-            strike=strikes.thousandfold,
+            "first-1000",
+            "the very first gradients times 1000",
+            strikes.thousandfold,
             spike=True,
             first=0,
             last=0,
             **_ONCE,
         ),
         Fault(
-            name="momentum-bit",
-            title="bit 30 of SGD's momentum_buffer",
-            strike=partial(strikes.moment, key="momentum_buffer", bit=_EXPONENT),
+            "momentum-bit",
+            "bit 30 of SGD's momentum_buffer",
+            partial(strikes.moment, key="momentum_buffer", bit=_EXPONENT),
             optimizer="SGD",
         ),
-        Fault(
-            name="shift",
-            title="no fault: the data become other data",
-            strike=strikes.shift,
-            at_rest=False,
-            moments=(BATCH,),
-            shift=True,
-        ),
-        Fault(
-            name="none",
-            title="control: no fault, up to 40 batches left out",
-            strike=strikes.leave_out,
-            at_rest=False,
-            moments=(BATCH,),
-        ),
+        Fault("shift", "no fault: the data become other data", strikes.shift, **_BATCH, shift=True),
+        Fault("none", "control: no fault, up to 40 batches left out", strikes.leave_out, **_BATCH),
     )
 }
 """Every fault by its name; ``none`` is the control."""

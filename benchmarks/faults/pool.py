@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.common.runner import play
 from benchmarks.faults.kinds import FAULTS
 from benchmarks.faults.rivals import BARE, BASELINE, RIVALS
 from benchmarks.faults.rows import record_of
 from benchmarks.faults.runs import Setting, Strike, run, run_on
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 class Clean(NamedTuple):

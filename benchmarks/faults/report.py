@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from benchmarks.common.report import MET, facts, heading, machine, pair, table
 from benchmarks.faults.kinds import FAULTS
@@ -10,10 +11,7 @@ from benchmarks.faults.rivals import OURS, TITLES
 from benchmarks.faults.rows import CLOSE, DIVERGED
 from benchmarks.faults.targets import is_fatal, is_fault, targets
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    Row = dict[str, Any]
+Row = dict[str, Any]
 
 _PREFACE = """
 Small models, fp32, CPU, {updates} updates a run: this shows what is found, how soon and at what
@@ -77,11 +75,7 @@ Updates undone and steps refused, median / max, among the runs that survived.
 
 
 def render(result: Row) -> str:
-    """Return the Markdown of a result.
-
-    Args:
-        result: What ``faults.json`` holds.
-    """
+    """Return the Markdown of a result, what ``faults.json`` holds."""
     known = result["guard_hash"]
     preface = _PREFACE.format(
         updates=result["updates"],

@@ -5,26 +5,21 @@ from __future__ import annotations
 import importlib.util
 import io
 import math
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from benchmarks.learning_rate.rivals import BOUND, Clip, Nothing, SkipSpikes, ZClip
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from torch import Tensor, nn
-    from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LRScheduler
-
-    from benchmarks.learning_rate.rivals import Gate
+from benchmarks.learning_rate.rivals import BOUND, Clip, Gate, Nothing, SkipSpikes, ZClip
 
 OURS = "stableopt"
 BASELINE = "clip"

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from benchmarks.common.figures import median_max
+from benchmarks.faults.kinds import Changed, Fault
 from benchmarks.faults.rivals import OURS
+from benchmarks.faults.runs import Outcome, Setting, Strike
 from benchmarks.faults.state import Whole
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from benchmarks.faults.kinds import Changed, Fault
-    from benchmarks.faults.runs import Outcome, Setting, Strike
-    from stableopt import Guard
-    from stableopt.types import Event
+from stableopt import Guard
+from stableopt.types import Event
 
 CLOSE = 0.01
 """Largest difference of the validation loss that counts as none, in nats."""

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import LinearLR
 
-from benchmarks.faults.kinds import BATCH, FORWARD, STEP, Scene
-from benchmarks.faults.rivals import BARE, RivalError, Trained, make_rival
+from benchmarks.faults.kinds import BATCH, FORWARD, STEP, Changed, Fault, Scene
+from benchmarks.faults.rivals import BARE, Rival, RivalError, Trained, make_rival
 from benchmarks.faults.state import digest, is_poisoned, tensors_of
 from benchmarks.faults.tasks import TASKS
-from stableopt import DivergenceError, StableOptimizer
-from stableopt.types import Action, Scope
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from benchmarks.faults.kinds import Changed, Fault
-    from benchmarks.faults.rivals import Rival
-    from stableopt import Guard
-    from stableopt.types import Event
+from stableopt import DivergenceError, Guard, StableOptimizer
+from stableopt.types import Action, Event, Scope
 
 _LAST_LR = 0.05
 """Share of the learning rate that is left at the end."""

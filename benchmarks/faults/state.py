@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+from stableopt.testing import Injection
 
+if TYPE_CHECKING:
     from benchmarks.faults.kinds import Scene
-    from stableopt.testing import Injection
 
 ABSURD = 1e15
 """Magnitude that no value here comes near without a fault."""

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.faults.state import Whole
-from stableopt import testing
+from stableopt import StableOptimizer, testing
+from stableopt.testing import Injection
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from benchmarks.faults.kinds import Scene
-    from stableopt import StableOptimizer
-    from stableopt.testing import Injection
 
 _EXPONENT, _SIGN = 30, 31
 _MANTISSA = 20

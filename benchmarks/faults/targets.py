@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from benchmarks.faults.kinds import FAULTS
 from benchmarks.faults.rivals import BASELINE, OURS
 from benchmarks.faults.rows import CLOSE, SOON
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    Row = dict[str, Any]
+Row = dict[str, Any]
 
 FINITE = ("weight-100", "v-zero", "v-zero-all")
 """Faults that leave everything finite and plausible, and are to be found nevertheless."""
 
 
 def targets(result: dict[str, Any]) -> list[Row]:
-    """Return every target, what misses it, and whether it is met; ``None`` if not measured.
-
-    Args:
-        result: What ``faults.json`` holds.
-    """
+    """Return every target, what misses it, and whether it is met; ``None`` if not measured."""
     rows = result["rows"]
     faults = [row for row in rows if is_fault(row)]
     fatal = [row for row in faults if is_fatal(row)]

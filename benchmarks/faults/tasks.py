@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.common.workload import Block, Size
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _CALLS_PER_SEED = 2**24  # so that no two pairs of seed and call share a generator
 _DATA_SEED = 2**40

@@ -11,10 +11,11 @@ import math
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -23,9 +24,6 @@ from benchmarks.common.environment import ROOT
 from benchmarks.gpu.report import render
 from benchmarks.gpu.ways import WAYS, Loop, synchronize
 from stableopt.commands.demo.model import GPT, ModelOptions
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 TESTS = (
     "tests/contract/test_devices.py",

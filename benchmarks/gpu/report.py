@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from benchmarks.common.report import facts, grid, heading
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
 
 def render(result: Mapping[str, Any]) -> str:
-    """Return the Markdown of a result.
-
-    Args:
-        result: What ``gpu.json`` holds.
-    """
+    """Return the Markdown of a result, what ``gpu.json`` holds."""
     lines = [
         heading(f"On {result['device']}", "gpu"),
         f"A GPT of {result['parameters'] / 1e6:.0f}M parameters, {result['tokens']:,} tokens "

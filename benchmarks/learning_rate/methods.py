@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
+from benchmarks.learning_rate.model import Shape
 from benchmarks.learning_rate.rivals import AdaGC, Clip, Gate, Nothing, SkipSpikes, ZClip
 from stableopt import StableOptimizer, presets
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import nn
-    from torch.optim import Optimizer
-
-    from benchmarks.learning_rate.model import Shape
 
 BASELINE, SCHEDULED, ROBUST = "AdamW + clip", "√-cosine", "robust"
 """What everything is compared with, what of it is schedule, and what the targets are for."""

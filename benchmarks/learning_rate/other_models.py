@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.learning_rate.model import BYTES
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Lstm(nn.Module):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
 
 from benchmarks.learning_rate.methods import BASELINE, COMPARED, INNER, ROBUST
 from benchmarks.learning_rate.tasks import LONG, MAIN, TASKS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 SEEDS = (103, 104, 105)
 """Those of the comparison. Seeds 0 to 9 are for tuning, and 100 to 102 are used up."""

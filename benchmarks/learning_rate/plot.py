@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.learning_rate.methods import BASELINE, COMPARED, ROBUST
 from benchmarks.learning_rate.scores import curve
 from benchmarks.learning_rate.tasks import MAIN
 from stableopt.commands.style import STYLE
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from matplotlib.axes import Axes
 
 _COLORS = {
     ROBUST: "#1d4e89",

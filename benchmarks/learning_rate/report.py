@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.common.report import MET, facts, grid, heading, machine, table
 from benchmarks.learning_rate.methods import BASELINE, METHODS, ROBUST, SCHEDULED
@@ -11,10 +12,7 @@ from benchmarks.learning_rate.scores import curve
 from benchmarks.learning_rate.targets import schedule_share
 from benchmarks.learning_rate.tasks import LONG, MAIN
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    Row = Mapping[str, Any]
+Row = Mapping[str, Any]
 
 _PREFACE = """
 Byte-level language models on the sources of the standard library, fp32, CPU, hundreds of steps:
@@ -37,11 +35,7 @@ tight for an LSTM and for long runs; they are not used again.
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """Return the Markdown of a result.
-
-    Args:
-        result: What ``lr_sensitivity.json`` holds.
-    """
+    """Return the Markdown of a result, what ``lr_sensitivity.json`` holds."""
     runs = f"{len(result['records'])} runs"
     hours = f"{sum(record['seconds'] for record in result['records']) / 3600:.1f} hours of them"
     title = heading("Sensitivity to the learning rate", "learning_rate", "lr_sensitivity")
@@ -59,11 +53,7 @@ def render(result: Mapping[str, Any]) -> str:
 
 
 def digest(result: Mapping[str, Any]) -> str:
-    """Return what the README quotes: the main tasks side by side, and the picture.
-
-    Args:
-        result: What ``lr_sensitivity.json`` holds.
-    """
+    """Return what the README quotes: the main tasks side by side, and the picture."""
     rows = {(row["task"], row["method"]): row for row in result["rows"]}
     methods = dict.fromkeys(row["method"] for row in result["rows"] if row["task"] == MAIN[1])
     head = [f"{task}: {what}" for task in MAIN for what in ("LRS", "LRS+", "best", "logit")]

@@ -7,20 +7,16 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from benchmarks.common.environment import ROOT
-from benchmarks.learning_rate.methods import METHODS
+from benchmarks.learning_rate.methods import METHODS, Method
 from benchmarks.learning_rate.model import GPT
-from benchmarks.learning_rate.tasks import TASKS
+from benchmarks.learning_rate.plan import Cell
+from benchmarks.learning_rate.tasks import TASKS, Task
 from stableopt import DivergenceError, StableOptimizer
-
-if TYPE_CHECKING:
-    from benchmarks.learning_rate.methods import Method
-    from benchmarks.learning_rate.plan import Cell
-    from benchmarks.learning_rate.tasks import Task
 
 CAP = "UpdateCap"
 """The transform whose work is counted."""

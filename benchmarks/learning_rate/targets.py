@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from benchmarks.learning_rate.methods import BASELINE, METHODS, ROBUST, SCHEDULED
 from benchmarks.learning_rate.plan import UNSEEN, VARIANTS
 from benchmarks.learning_rate.tasks import LONG, MAIN
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    Row = Mapping[str, Any]
+Row = Mapping[str, Any]
 
 MOST_SENSITIVE = 0.03
 """LRS+ of ours, on either of the main tasks."""

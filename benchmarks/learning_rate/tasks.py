@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.learning_rate.model import GPT, Shape
 from benchmarks.learning_rate.other_models import GatedConvolutions, Lstm, NeuralNgram
 from stableopt.commands.demo.corpus import Corpus, load_corpus
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor, nn
 
 VALIDATED = 128
 """Windows of the validation loss."""

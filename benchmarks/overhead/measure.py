@@ -5,23 +5,18 @@ from __future__ import annotations
 import gc
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from benchmarks.common.figures import nearest_rank, quartiles, ratios
-from benchmarks.common.variants import BASELINE, CLIPPED, MAX_NORM, make_learner
+from benchmarks.common.variants import BASELINE, CLIPPED, MAX_NORM, Learner, make_learner
 from benchmarks.common.workload import CONTEXT, count_parameters, loss_of, make_batches
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from torch import Tensor
-
-    from benchmarks.common.variants import Learner
 
 FEWEST_ROUNDS = 3
 """Measured even where the time is up: fewer have no quartiles."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from benchmarks.common.report import facts, grid, heading, machine, middle, table
 from benchmarks.common.variants import BASELINE, CLIPPED, MAX_NORM, VARIANTS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _PREFACE = """
 Small models, fp32, CPU, random tokens: this shows what a step costs here, not what it costs
@@ -42,11 +40,7 @@ _COLUMNS: dict[str, Callable[[Any], str]] = {
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return the Markdown of a result.
-
-    Args:
-        result: What ``overhead.json`` holds.
-    """
+    """Return the Markdown of a result, what ``overhead.json`` holds."""
     where = result["environment"]
     peer = f"stabilityguard {where['stabilityguard'] or 'not installed'}"
     used = f"{where['threads']} thread(s) used"

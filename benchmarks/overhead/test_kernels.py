@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from benchmarks.common.variants import make_optimizer
-from benchmarks.common.workload import loss_of, make_batches, make_model
+from benchmarks.common.workload import GPT, loss_of, make_batches, make_model
 from stableopt import ClipGradNorm
 from stableopt.sensors.gradients import measure_gradients
 from stableopt.snapshots.buffers import BufferShadow
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from pytest_benchmark.fixture import BenchmarkFixture
-
-    from benchmarks.common.workload import GPT
 
 pytestmark = pytest.mark.benchmark(max_time=0.5, warmup=True, warmup_iterations=3)
 

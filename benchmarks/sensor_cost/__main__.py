@@ -8,29 +8,24 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.common.command import Benchmark
 from benchmarks.common.runner import track
-from benchmarks.common.variants import BASELINE, make_learner
+from benchmarks.common.variants import BASELINE, Learner, make_learner
 from benchmarks.common.workload import count_parameters, loss_of, make_batches
 from benchmarks.sensor_cost.report import render
 from stableopt.health.spectra.drift import LEARNED
 from stableopt.sensors import Sampler
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from benchmarks.common.variants import Learner
 
 EVERY = Sampler().every
 DENSE = LEARNED * Sampler().spacing

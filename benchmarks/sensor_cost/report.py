@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 from benchmarks.common.report import facts, grid, heading, machine
 from benchmarks.common.variants import PERIODIC, VARIANTS
 from stableopt.sensors import Sensors
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 def render(result: dict[str, Any]) -> str:

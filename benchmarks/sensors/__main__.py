@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.common.command import Benchmark
 from benchmarks.common.runner import track
-from benchmarks.sensors.matrices import KINDS, QUICK_RUNS, RUNS, make_matrix, train
+from benchmarks.sensors.matrices import KINDS, QUICK_RUNS, RUNS, Run, make_matrix, train
 from benchmarks.sensors.report import render
 from benchmarks.sensors.rows import SINGULAR, exact_spectrum, measure, read, rows_needed
 from benchmarks.sensors.targets import targets
@@ -27,13 +29,6 @@ from stableopt.functional import (
     square_condition_tail,
 )
 from stableopt.sensors import SampledSpectrum
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from benchmarks.sensors.matrices import Run
 
 SIZES = (256, 512, 1024, 2048, 4096)
 QUICK_SIZES = (64,)

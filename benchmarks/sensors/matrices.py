@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.common.workload import GPT, Size, loss_of
 from stableopt.commands.demo.corpus import load_corpus
 from stableopt.functional.rank import effective_rank_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
 
 CLUSTERS = 8
 CLUSTER_NOISE = 0.1

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from benchmarks.common.report import facts, heading, machine, table
 from benchmarks.sensors.matrices import CLUSTER_NOISE, KINDS
 from benchmarks.sensors.track import COVERAGE, EVERY, SPIKE, STEP
 from benchmarks.sensors.verdicts import limits, misleading, number, seed_of
 from stableopt.functional.spectral_norm import WARM_STEPS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
 
 _PREFACE = """
 float32, CPU, one thread. Exact values are decompositions in float64; exact **times** are those
@@ -22,11 +20,7 @@ shared: ratios of interleaved runs are quoted, medians of repeats (one run at 20
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return the Markdown of a result.
-
-    Args:
-        result: What ``sensors.json`` holds.
-    """
+    """Return the Markdown of a result, what ``sensors.json`` holds."""
     title = "Sensors against exact values, and against the published formulas"
     took = f"1 thread used, {result['seconds'] / 60:.1f} minutes"
     parts = [heading(title, "sensors") + _PREFACE, facts(result, machine(result), took)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from stableopt.functional import (
     assr_condition_number,
@@ -19,15 +21,8 @@ from stableopt.functional import (
 from stableopt.functional.rank import effective_rank_of
 from stableopt.functional.row_spectrum import sample_rows
 from stableopt.health.spectra.tiers import TIERS, standing_of
-from stableopt.sensors import SampledSpectrum, SpectralNorm, Visit
+from stableopt.sensors import Result, SampledSpectrum, Sensor, SpectralNorm, Visit
 from stableopt.types import Standing
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from torch import Tensor
-
-    from stableopt.sensors import Result, Sensor
 
 ASSR_FIEDLER = 0.05
 ASSR_CONDITION = 1000.0

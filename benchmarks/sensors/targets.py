@@ -6,11 +6,7 @@ from typing import Any
 
 
 def targets(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return every target with what was measured; those of sizes not measured are left out.
-
-    Args:
-        result: What ``sensors.json`` holds, but for the targets.
-    """
+    """Return every target with what was measured; those of sizes not measured are left out."""
     found: list[dict[str, Any]] = []
     gaussian = {
         row["columns"]: row["seconds"]

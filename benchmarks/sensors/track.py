@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from benchmarks.common.figures import nearest_rank
 from benchmarks.sensors.matrices import make_matrix
 from benchmarks.sensors.rows import exact_norm, read
 from stableopt.sensors import SpectralNorm
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor, nn
 
 EVERY = 10
 """Steps between two visits while a weight is new."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from benchmarks.common.report import table
 from benchmarks.sensors.matrices import KINDS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 
 def limits(rows: Sequence[dict[str, Any]]) -> str:

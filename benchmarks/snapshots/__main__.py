@@ -8,23 +8,19 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median, quantiles
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from benchmarks.common.command import Benchmark
 from benchmarks.common.variants import make_optimizer
-from benchmarks.common.workload import count_parameters, loss_of, make_batches, make_model
+from benchmarks.common.workload import GPT, count_parameters, loss_of, make_batches, make_model
 from benchmarks.snapshots.report import render
 from stableopt import Guard, StableOptimizer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from benchmarks.common.workload import GPT
 
 EVERY = Guard().every
 """Steps between two snapshots, as everybody gets them."""

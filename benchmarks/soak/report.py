@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from benchmarks.common.report import facts, grid, heading, table
 from stableopt.guard.responses import CAUSES
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 NONE_SEEN = 3.0
 """Of something that was never seen in n trials, 3 / n is the upper end of a 95% interval."""
@@ -52,11 +50,7 @@ def render(result: Mapping[str, Any]) -> str:
 
 
 def digest(result: Mapping[str, Any]) -> str:
-    """Return how often each cause was found though nothing was wrong.
-
-    Args:
-        result: What ``soak.json`` holds.
-    """
+    """Return how often each cause was found though nothing was wrong."""
     runs = result["runs"]
     steps = sum(run["steps"] for run in runs)
     found: Counter[str] = Counter()

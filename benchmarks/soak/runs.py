@@ -6,22 +6,19 @@ import gc
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from benchmarks.faults.tasks import TASKS as SMALL
 from benchmarks.learning_rate.model import Shape
 from benchmarks.learning_rate.other_models import GatedConvolutions, Lstm
 from benchmarks.learning_rate.tasks import Task
 from stableopt import StableOptimizer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from torch import Tensor, nn
-    from torch.optim import Optimizer
 
 WARMUP = 100
 """Steps of a run in which the learning rate rises."""

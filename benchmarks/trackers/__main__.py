@@ -13,11 +13,12 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from statistics import median, quantiles
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.common.command import Benchmark
 from benchmarks.common.figures import quartiles
@@ -25,16 +26,11 @@ from benchmarks.common.variants import make_optimizer
 from benchmarks.common.workload import loss_of, make_batches, make_model
 from benchmarks.trackers.report import render
 from stableopt import JsonLines, StableOptimizer
-from stableopt.telemetry import LifecycleEvents, LoggingWriter
+from stableopt.telemetry import LifecycleEvents, LoggingWriter, Writer
 from stableopt.telemetry.dispatch import Dispatcher
+from stableopt.types import Event
 from tests.integrations import mlflow_server
 from tests.telemetry import endpoint
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from stableopt.telemetry import Writer
-    from stableopt.types import Event
 
 TARGETS = {"ingestion": 0.100, "sync": 0.500}
 """Seconds within which an event should be at an endpoint (95 of 100), a metric in MLflow."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from benchmarks.common.report import facts, heading, machine, middle, table
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 _PREFACE = """
 One machine, servers on it as well, and other work beside: delays have no network in them.
@@ -72,11 +70,7 @@ _COSTS: dict[str, Callable[[Any], str]] = {
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """Return the Markdown of a result.
-
-    Args:
-        result: What ``trackers.json`` holds.
-    """
+    """Return the Markdown of a result, what ``trackers.json`` holds."""
     targets, recording = result["targets"], result["recording"]
     added = 1e6 * (recording["with"] - recording["without"])
     parts = [

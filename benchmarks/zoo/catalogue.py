@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from benchmarks.zoo import (
     adapters,
     compression,
@@ -16,10 +14,7 @@ from benchmarks.zoo import (
     similarity,
     tasks,
 )
-from benchmarks.zoo.harness import TRAININGS, play
-
-if TYPE_CHECKING:
-    from benchmarks.zoo.harness import Record
+from benchmarks.zoo.harness import TRAININGS, Record, play
 
 KINDS = (
     adapters,

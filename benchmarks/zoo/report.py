@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from benchmarks.common.report import MET, facts, heading, machine, table
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    Row = dict[str, Any]
+Row = dict[str, Any]
 
 _PREFACE = """
 {trainings} small trainings that are healthy but unusual, of seeds {seeds}, each bare and as
@@ -37,11 +35,7 @@ _MOST_SAID = 3
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """Return the Markdown of a result.
-
-    Args:
-        result: What ``zoo.json`` holds.
-    """
+    """Return the Markdown of a result, what ``zoo.json`` holds."""
     rows, seeds = result["rows"], ", ".join(str(seed) for seed in result["seeds"])
     jobs, took = f"{result['jobs']} at a time", f"{result['seconds']:.0f} s"
     preface = _PREFACE.format(trainings=len(rows), seeds=seeds)
@@ -58,11 +52,7 @@ def render(result: Mapping[str, Any]) -> str:
 
 
 def digest(result: Mapping[str, Any]) -> str:
-    """Return what the README quotes: a row for each training, and what misses a target.
-
-    Args:
-        result: What ``zoo.json`` holds.
-    """
+    """Return what the README quotes: a row for each training, and what misses a target."""
     rows, missed = result["rows"], [t for t in result["targets"] if not t["met"]]
     lines = [table(_BRIEF, rows)]
     same, runs = sum(row["identical"] for row in rows), sum(row["runs"] for row in rows)

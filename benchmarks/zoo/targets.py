@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    Row = dict[str, Any]
+Row = dict[str, Any]
 
 SEEDS = (100, 101, 102, 103, 104)
 """Of the comparison: nothing was developed on them."""

@@ -36,7 +36,7 @@ def quick(tmp_path_factory):
     """The result, the tables and the picture of ``--quick``."""
     directory = tmp_path_factory.mktemp("closed_loop")
     before = torch.get_rng_state()
-    assert main(["--quick", "--seeds", "1", "--out", str(directory)]) == 0
+    assert main(["--quick", "--seeds", "1", "--output", str(directory)]) == 0
     assert torch.equal(torch.get_rng_state(), before)
     result = json.loads((directory / "closed_loop.json").read_text())
     table, picture = (directory / f"closed_loop.{kind}" for kind in ("md", "svg"))
@@ -47,7 +47,7 @@ def test_writes_what_it_found(quick):
     result, table, picture = quick
     assert not result["complete"]
     assert "not to be quoted" in table
-    assert table == render(result, "closed_loop.json")
+    assert table == render(result)
     assert [row["scenario"] for row in result["scenarios"]] == list(SCENARIOS)
     for row in result["scenarios"]:
         assert [a["arm"] for a in row["arms"]] == [*BASE_ARMS, *SCENARIOS[row["scenario"]].arms]

@@ -43,7 +43,7 @@ def quick(tmp_path_factory):
     """The result and the table of ``--quick``."""
     directory = tmp_path_factory.mktemp("collapse")
     before = torch.get_rng_state()
-    assert main(["--quick", "--seeds", "1", "--kinds", KIND, "--out", str(directory)]) == 0
+    assert main(["--quick", "--seeds", "1", "--kinds", KIND, "--output", str(directory)]) == 0
     assert torch.equal(torch.get_rng_state(), before)
     result = json.loads((directory / "collapse.json").read_text())
     return result, (directory / "collapse.md").read_text()
@@ -53,7 +53,7 @@ def test_writes_a_result_file(quick):
     result, table = quick
     assert not result["complete"]
     assert "not to be quoted" in table
-    assert table == render(result, "collapse.json")
+    assert table == render(result)
     assert [row["kind"] for row in result["healthy"]] == [KIND]
     assert [row["collapse"] for row in result["collapses"]] == list(COLLAPSES)
     for row in result["collapses"]:

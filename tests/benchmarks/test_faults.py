@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.faults.__main__ import main
 from benchmarks.faults.kinds import BATCH, FAULTS, FORWARD, STEP, Scene
 from benchmarks.faults.pool import Job, play_all
 from benchmarks.faults.report import render, survival
@@ -19,8 +20,6 @@ from benchmarks.faults.state import Whole, digest, is_poisoned, tensors_of
 from benchmarks.faults.strikes import newest_snapshot
 from benchmarks.faults.targets import is_fault, targets
 from benchmarks.faults.tasks import TASKS
-from benchmarks.faults.__main__ import main
-from benchmarks.readme import faults
 from stableopt import Guard, StableOptimizer, testing
 
 QUIET = {"v-zero", "batch-noise"}
@@ -51,7 +50,7 @@ def test_writes_a_result_file(quick):
     result, table = quick
     assert not result["complete"]
     assert "not to be quoted" in table
-    assert table == render(result, "faults.json")
+    assert table == render(result)
     assert result["guard"] == "Guard(every=40)"
     assert result["guard_hash"] is None  # which is that of the default
     assert [row["fault"] for row in result["rows"]] == list(result["records"]) == SHORT
@@ -160,7 +159,7 @@ def _result(**change):
 
 
 def test_the_readme_has_every_contestant():
-    text = faults(_result())
+    text = table_of(_result())
     assert text.startswith("| fault | stableopt | AdamW + clip | found after |")
     assert "| NaN in a weight | 2/2 | 0/2 | - | - | +0.000 |" in text
     assert "`Guard()`, hash abc." in text

@@ -9,14 +9,16 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from benchmarks import lr, lr_methods, lr_runs
-from benchmarks.learning_rate.journal import Journal, version_of
+from benchmarks.common.runner import Journal
+from benchmarks.learning_rate import __main__ as learning_rate
+from benchmarks.learning_rate import methods as lr_methods
+from benchmarks.learning_rate import runs as lr_runs
 from benchmarks.learning_rate.methods import BASELINE, METHODS, ROBUST, SCHEDULED, Method
 from benchmarks.learning_rate.model import Shape
 from benchmarks.learning_rate.plan import LION_LRS, LRS, SEEDS, UNSEEN, VARIANTS, Cell, plan
 from benchmarks.learning_rate.report import digest, render
 from benchmarks.learning_rate.rivals import AdaGC, Clip, SkipSpikes, ZClip
-from benchmarks.learning_rate.runs import run
+from benchmarks.learning_rate.runs import run, version_of
 from benchmarks.learning_rate.scores import curve, score, scores, sensitivity
 from benchmarks.learning_rate.targets import WITHIN, schedule_share, targets
 from benchmarks.learning_rate.tasks import LONG, MAIN, TASKS, Task
@@ -303,8 +305,8 @@ def quick(tmp_path_factory):
 
 
 def command(directory):
-    where = ["--out", str(directory), "--journal", str(directory / "lr.jsonl")]
-    assert lr.main(["--quick", "--jobs", "0", "--tasks", *MAIN, *where]) == 0
+    where = ["--output", str(directory), "--journal", str(directory / "lr.jsonl")]
+    assert learning_rate.main(["--quick", "--jobs", "0", "--tasks", *MAIN, *where]) == 0
 
 
 class TestCommand:
@@ -313,7 +315,7 @@ class TestCommand:
 
     def test_writes_a_result(self, quick):
         result, table = self._result(quick), (quick / "lr_sensitivity.md").read_text()
-        assert table == render(result, "lr_sensitivity.json")
+        assert table == render(result)
         assert not result["complete"]
         assert "not to be quoted" in table
         assert (quick / "lr_sensitivity.svg").read_text().count("AdamW + clip") == 1
@@ -339,7 +341,7 @@ class TestCommand:
     def test_the_report_says_what_is_missed(self, quick):
         result = self._result(quick)
         missed = [{"target": "a", "found": "b", "met": False}]
-        assert "| a | b | **missed** |" in render({**result, "targets": missed}, "x")
+        assert "| a | b | **missed** |" in render({**result, "targets": missed})
 
     def test_goes_on_where_it_was(self, quick, monkeypatch):
         first = self._result(quick)
@@ -347,21 +349,20 @@ class TestCommand:
         def never(**cell):
             raise AssertionError(cell)
 
-        monkeypatch.setattr("benchmarks.lr_pool.run", never)
+        monkeypatch.setattr("benchmarks.learning_rate.runs.run", never)
         command(quick)
         assert self._result(quick)["records"] == first["records"]
 
     def test_what_does_not_fit_is_refused(self, capsys):
         with pytest.raises(SystemExit):
-            lr.main(["--tasks", "LSTM", "--methods", "ZClip"])
+            learning_rate.main(["--tasks", "LSTM", "--methods", "ZClip"])
         assert "no run is planned" in capsys.readouterr().err
 
     def test_only_the_whole_plan_is_complete(self):
-        options = lr._parse([])
-        assert lr._is_complete(options, plan())
-        assert not lr._is_complete(options, plan()[1:])
-        assert not lr._is_complete(lr._parse(["--seeds", "100"]), plan([100]))
-        assert not lr._is_complete(lr._parse(["--quick"]), plan())
+        main = learning_rate.main
+        assert main.whole(main.parse([]))
+        for left_out in (["--seeds", "100"], ["--quick"], ["--tasks", *MAIN], ["--lrs", "0.1"]):
+            assert not main.whole(main.parse(left_out))
 
 
 class TestJournal:
@@ -369,17 +370,17 @@ class TestJournal:
 
     def test_remembers_what_was_run(self, tmp_path):
         path = tmp_path / "deep" / "lr.jsonl"
-        assert Journal(path, "a").load() == {}
-        Journal(path, "a").append(self.CELL, {"val": 2.0})
-        Journal(path, "b").append(replace(self.CELL, lr=0.2), {"val": "inf"})
-        assert Journal(path, "a").load() == {self.CELL: {"val": 2.0}}
+        assert Journal(path, "a", Cell).load() == {}
+        Journal(path, "a", Cell).append(self.CELL, {"val": 2.0})
+        Journal(path, "b", Cell).append(replace(self.CELL, lr=0.2), {"val": "inf"})
+        assert Journal(path, "a", Cell).load() == {self.CELL: {"val": 2.0}}
 
     def test_half_a_line_does_no_harm(self, tmp_path):
         path = tmp_path / "lr.jsonl"
-        Journal(path, "a").append(self.CELL, {"val": 2.0})
+        Journal(path, "a", Cell).append(self.CELL, {"val": 2.0})
         path.write_text(path.read_text() + json.dumps(asdict(self.CELL))[:20])
-        Journal(path, "a").append(replace(self.CELL, seed=101), {"val": 3.0})
-        assert len(Journal(path, "a").load()) == 2
+        Journal(path, "a", Cell).append(replace(self.CELL, seed=101), {"val": 3.0})
+        assert len(Journal(path, "a", Cell).load()) == 2
 
     def test_other_sources_are_another_version(self):
         assert version_of(quick=True) != version_of(quick=False)
