@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.closed_loop import report as closed_loop
@@ -14,6 +14,7 @@ from benchmarks.collapse import report as collapse
 from benchmarks.common.environment import ROOT
 from benchmarks.compatibility import report as compatibility
 from benchmarks.faults import report as faults
+from benchmarks.fixed_cost import report as fixed_cost
 from benchmarks.learning_rate import report as learning_rate
 from benchmarks.overhead import report as overhead
 from benchmarks.sensor_cost import report as sensor_cost
@@ -23,31 +24,7 @@ from benchmarks.soak import report as soak
 from benchmarks.zoo import report as zoo
 from stableopt.guard.responses import CAUSES, ON_RISK
 
-README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
-
-
-BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "overhead": overhead.digest,
-    "faults": faults.digest,
-    "snapshots": snapshots.digest,
-    "zoo": zoo.digest,
-    "lr_sensitivity": learning_rate.digest,
-    "compatibility": compatibility.digest,
-}
-"""What is quoted, by the name of its result file and of its marks in the README."""
-
-PAGES: dict[Path, dict[str, Callable[[dict[str, Any]], str]]] = {
-    README: BLOCKS,
-    ROOT / "docs" / "sensors.md": {
-        "sensors": sensors.digest,
-        "sensor_cost": sensor_cost.digest,
-        "collapse": collapse.digest,
-    },
-    ROOT / "docs" / "judgement.md": {"soak": soak.digest},
-    ROOT / "docs" / "transforms.md": {"closed_loop": closed_loop.digest},
-}
-"""What every page quotes."""
 
 
 def causes() -> str:
@@ -62,23 +39,47 @@ def causes() -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[Path, dict[str, Callable[[], str]]] = {
-    ROOT / "docs" / "judgement.md": {"causes": causes},
+DIGESTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "overhead": overhead.digest,
+    "fixed_cost": fixed_cost.digest,
+    "faults": faults.digest,
+    "snapshots": snapshots.digest,
+    "zoo": zoo.digest,
+    "lr_sensitivity": learning_rate.digest,
+    "compatibility": compatibility.digest,
+    "sensors": sensors.digest,
+    "sensor_cost": sensor_cost.digest,
+    "collapse": collapse.digest,
+    "soak": soak.digest,
+    "closed_loop": closed_loop.digest,
 }
+"""What is quoted, by the name of its result file and of its marks in a page."""
+
+TABLES: dict[str, Callable[[], str]] = {"causes": causes}
 """What pages have from the code itself."""
 
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+"""Where there may be marks."""
 
-def updated(text: str, page: Path = README) -> str:
-    """Return the ``text`` of a page with every block as results and code have it."""
-    found = {name: table() for name, table in TABLES.get(page, {}).items()}
-    for name, digest in PAGES.get(page, {}).items():
-        found[name] = digest(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
-    for name, block in found.items():
-        begin, end = f"<!-- {name}: python -m benchmarks.readme -->", f"<!-- /{name} -->"
-        before, rest = text.split(begin)
-        _, after = rest.split(end)
-        text = f"{before}{begin}\n{block}\n{end}{after}"
-    return text
+_MARKED = re.compile(
+    r"(<!-- (?P<name>\w+): python -m benchmarks\.readme -->\n).*?(\n<!-- /(?P=name) -->)", re.DOTALL
+)
+
+
+def quoted(text: str) -> list[str]:
+    """Return the names of the blocks that a page has."""
+    return [found["name"] for found in _MARKED.finditer(text)]
+
+
+def updated(text: str) -> str:
+    """Return the text of a page with every block as results and code have it."""
+    return _MARKED.sub(lambda found: f"{found[1]}{_block(found['name'])}{found[3]}", text)
+
+
+def _block(name: str) -> str:
+    if name in TABLES:
+        return TABLES[name]()
+    return DIGESTS[name](json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__).parse_args(
         arguments
     )
-    for path in dict.fromkeys((*PAGES, *TABLES)):
-        path.write_text(updated(path.read_text(encoding="utf-8"), path), encoding="utf-8")
+    for path in PAGES:
+        path.write_text(updated(path.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
 

@@ -13,15 +13,7 @@ from typing import Any
 from benchmarks.collapse.kinds import COLLAPSES
 from benchmarks.collapse.report import render
 from benchmarks.collapse.rows import collapse_row, healthy_row, tiers
-from benchmarks.collapse.runs import (
-    QUICK_STEPS,
-    STEPS,
-    STRUCK,
-    collapsible,
-    strike,
-    train,
-    watch,
-)
+from benchmarks.collapse.runs import QUICK_STEPS, STEPS, STRUCK, collapsible, strike, train, watch
 from benchmarks.collapse.tasks import HEALTHY, TASKS
 from benchmarks.common.command import Benchmark
 from benchmarks.common.runner import play

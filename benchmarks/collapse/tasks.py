@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,26 +52,6 @@ class Recipe:
         warm = min(1.0, (step + 1) / self.warmup)
         done = max(0, step - self.warmup) / max(1, steps - self.warmup)
         return self.lr * warm * (0.55 + 0.45 * math.cos(math.pi * done) if self.decays else 1.0)
-
-
-class Task(Protocol):
-    """A model, its data, its loss and its recipe."""
-
-    def build(self, seed: int, *, quick: bool) -> nn.Module:
-        """Return the model; the same seed gives the same weights. Seeds differ in size."""
-        ...
-
-    def recipe(self, seed: int) -> Recipe:
-        """Return how it is trained."""
-        ...
-
-    def loss(self, model: nn.Module, seed: int, step: int, *, quick: bool) -> Tensor:
-        """Return the mean loss of the batch of one step."""
-        ...
-
-    def role(self, name: str) -> str:
-        """Return what a weight is: ``"embedding"``, ``"attention"``, ``"mlp"``, ..."""
-        ...
 
 
 class _Text:
@@ -280,7 +260,7 @@ def _seeded(seed: int, build: Any) -> nn.Module:
         return module
 
 
-TASKS: dict[str, Task] = {
+TASKS: dict[str, Transformer | Images | Recurrent | Autoencoder] = {
     "gpt": Transformer(),
     "conv": Images(),
     "lstm": Recurrent(),

@@ -96,6 +96,14 @@ def _finished(function: Callable[[C], R], cells: Sequence[C], jobs: int) -> Iter
         pool.shutdown(cancel_futures=True)
 
 
+def in_turn(items: Iterable[C], round_: int) -> list[C]:
+    """Return the items, rotated by the number of the round, and reversed in every other one."""
+    items = list(items)
+    turn = round_ % len(items)
+    order = items[turn:] + items[:turn]
+    return order[::-1] if round_ % 2 else order
+
+
 def track(items: Iterable[C], title: str, total: int | None = None) -> Iterator[C]:
     """Yield ``items`` with a progress bar on stderr, which has no thread of its own.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,9 @@ class Learner:
     close: Callable[[], object] = lambda: None
 
 
+Build = Callable[[GPT, Optimizer, Path], Learner]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """One row of the result.
@@ -62,7 +66,7 @@ class Variant:
     """
 
     label: str
-    build: Callable[[GPT, Optimizer, Path], Learner]
+    build: Build
     requires: str | None = None
 
     @property
@@ -84,23 +88,30 @@ def make_optimizer(model: GPT, implementation: str) -> torch.optim.AdamW:
     )
 
 
-def make_learner(
-    name: str, *, size: str, implementation: str, seed: int, directory: Path
-) -> Learner:
-    """Return a variant on a new model.
+@contextmanager
+def make_learners(
+    names: Iterable[str], *, size: str, implementation: str, seed: int, directory: Path
+) -> Iterator[dict[str, Learner]]:
+    """Yield variants by name, each on a new model; they are closed afterwards.
 
     Args:
-        name: A key of :data:`VARIANTS` or :data:`PERIODIC`.
-        size: The model, as in :func:`benchmarks.common.workload.make_model`.
+        names: Keys of :data:`VARIANTS` or :data:`PERIODIC`.
+        size: The models, as in :func:`benchmarks.common.workload.make_model`.
         implementation: One of :data:`IMPLEMENTATIONS`.
         seed: The same seed gives the same weights.
-        directory: Where the variant may write; made if need be.
+        directory: Where the variants may write.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    model = make_model(size, seed)
-    return {**VARIANTS, **PERIODIC}[name].build(
-        model, make_optimizer(model, implementation), directory
-    )
+    learners: dict[str, Learner] = {}
+    try:
+        for name in names:
+            own, model = directory / name, make_model(size, seed)
+            own.mkdir(parents=True, exist_ok=True)
+            build = {**VARIANTS, **PERIODIC}[name].build
+            learners[name] = build(model, make_optimizer(model, implementation), own)
+        yield learners
+    finally:
+        for learner in learners.values():
+            learner.close()
 
 
 def _bare(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
@@ -117,16 +128,13 @@ def _clipped(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
     return Learner(model=model, optimizer=optimizer, update=update)
 
 
-def _stable(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
-    return _learner_of(model, StableOptimizer(optimizer))
+def _stable(make: Callable[[], dict[str, Any]] = dict) -> Build:
+    """Return what builds the wrapper with options, new ones for each."""
 
+    def build(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
+        return _learner_of(model, StableOptimizer(optimizer, **make()))
 
-def _guard_only(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
-    return _learner_of(model, StableOptimizer(optimizer, sensors=()))
-
-
-def _unlimited(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
-    return _learner_of(model, StableOptimizer(optimizer, sensors=Sensors(budget=None)))
+    return build
 
 
 def _assr(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
@@ -143,10 +151,6 @@ def _assr(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
         optimizer.step()
 
     return Learner(model=model, optimizer=optimizer, update=update)
-
-
-def _stable_clipped(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
-    return _learner_of(model, StableOptimizer(optimizer, transforms=[ClipGradNorm(MAX_NORM)]))
 
 
 def _robust(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
@@ -191,7 +195,7 @@ def _learner_of(model: GPT, stable: StableOptimizer) -> Learner:
     )
 
 
-def _stabilityguard(action: str) -> Callable[[GPT, Optimizer, Path], Learner]:
+def _stabilityguard(action: str) -> Build:
     def build(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
         from stabilityguard import GuardedOptimizer
 
@@ -222,11 +226,15 @@ VARIANTS = {
     BASELINE: Variant(label="AdamW", build=_bare),
     "adamw-again": Variant(label="AdamW again (the noise of this table)", build=_bare),
     CLIPPED: Variant(label="AdamW + `clip_grad_norm_`", build=_clipped),
-    "stable": Variant(label="`StableOptimizer(AdamW)`", build=_stable),
+    "stable": Variant(label="`StableOptimizer(AdamW)`", build=_stable()),
     "stable-sensors": Variant(
-        label="`StableOptimizer(AdamW, sensors=())`: the guard only", build=_guard_only
+        label="`StableOptimizer(AdamW, sensors=())`: the guard only",
+        build=_stable(lambda: {"sensors": ()}),
     ),
-    "stable+clip": Variant(label="`StableOptimizer` + `ClipGradNorm`", build=_stable_clipped),
+    "stable+clip": Variant(
+        label="`StableOptimizer` + `ClipGradNorm`",
+        build=_stable(lambda: {"transforms": [ClipGradNorm(MAX_NORM)]}),
+    ),
     "robust": Variant(
         label="`StableOptimizer(AdamW, **presets.robust())`: it clips as well", build=_robust
     ),
@@ -250,7 +258,8 @@ VARIANTS = {
 
 PERIODIC = {
     "stable-unlimited": Variant(
-        label="`StableOptimizer(AdamW)`, sensors without a budget", build=_unlimited
+        label="`StableOptimizer(AdamW)`, sensors without a budget",
+        build=_stable(lambda: {"sensors": Sensors(budget=None)}),
     ),
     "assr": Variant(label="AdamW + the sensors of ASSR, no actuator", build=_assr),
 }

@@ -58,12 +58,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 class _Plan:
-    """All runs with a fault: every contestant meets the same ones.
-
-    Args:
-        options: The command line.
-        guard: The options of our runs.
-    """
+    """All runs with a fault: every contestant meets the same ones."""
 
     def __init__(self, options: argparse.Namespace, guard: Guard) -> None:
         self.updates = QUICK_UPDATES if options.quick else UPDATES

@@ -143,7 +143,7 @@ def signed(value: float | None) -> str:
 def _contestants(rows: Sequence[Row], cell: Callable[[Row], str]) -> str:
     """Return one row per fault and one column per contestant."""
     columns: dict[str, Callable[[Any], str]] = {
-        "fault": lambda row: f"**{row['title']}**" if is_fatal(row) else row["title"],
+        "fault": lambda row: f"**{row['title']}**" if is_fatal(row) else row["title"]
     }
     for name in rows[0]["contestants"]:
         columns[TITLES[name]] = lambda row, name=name: cell(row["contestants"][name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 from benchmarks.faults.kinds import FAULTS
@@ -26,16 +27,22 @@ def targets(result: dict[str, Any]) -> list[Row]:
     quiet = result["clean_interventions"]
     return [
         _target("survives, and well, every fault that AdamW + clip does not", fatal, _harmed),
-        _target(f"Δval within {CLOSE} of the run without a fault", faults, _far),
-        _target("steps lost within the bound", rows, lambda row: row["beyond_bound"]),
-        _target(f"found within {SOON} call where loss or gradients show it", shows, _late),
-        _target("weights times 100 and vanished second moments found", finite, _silent),
-        _target("nothing missed in silence", faults, _silent),
-        _target("every restored snapshot bit for bit what it was", rows, _poisoned),
+        _target(f"Δval within {CLOSE} of the run without a fault", faults, itemgetter("not_close")),
+        _target("steps lost within the bound", rows, itemgetter("beyond_bound")),
+        _target(
+            f"found within {SOON} call where loss or gradients show it", shows, itemgetter("late")
+        ),
+        _target(
+            "weights times 100 and vanished second moments found", finite, itemgetter("silent")
+        ),
+        _target("nothing missed in silence", faults, itemgetter("silent")),
+        _target(
+            "every restored snapshot bit for bit what it was", rows, itemgetter("poisoned_restores")
+        ),
         _target(
             "no intervention without a fault",
             rows,
-            lambda row: row["false_alarms"],
+            itemgetter("false_alarms"),
             [f"{quiet} in {result['clean_runs']} clean runs"] if quiet else [],
         ),
         _target("data that become others are not rolled back", shifts, _mistaken),
@@ -61,14 +68,7 @@ def sound(row: Row, contestant: str) -> int:
 def _target(
     what: str, rows: Sequence[Row], misses: Callable[[Row], int], also: Sequence[str] = ()
 ) -> Row:
-    """Return a target over some rows.
-
-    Args:
-        what: It says.
-        rows: It is about.
-        misses: Returns how many runs of a row miss it.
-        also: What else misses it.
-    """
+    """Return a target over some rows."""
     missed = [
         f"{row['title']} ({misses(row)} of {row['contestants'][OURS]['runs']})"
         for row in rows
@@ -80,22 +80,6 @@ def _target(
 
 def _harmed(row: Row) -> int:
     return int(row["contestants"][OURS]["runs"]) - sound(row, OURS)
-
-
-def _far(row: Row) -> int:
-    return int(row["not_close"])
-
-
-def _silent(row: Row) -> int:
-    return int(row["silent"])
-
-
-def _late(row: Row) -> int:
-    return int(row["late"])
-
-
-def _poisoned(row: Row) -> int:
-    return int(row["poisoned_restores"])
 
 
 def _mistaken(row: Row) -> int:

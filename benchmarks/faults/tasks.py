@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,35 +38,6 @@ class Rows:
     width: int
 
 
-class Task(Protocol):
-    """A model, its data and its loss."""
-
-    name: str
-    untouched: Rows
-
-    def build(self, seed: int) -> nn.Module:
-        """Return the model; the same seed gives the same weights."""
-        ...
-
-    def batch(self, seed: int, call: int, *, shifted: bool = False) -> Any:
-        """Return the batch of one call: the same for the same seed and call, always.
-
-        Args:
-            seed: Of the run.
-            call: Which.
-            shifted: Whether it comes from the other data.
-        """
-        ...
-
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the mean loss of a batch."""
-        ...
-
-    def validate(self, model: nn.Module, *, shifted: bool = False) -> float:
-        """Return the mean loss on what is never trained on, in evaluation mode."""
-        ...
-
-
 class Classifier:
     """An embedding, an MLP with BatchNorm, and the classes of a teacher with 10% noise.
 
@@ -90,7 +61,7 @@ class Classifier:
             return _ClassifierModel()
 
     def batch(self, seed: int, call: int, *, shifted: bool = False) -> Any:
-        """Return tokens ``(32, 6)``, features ``(32, 16)`` and classes ``(32,)``."""
+        """Return tokens ``(32, 6)``, features ``(32, 16)`` and classes ``(32,)`` of one call."""
         generator = torch.Generator().manual_seed(seed * _CALLS_PER_SEED + call)
         chosen = torch.randint(self._training, (32,), generator=generator)
         return tuple(part[chosen] for part in self._examples(shifted))
@@ -219,7 +190,7 @@ class _TextModel(nn.Module):
 AMPLE = ("classifier with ample data", "transformer with ample data")
 """The same with so many examples that none comes often, for long runs."""
 
-_ALL: tuple[Task, ...] = (
+_ALL: tuple[Classifier | Text, ...] = (
     Classifier(),
     Text(),
     Classifier(AMPLE[0], _AMPLE),

@@ -19,7 +19,7 @@ from torch import nn
 
 from benchmarks.common.command import Benchmark
 from benchmarks.common.figures import quartiles
-from benchmarks.common.runner import track
+from benchmarks.common.runner import in_turn, track
 from benchmarks.fixed_cost.report import VARIANTS, render
 from stableopt import StableOptimizer
 
@@ -57,7 +57,6 @@ class Stepper:
     def run(self, steps: int) -> float:
         """Take some steps, and return the microseconds of one."""
         step = self.optimizer.step
-        gc.collect()
         begun = perf_counter()
         for _ in range(steps):
             step()
@@ -88,9 +87,8 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     times: dict[tuple[str, str], list[float]] = {cell: [] for cell in cells}
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     for round_ in track(range(rounds), "rounds"):
-        turn = round_ % len(cells)
-        order = cells[turn:] + cells[:turn]
-        for cell in reversed(order) if round_ % 2 else order:
+        for cell in in_turn(cells, round_):
+            gc.collect()
             times[cell].append(steppers[cell].run(STEPS))
     return {
         "parameters": LAYERS * (WIDTH + 1) * WIDTH,

@@ -10,10 +10,7 @@ from benchmarks.common.report import facts, grid, heading, machine, middle, tabl
 VARIANTS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "bare": ("AdamW", None),
     "wrapped": ("`StableOptimizer(AdamW)`", {}),
-    "off": (
-        "`StableOptimizer(AdamW, guard=False, sensors=())`",
-        {"guard": False, "sensors": ()},
-    ),
+    "off": ("`StableOptimizer(AdamW, guard=False, sensors=())`", {"guard": False, "sensors": ()}),
 }
 """By name, the label, and the options of the wrapper; ``None`` for none."""
 
@@ -36,7 +33,9 @@ def render(result: Mapping[str, Any]) -> str:
     """Return the Markdown of a result, what ``fixed_cost.json`` holds."""
     preface = heading("The fixed cost of a step", "fixed_cost") + _PREFACE.format(**result)
     used = f"{result['environment']['threads']} thread(s) used"
-    return "\n".join([preface, facts(result, machine(result), used), table(_COLUMNS, result["rows"])])
+    return "\n".join(
+        [preface, facts(result, machine(result), used), table(_COLUMNS, result["rows"])]
+    )
 
 
 def digest(result: Mapping[str, Any]) -> str:
@@ -44,7 +43,9 @@ def digest(result: Mapping[str, Any]) -> str:
     rows = {(row["implementation"], row["variant"]): row for row in result["rows"]}
     kinds = list(dict.fromkeys(kind for kind, _ in rows))
     head = ["µs per step", *(f"AdamW, {kind}" for kind in kinds)]
-    cells = ([label, *(_brief(rows[k, name]) for k in kinds)] for name, (label, _) in VARIANTS.items())
+    cells = (
+        [label, *(_brief(rows[k, name]) for k in kinds)] for name, (label, _) in VARIANTS.items()
+    )
     return "\n".join(grid(head, cells))
 
 

@@ -42,7 +42,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         "milliseconds": {
             name: {"median": 1e3 * median(times), "min": 1e3 * min(times), "max": 1e3 * max(times)}
             for name, times in seconds.items()
-        },
+        }
     }
 
 

@@ -69,9 +69,7 @@ def plan(
     return sorted(cells, key=lambda cell: (cell.task not in MAIN, -cell.cost))
 
 
-def _grids(
-    seeds: Sequence[int],
-) -> Iterator[tuple[str, str, Sequence[float], Sequence[int]]]:
+def _grids(seeds: Sequence[int]) -> Iterator[tuple[str, str, Sequence[float], Sequence[int]]]:
     """Yield task, method, learning rates and seeds."""
     for task, method in product(MAIN, COMPARED):
         yield task, method, LRS, seeds

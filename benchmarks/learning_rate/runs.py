@@ -78,14 +78,7 @@ def version_of(*, quick: bool) -> str:
 
 
 class _Training:
-    """A model that is trained on one batch after the other.
-
-    Args:
-        task: What.
-        method: How.
-        lr: The peak of the learning rate.
-        seed: Of weights and batches.
-    """
+    """A model that is trained on one batch after the other."""
 
     def __init__(self, task: Task, method: Method, lr: float, seed: int) -> None:
         self.task, self.method, self.lr, self.seed = task, method, lr, seed

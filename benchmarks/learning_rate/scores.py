@@ -91,12 +91,7 @@ def _sweeps(records: Iterable[Mapping[str, Any]]) -> list[tuple[Losses, float]]:
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
-    return {
-        "mean": fmean(values),
-        "low": min(values),
-        "high": max(values),
-        "by_seed": list(values),
-    }
+    return {"mean": fmean(values), "low": min(values), "high": max(values), "by_seed": list(values)}
 
 
 def _largest_logit(records: Iterable[Mapping[str, Any]]) -> float | str | None:

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from benchmarks.common.figures import nearest_rank, quartiles, ratios
-from benchmarks.common.variants import BASELINE, CLIPPED, MAX_NORM, Learner, make_learner
+from benchmarks.common.runner import in_turn
+from benchmarks.common.variants import BASELINE, CLIPPED, MAX_NORM, Learner, make_learners
 from benchmarks.common.workload import CONTEXT, count_parameters, loss_of, make_batches
 
 FEWEST_ROUNDS = 3
@@ -78,17 +79,13 @@ def run_cell(cell: Cell, *, seed: int, seconds: float, directory: Path) -> dict[
         directory: Where variants may write.
     """
     begun = perf_counter()
-    learners = {
-        name: make_learner(
-            name,
-            size=cell.size,
-            implementation=cell.implementation,
-            seed=seed,
-            directory=directory / name,
-        )
-        for name in cell.variants
-    }
-    try:
+    with make_learners(
+        cell.variants,
+        size=cell.size,
+        implementation=cell.implementation,
+        seed=seed,
+        directory=directory,
+    ) as learners:
         _warm_up(cell, learners, seed)
         timings = {name: Timings() for name in learners}
         clipped = []
@@ -100,9 +97,6 @@ def run_cell(cell: Cell, *, seed: int, seconds: float, directory: Path) -> dict[
             if round_ + 1 >= FEWEST_ROUNDS and end + (end - now) - begun > seconds:
                 break
         return _result(cell, learners, timings, clipped)
-    finally:
-        for learner in learners.values():
-            learner.close()
 
 
 def _warm_up(cell: Cell, learners: dict[str, Learner], seed: int) -> None:
@@ -113,18 +107,10 @@ def _warm_up(cell: Cell, learners: dict[str, Learner], seed: int) -> None:
 
 
 def _run_round(
-    cell: Cell,
-    learners: dict[str, Learner],
-    timings: dict[str, Timings],
-    *,
-    seed: int,
-    round_: int,
+    cell: Cell, learners: dict[str, Learner], timings: dict[str, Timings], *, seed: int, round_: int
 ) -> None:
     batches = make_batches(cell.steps, cell.tokens, seed + 1 + round_)
-    names = list(learners)
-    turn = round_ % len(names)
-    order = names[turn:] + names[:turn]
-    for name in reversed(order) if round_ % 2 else order:
+    for name in in_turn(learners, round_):
         gc.collect()
         _run_block(learners[name], batches, timings[name])
 
@@ -154,10 +140,7 @@ def _exceeds_bound(learner: Learner) -> bool:
 
 
 def _result(
-    cell: Cell,
-    learners: dict[str, Learner],
-    timings: dict[str, Timings],
-    clipped: list[bool],
+    cell: Cell, learners: dict[str, Learner], timings: dict[str, Timings], clipped: list[bool]
 ) -> dict[str, Any]:
     bare = timings[BASELINE]
     return {

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.common.command import Benchmark
-from benchmarks.common.runner import track
-from benchmarks.common.variants import BASELINE, Learner, make_learner
+from benchmarks.common.runner import in_turn, track
+from benchmarks.common.variants import BASELINE, Learner, make_learners
 from benchmarks.common.workload import count_parameters, loss_of, make_batches
 from benchmarks.sensor_cost.report import render
 from stableopt.health.spectra.drift import LEARNED
@@ -78,22 +78,17 @@ def measure(phase: Phase, seed: int) -> list[dict[str, Any]]:
         phase: What runs.
         seed: Of weights and data.
     """
-    with TemporaryDirectory() as directory:
-        learners = {
-            name: make_learner(
-                name,
-                size=phase.size,
-                implementation="fused",
-                seed=seed,
-                directory=Path(directory) / name,
-            )
-            for name in phase.names
-        }
-        try:
-            return _measure(phase, learners, seed)
-        finally:
-            for learner in learners.values():
-                learner.close()
+    with (
+        TemporaryDirectory() as directory,
+        make_learners(
+            phase.names,
+            size=phase.size,
+            implementation="fused",
+            seed=seed,
+            directory=Path(directory),
+        ) as learners,
+    ):
+        return _measure(phase, learners, seed)
 
 
 def _measure(phase: Phase, learners: dict[str, Learner], seed: int) -> list[dict[str, Any]]:
@@ -105,11 +100,8 @@ def _measure(phase: Phase, learners: dict[str, Learner], seed: int) -> list[dict
     stable = phase.names[2]
     governor = learners[stable].optimizer._loop.sensing._governor
     for interval in track(range(intervals), f"{phase.size}, {phase.whole or 'updates'}"):
-        names = list(learners)
-        turn = interval % len(names)
-        order = names[turn:] + names[:turn]
         gc.collect()
-        for name in reversed(order) if interval % 2 else order:
+        for name in in_turn(learners, interval):
             governor._last = perf_counter()  # the time of the others is not that of its training
             whole, updating = work.interval(name)
             wholes[name].append(whole)
@@ -131,16 +123,16 @@ def _measure(phase: Phase, learners: dict[str, Learner], seed: int) -> list[dict
                 "variants": [
                     {
                         "name": name,
-                        "dense": _share(times, name, slice(None, dense), step),
-                        "steady": _share(times, name, slice(dense, None), step),
+                        "dense": _added(times, name, BASELINE, slice(None, dense), step),
+                        "steady": _added(times, name, BASELINE, slice(dense, None), step),
                         "update_seconds": times[name],
                         "interval_seconds": wholes[name],
                     }
                     for name in learners
                 ],
                 "sensors": {
-                    "dense": _added(times, stable, slice(None, dense), step),
-                    "steady": _added(times, stable, slice(dense, None), step),
+                    "dense": _added(times, stable, GUARD, slice(None, dense), step),
+                    "steady": _added(times, stable, GUARD, slice(dense, None), step),
                     "own_account": {
                         "dense": spent[dense] / DENSE / step,
                         "steady": (spent[-1] - spent[dense]) / phase.steady / step,
@@ -215,14 +207,9 @@ def _per_step(intervals: Sequence[float]) -> float:
     return sum(intervals) / len(intervals) / EVERY
 
 
-def _share(times: dict[str, list[float]], name: str, where: slice, step: float) -> float:
-    """Return what a variant adds to the bare optimizer, as a share of a bare step."""
-    return (_per_step(times[name][where]) - _per_step(times[BASELINE][where])) / step
-
-
-def _added(times: dict[str, list[float]], stable: str, where: slice, step: float) -> float:
-    """Return what the sensors add to the guard, as a share of a bare step."""
-    return (_per_step(times[stable][where]) - _per_step(times[GUARD][where])) / step
+def _added(times: dict[str, list[float]], name: str, to: str, where: slice, step: float) -> float:
+    """Return what a variant adds to another, as a share of a bare step."""
+    return (_per_step(times[name][where]) - _per_step(times[to][where])) / step
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:

@@ -116,12 +116,7 @@ def _whole_intervals(cell: Cell) -> dict[str, Any]:
 
 
 class _Trainer:
-    """A model in training.
-
-    Args:
-        cell: How large.
-        guarded: Whether by the default :class:`~stableopt.Guard`.
-    """
+    """A model in training."""
 
     def __init__(self, cell: Cell, *, guarded: bool) -> None:
         self.model: GPT = make_model(cell.size, seed=0)

@@ -67,7 +67,7 @@ def digest(result: Mapping[str, Any]) -> str:
         f"**{sum(run['interventions'] for run in runs)} interventions**; memory grew by at most "
         f"{max(grown, default=0):.1%} from a tenth of a run to its end, {left} files stayed open. "
         f"Never found: {', '.join(never)} (below {NONE_SEEN / steps * 1e4:.1f} in 10,000 steps, "
-        "with 95% confidence).",
+        "with 95% confidence)."
     ]
     told = [kind for kind in CAUSES if found[kind]]
     if told:

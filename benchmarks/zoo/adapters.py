@@ -26,12 +26,7 @@ def _pretrained(clusters: Clusters) -> nn.Sequential:
 
 
 class _LoRA(nn.Module):
-    """A frozen base, and beside its first layers a product of two small matrices that begins at 0.
-
-    Args:
-        base: Trained before; its last layer is left out.
-        rank: Of the product.
-    """
+    """A frozen base, and beside its first layers a product of two matrices that begins at 0."""
 
     def __init__(self, base: nn.Sequential, rank: int = 4) -> None:
         super().__init__()

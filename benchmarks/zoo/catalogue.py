@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-from benchmarks.zoo import (
-    adapters,
-    compression,
-    generative,
-    loops,
-    meta,
-    optimizers,
-    rl,
-    sequences,
-    similarity,
-    tasks,
-)
+from importlib import import_module
+
 from benchmarks.zoo.harness import TRAININGS, Record, play
 
-KINDS = (
-    adapters,
-    compression,
-    generative,
-    loops,
-    meta,
-    optimizers,
-    rl,
-    sequences,
-    similarity,
-    tasks,
-)
-"""Modules of trainings: each has entered its own when it was imported."""
+KINDS = ("adapters", "compression", "generative", "loops", "meta")
+KINDS += ("optimizers", "rl", "sequences", "similarity", "tasks")
+for kind in KINDS:
+    import_module(f"benchmarks.zoo.{kind}")  # enters its trainings
 
 
 def play_both(cell: tuple[str, int]) -> list[Record]:

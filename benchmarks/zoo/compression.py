@@ -18,13 +18,7 @@ _CLASSES = 12
 
 
 class _Rounded(nn.Module):
-    """A linear layer whose weights and inputs are rounded once a buffer says so.
-
-    Args:
-        inputs: Its width.
-        outputs: Its height.
-        levels: The largest integer that is rounded to.
-    """
+    """A linear layer whose weights and inputs are rounded once a buffer says so."""
 
     enabled: Tensor
     largest: Tensor
@@ -52,19 +46,9 @@ class _Rounded(nn.Module):
 
 
 def _train(
-    run: Run,
-    model: nn.Module,
-    change: Callable[[int], None],
-    make: Callable[[Any], Optimizer],
+    run: Run, model: nn.Module, change: Callable[[int], None], make: Callable[[Any], Optimizer]
 ) -> float:
-    """Train a classifier, change it before every step, and return its loss on new samples.
-
-    Args:
-        run: Draws samples.
-        model: The classifier.
-        change: Is told the step.
-        make: Makes the optimizer.
-    """
+    """Train a classifier, change it before every step, and return its loss on new samples."""
     clusters = Clusters(run, _CLASSES, spread=0.8)
     optimizer = run.wrap(make(model.parameters()), model)
     for step in range(800):

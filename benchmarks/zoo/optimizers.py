@@ -21,14 +21,7 @@ Closure = Callable[[], Any]
 def _train(
     run: Run, make: Callable[[Any], Optimizer], steps: int, *, closure: bool = False
 ) -> float:
-    """Train a classifier, and return its loss on new samples.
-
-    Args:
-        run: Draws samples.
-        make: Makes the optimizer.
-        steps: How many.
-        closure: Whether the step is to evaluate loss and gradients itself.
-    """
+    """Train a classifier, and return its loss on new samples."""
     clusters = Clusters(run, _CLASSES, spread=0.9)
     model = mlp(16, 64, 64, _CLASSES)
     optimizer = run.wrap(make(model.parameters()), model)

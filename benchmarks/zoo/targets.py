@@ -62,12 +62,6 @@ def targets(rows: Sequence[Row]) -> list[Row]:
 
 
 def _target(what: str, rows: Sequence[Row], misses: Callable[[Row], list[int]]) -> Row:
-    """Return a target over the trainings.
-
-    Args:
-        what: It says.
-        rows: It is about.
-        misses: Returns the seeds of a row that miss it.
-    """
+    """Return a target over the trainings."""
     missed = [f"{row['name']} ({len(misses(row))} of {row['runs']})" for row in rows if misses(row)]
     return {"target": what, "missed": missed, "met": not missed}

@@ -193,7 +193,7 @@ class TestVerdicts:
         result = json.loads(json.dumps(quick[0]))
         ours = arm_of(result["scenarios"][0], "dense")
         ours.update(left=2, never_back=2)
-        assert "dense sampler: **missed**: 2 of 2" in render(result, "x")
+        assert "dense sampler: **missed**: 2 of 2" in render(result)
         assert "dense sampler: **missed**: 2 of 2" in digest(result)
 
 

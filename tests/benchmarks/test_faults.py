@@ -12,6 +12,7 @@ import torch
 from benchmarks.faults.__main__ import main
 from benchmarks.faults.kinds import BATCH, FAULTS, FORWARD, STEP, Scene
 from benchmarks.faults.pool import Job, play_all
+from benchmarks.faults.report import digest as table_of
 from benchmarks.faults.report import render, survival
 from benchmarks.faults.rivals import BASELINE, OURS, RIVALS, TITLES
 from benchmarks.faults.rows import bound_of
@@ -120,7 +121,7 @@ def test_targets_are_missed_where_they_are():
         missed = [found["target"] for found in targets(result) if found["met"] is False]
         assert len(missed) == 1
         assert missed[0].startswith(what)
-        assert f"| {missed[0]} | **missed** | NaN in a weight" in render(result, "x.json")
+        assert f"| {missed[0]} | **missed** | NaN in a weight" in render(result)
     result = _result()
     result["rows"][0]["contestants"][OURS]["poisoned"] = 1
     assert [found["met"] for found in targets(result)].count(False) == 1

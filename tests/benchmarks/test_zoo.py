@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from benchmarks.common.environment import describe_environment
 from benchmarks.zoo import __main__ as command
 from benchmarks.zoo.catalogue import TRAININGS
 from benchmarks.zoo.harness import Run, Training, left_out, play
@@ -136,8 +137,7 @@ def test_a_training_that_raises_is_a_failed_run():
     result = {
         "rows": [row],
         "targets": targets([row]),
-        "environment": dict.fromkeys(("date", "stableopt", "commit", "torch", "python", "system"))
-        | {"cpu": "", "cores": 2},
+        "environment": describe_environment(),
         "seeds": [0],
         "command": "",
         "jobs": 1,
