@@ -44,6 +44,7 @@ format: $(VENV)/.installed-lint ## let ruff put the code into shape
 bench: $(VENV)/.installed-bench ## measure overhead, snapshots, sensors and transforms (under an hour)
 	$(BIN)/python -m pytest benchmarks -q -p no:xdist
 	$(BIN)/python -m benchmarks.overhead $(ARGS)
+	$(BIN)/python -m benchmarks.fixed_cost
 	$(BIN)/python -m benchmarks.snapshots
 	$(BIN)/python -m benchmarks.sensors
 	$(BIN)/python -m benchmarks.sensor_cost
