@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.common.environment import describe_environment
 from benchmarks.faults.__main__ import main
 from benchmarks.faults.kinds import BATCH, FAULTS, FORWARD, STEP, Scene
 from benchmarks.faults.pool import Job, play_all
@@ -144,8 +145,6 @@ def _result(**change):
         "steps_lost": None,
         **change,
     }
-    facts = ("date", "stableopt", "commit", "torch", "python", "system", "cpu", "cores")
-    environment = dict.fromkeys((*facts, "stabilityguard"))
     return {
         **dict.fromkeys(("updates", "clip_bound", "seconds", "clean_runs"), 1),
         "clean_interventions": 0,
@@ -154,7 +153,7 @@ def _result(**change):
         "seed": 0,
         "command": "",
         "complete": True,
-        "environment": environment,
+        "environment": describe_environment(),
         "rows": [row],
     }
 
