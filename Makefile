@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 SOURCES := stableopt tests benchmarks examples conftest.py
 
 .PHONY: help demo test test-all mutants lint format
-.PHONY: bench bench-lr gauntlet zoo soak compatibility gpu docs clean
+.PHONY: bench learning-rate gauntlet zoo soak compatibility gpu docs clean
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -44,6 +44,7 @@ format: $(VENV)/.installed-lint ## let ruff put the code into shape
 bench: $(VENV)/.installed-bench ## measure overhead, snapshots, sensors and transforms (under an hour)
 	$(BIN)/python -m pytest benchmarks -q -p no:xdist
 	$(BIN)/python -m benchmarks.overhead $(ARGS)
+	$(BIN)/python -m benchmarks.fixed_cost
 	$(BIN)/python -m benchmarks.snapshots
 	$(BIN)/python -m benchmarks.sensors
 	$(BIN)/python -m benchmarks.sensor_cost
@@ -58,8 +59,8 @@ compatibility: $(VENV)/.installed-test ## what works with which trainer and trac
 	$(BIN)/python -m benchmarks.compatibility
 	$(BIN)/python -m benchmarks.readme
 
-bench-lr: $(VENV)/.installed-bench ## sensitivity to the learning rate (an hour on two cores, resumes)
-	$(BIN)/python -m benchmarks.lr $(ARGS)
+learning-rate: $(VENV)/.installed-bench ## sensitivity to the learning rate (an hour on two cores, resumes)
+	$(BIN)/python -m benchmarks.learning_rate $(ARGS)
 	$(BIN)/python -m benchmarks.readme
 
 gauntlet: $(VENV)/.installed-bench ## every fault, ours and six rivals (half an hour on two cores)

@@ -79,8 +79,8 @@ def robust() -> dict[str, Any]:
     heads whose weights allow attention logits beyond 100 are scaled down, where attention is found
     in ``model=``. Then a learning rate that is ten or a hundred times too large trains a small
     transformer like the best one. It is not free of consequences where nothing is wrong: the cap
-    acts in the first steps of most runs. ``make bench-lr`` says what it is worth, where it fails,
-    and how much of it is a change of schedule.
+    acts in the first steps of most runs. ``make learning-rate`` says what it is worth, where it
+    fails, and how much of it is a change of schedule.
 
     Returns:
         ``transforms``.

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from accelerate import cpu_offload
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.zoo.harness import training
+from benchmarks.zoo.harness import Run, training
 from benchmarks.zoo.parts import Clusters, mlp
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from benchmarks.zoo.harness import Run
 
 _CLASSES, _WIDTH = 12, 48
 
@@ -33,12 +26,7 @@ def _pretrained(clusters: Clusters) -> nn.Sequential:
 
 
 class _LoRA(nn.Module):
-    """A frozen base, and beside its first layers a product of two small matrices that begins at 0.
-
-    Args:
-        base: Trained before; its last layer is left out.
-        rank: Of the product.
-    """
+    """A frozen base, and beside its first layers a product of two matrices that begins at 0."""
 
     def __init__(self, base: nn.Sequential, rank: int = 4) -> None:
         super().__init__()

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from benchmarks.zoo import (
-    adapters,
-    compression,
-    generative,
-    loops,
-    meta,
-    optimizers,
-    rl,
-    sequences,
-    similarity,
-    tasks,
-)
-from benchmarks.zoo.harness import TRAININGS
+from importlib import import_module
 
-KINDS = (
-    adapters,
-    compression,
-    generative,
-    loops,
-    meta,
-    optimizers,
-    rl,
-    sequences,
-    similarity,
-    tasks,
-)
-"""Modules of trainings: each has entered its own when it was imported."""
+from benchmarks.zoo.harness import TRAININGS, Record, play
 
-__all__ = ["KINDS", "TRAININGS"]
+KINDS = ("adapters", "compression", "generative", "loops", "meta")
+KINDS += ("optimizers", "rl", "sequences", "similarity", "tasks")
+for kind in KINDS:
+    import_module(f"benchmarks.zoo.{kind}")  # enters its trainings
+
+
+def play_both(cell: tuple[str, int]) -> list[Record]:
+    """Play a training bare and wrapped, one after the other in this process.
+
+    Args:
+        cell: Name of the training, and the seed of both runs.
+
+    Returns:
+        The record of the bare one, and that of the wrapped one.
+    """
+    name, seed = cell
+    return [play(TRAININGS[name], seed, wrapped=wrapped) for wrapped in (False, True)]

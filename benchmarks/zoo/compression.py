@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import prune
+from torch.optim import Optimizer
 
-from benchmarks.zoo.harness import training
+from benchmarks.zoo.harness import Run, training
 from benchmarks.zoo.parts import Clusters, mlp
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-    from torch.optim import Optimizer
-
-    from benchmarks.zoo.harness import Run
 
 _CLASSES = 12
 
 
 class _Rounded(nn.Module):
-    """A linear layer whose weights and inputs are rounded once a buffer says so.
-
-    Args:
-        inputs: Its width.
-        outputs: Its height.
-        levels: The largest integer that is rounded to.
-    """
+    """A linear layer whose weights and inputs are rounded once a buffer says so."""
 
     enabled: Tensor
     largest: Tensor
@@ -58,19 +46,9 @@ class _Rounded(nn.Module):
 
 
 def _train(
-    run: Run,
-    model: nn.Module,
-    change: Callable[[int], None],
-    make: Callable[[Any], Optimizer],
+    run: Run, model: nn.Module, change: Callable[[int], None], make: Callable[[Any], Optimizer]
 ) -> float:
-    """Train a classifier, change it before every step, and return its loss on new samples.
-
-    Args:
-        run: Draws samples.
-        model: The classifier.
-        change: Is told the step.
-        make: Makes the optimizer.
-    """
+    """Train a classifier, change it before every step, and return its loss on new samples."""
     clusters = Clusters(run, _CLASSES, spread=0.8)
     optimizer = run.wrap(make(model.parameters()), model)
     for step in range(800):

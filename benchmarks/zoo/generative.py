@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from benchmarks.zoo.harness import training
+from benchmarks.zoo.harness import Run, training
 from benchmarks.zoo.parts import Clusters, mlp
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from benchmarks.zoo.harness import Run
-    from stableopt import StableOptimizer
+from stableopt import StableOptimizer
 
 
 @training("distance of mean and covariance", at_most=0.35)

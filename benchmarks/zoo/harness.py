@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from stableopt import StableOptimizer
-from stableopt.types import Action
+from stableopt.types import Action, Event
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from torch import Tensor, nn
-    from torch.optim import Optimizer
-
-    from stableopt.types import Event
-
-    Record = dict[str, Any]
+Record = dict[str, Any]
 
 REASONS = 3
 """Of the first interventions of a run, that are kept."""

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
-from benchmarks.zoo.harness import training
+from benchmarks.zoo.harness import Run, training
 from benchmarks.zoo.parts import Clusters, mlp
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
-    from benchmarks.zoo.harness import Run
-    from stableopt import StableOptimizer
+from stableopt import StableOptimizer
 
 _CLASSES = 12
 

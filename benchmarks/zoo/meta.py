@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional
 
-from benchmarks.zoo.harness import training
+from benchmarks.zoo.harness import Run, training
 from benchmarks.zoo.parts import Clusters, mlp
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from benchmarks.zoo.harness import Run
-
-    Weights = dict[str, Tensor]
+Weights = dict[str, Tensor]
 
 
 def _waves(weights: Sequence[Tensor], x: Tensor) -> Tensor:

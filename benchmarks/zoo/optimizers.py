@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from schedulefree import AdamWScheduleFree
+from torch import Tensor
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from benchmarks.zoo.harness import training
+from benchmarks.zoo.harness import Run, training
 from benchmarks.zoo.parts import Clusters, mlp
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from benchmarks.zoo.harness import Run
 
 _CLASSES = 12
 Closure = Callable[[], Any]
@@ -25,14 +21,7 @@ Closure = Callable[[], Any]
 def _train(
     run: Run, make: Callable[[Any], Optimizer], steps: int, *, closure: bool = False
 ) -> float:
-    """Train a classifier, and return its loss on new samples.
-
-    Args:
-        run: Draws samples.
-        make: Makes the optimizer.
-        steps: How many.
-        closure: Whether the step is to evaluate loss and gradients itself.
-    """
+    """Train a classifier, and return its loss on new samples."""
     clusters = Clusters(run, _CLASSES, spread=0.9)
     model = mlp(16, 64, 64, _CLASSES)
     optimizer = run.wrap(make(model.parameters()), model)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from benchmarks.common.report import MET, facts, heading, machine, table
 
-    Row = dict[str, Any]
+Row = dict[str, Any]
 
-_PREFACE = """\
-# The quiet zoo
-
-<!-- Generated from `zoo.json` by `python -m benchmarks.zoo`; do not edit. -->
-
+_PREFACE = """
 {trainings} small trainings that are healthy but unusual, of seeds {seeds}, each bare and as
 `StableOptimizer(optimizer, model=model)` in the same process: nothing is wrong with any of them,
 and the guard is to harm none. Every one learns something, which its metric shows.
@@ -32,11 +28,6 @@ _EXPLANATION = """\
 A training in **bold** misses a target.
 """
 
-_HEADER = (
-    "| training | what it is | metric | bare | wrapped | apart | left out | tamed | "
-    "interventions | identical | time |\n|---|---|---|---|---|---|---|---|---|---|---|"
-)
-
 _MISSES = ("unlearned", "failed", "much_left_out", "much_tamed", "outside", "shifted")
 
 _MOST_SAID = 3
@@ -44,69 +35,35 @@ _MOST_SAID = 3
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """Return the Markdown of a result.
-
-    Args:
-        result: What ``zoo.json`` holds.
-    """
-    rows, environment = result["rows"], result["environment"]
-    seeds = ", ".join(str(seed) for seed in result["seeds"])
+    """Return the Markdown of a result, what ``zoo.json`` holds."""
+    rows, seeds = result["rows"], ", ".join(str(seed) for seed in result["seeds"])
+    jobs, took = f"{result['jobs']} at a time", f"{result['seconds']:.0f} s"
+    preface = _PREFACE.format(trainings=len(rows), seeds=seeds)
     lines = [
-        _PREFACE.format(trainings=len(rows), seeds=seeds),
-        f"`{result['command']}`, {environment['date']}: stableopt {environment['stableopt']} "
-        f"({environment['commit'] or 'no commit'}), torch {environment['torch']}, Python "
-        f"{environment['python']}, {environment['cpu']}, {environment['cores']} cores, one thread "
-        f"a run, {result['jobs']} at a time, {result['seconds']:.0f} s. `{result['guard']}`, hash "
-        f"{result['guard_hash']}.",
-        "",
+        heading("The quiet zoo", "zoo") + preface,
+        facts(result, machine(result), "one thread a run", jobs, took),
+        f"`{result['guard']}`, hash {result['guard_hash']}.\n",
+        table(_TARGET, result["targets"]),
+        table(_TRAINING, rows),
+        _EXPLANATION,
     ]
-    if not result["complete"]:
-        lines += ["**Not the complete run: these figures are not to be quoted.**", ""]
-    lines += ["| target | | missed by |", "|---|---|---|"]
-    lines += [
-        f"| {target['target']} | {'met' if target['met'] else '**missed**'} | "
-        f"{', '.join(target['missed']) or '-'} |"
-        for target in result["targets"]
-    ]
-    lines += ["", _HEADER, *(_line(row) for row in rows), "", _EXPLANATION]
     said = [_quotes(row) for row in rows if row["said"]]
     return "\n".join([*lines, *(["## What was said", "", *said] if said else [])])
 
 
 def digest(result: Mapping[str, Any]) -> str:
-    """Return what the README quotes: a row for each training, and what misses a target.
-
-    Args:
-        result: What ``zoo.json`` holds.
-    """
+    """Return what the README quotes: a row for each training, and what misses a target."""
     rows, missed = result["rows"], [t for t in result["targets"] if not t["met"]]
-    lines = ["| training | metric | bare | wrapped | left out | tamed |", "|---" * 6 + "|"]
-    for row in rows:
-        cells = [row["title"], row["metric"], _metric(row["bare"]), _metric(row["wrapped"])]
-        lines.append(f"| {' | '.join([*cells, _count(row, 'left_out'), _count(row, 'tamed')])} |")
+    lines = [table(_BRIEF, rows)]
     same, runs = sum(row["identical"] for row in rows), sum(row["runs"] for row in rows)
     said = "; ".join(f"{t['target']}: missed by {', '.join(t['missed'])}" for t in missed)
-    lines += ["", f"{same} of {runs} wrapped runs end with the bits of the bare one. "]
+    lines += [f"{same} of {runs} wrapped runs end with the bits of the bare one. "]
     lines[-1] += f"Of {len(result['targets'])} targets missed: {said or 'none'}."
     return "\n".join(lines)
 
 
-def _line(row: Row) -> str:
-    missed = any(row[kind] for kind in _MISSES)
-    cells = [
-        f"**{row['name']}**" if missed else row["name"],
-        row["title"],
-        row["metric"] + _goal(row),
-        _metric(row["bare"]),
-        _metric(row["wrapped"]),
-        "-" if row["difference"] is None else f"{row['difference']:.2g}",
-        _count(row, "left_out"),
-        _count(row, "tamed"),
-        str(row["interventions"]),
-        f"{row['identical']}/{row['runs']}",
-        f"x{row['time']:.2f}",
-    ]
-    return f"| {' | '.join(cells)} |"
+def _misses(row: Row) -> bool:
+    return any(row[kind] for kind in _MISSES)
 
 
 def _goal(row: Row) -> str:
@@ -137,3 +94,30 @@ def _quotes(row: Row) -> str:
 def _plain(text: str) -> str:
     """Return a text in one line that no Markdown is read in."""
     return " ".join(text.split()).replace("`", "'").replace("|", "/").replace("<", "&lt;")
+
+
+_TARGET: dict[str, Callable[[Any], str]] = {
+    "target": lambda row: row["target"],
+    "": lambda row: MET[row["met"]],
+    "missed by": lambda row: ", ".join(row["missed"]) or "-",
+}
+
+_TRAINING: dict[str, Callable[[Any], str]] = {
+    "training": lambda row: f"**{row['name']}**" if _misses(row) else row["name"],
+    "what it is": lambda row: row["title"],
+    "metric": lambda row: row["metric"] + _goal(row),
+    "bare": lambda row: _metric(row["bare"]),
+    "wrapped": lambda row: _metric(row["wrapped"]),
+    "apart": lambda row: "-" if row["difference"] is None else f"{row['difference']:.2g}",
+    "left out": lambda row: _count(row, "left_out"),
+    "tamed": lambda row: _count(row, "tamed"),
+    "interventions": lambda row: str(row["interventions"]),
+    "identical": lambda row: f"{row['identical']}/{row['runs']}",
+    "time": lambda row: f"x{row['time']:.2f}",
+}
+
+_BRIEF: dict[str, Callable[[Any], str]] = {
+    "training": lambda row: row["title"],
+    "metric": lambda row: row["metric"],
+    **{name: _TRAINING[name] for name in ("bare", "wrapped", "left out", "tamed")},
+}

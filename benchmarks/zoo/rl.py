@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.zoo.harness import training
+from benchmarks.zoo.harness import Run, training
 from benchmarks.zoo.parts import mlp
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from benchmarks.zoo.harness import Run
 
 _PROMPTS, _LENGTH, _SYMBOLS = 2, 3, 8
 _GROUP = 16

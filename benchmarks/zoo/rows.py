@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from benchmarks.zoo.harness import Record, Training
 from benchmarks.zoo.targets import MOST_LEFT_OUT, MOST_TAMED, allowed
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from benchmarks.zoo.harness import Record, Training
-
-    Row = dict[str, Any]
+Row = dict[str, Any]
 
 
 def row_of(training: Training, records: Sequence[Record]) -> Row:

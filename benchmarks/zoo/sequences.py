@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.zoo.harness import training
+from benchmarks.zoo.harness import Run, training
 from benchmarks.zoo.parts import Chain, mlp
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from benchmarks.zoo.harness import Run
 
 _IGNORED = -100
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    Row = dict[str, Any]
+Row = dict[str, Any]
 
 SEEDS = (100, 101, 102, 103, 104)
 """Of the comparison: nothing was developed on them."""
@@ -64,12 +62,6 @@ def targets(rows: Sequence[Row]) -> list[Row]:
 
 
 def _target(what: str, rows: Sequence[Row], misses: Callable[[Row], list[int]]) -> Row:
-    """Return a target over the trainings.
-
-    Args:
-        what: It says.
-        rows: It is about.
-        misses: Returns the seeds of a row that miss it.
-    """
+    """Return a target over the trainings."""
     missed = [f"{row['name']} ({len(misses(row))} of {row['runs']})" for row in rows if misses(row)]
     return {"target": what, "missed": missed, "met": not missed}

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim import Optimizer
 
-from benchmarks.zoo.harness import training
+from benchmarks.zoo.harness import Run, training
 from benchmarks.zoo.parts import Clusters, mlp
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.optim import Optimizer
-
-    from benchmarks.zoo.harness import Run
 
 _INPUTS = 12
 _DOMAINS = 8

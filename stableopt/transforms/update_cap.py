@@ -65,7 +65,8 @@ class UpdateCap:
 
     Reference:
         You, Gitman, Ginsburg, "Large Batch Training of Convolutional Networks", 2017,
-        arXiv:1708.03888 (steps relative to the norm of a layer); measured in ``make bench-lr``.
+        arXiv:1708.03888 (steps relative to the norm of a layer). Measured in
+        ``make learning-rate``.
 
     Example:
         >>> import torch, stableopt

@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.closed_loop import main
-from benchmarks.closed_loop_norms import BOUNDS, VARIANTS, largest_norm
-from benchmarks.closed_loop_report import best_of_ours, digest, render, verdict
-from benchmarks.closed_loop_rows import arm_of, outcome, scenario_row
-from benchmarks.closed_loop_runs import run
-from benchmarks.closed_loop_scenarios import ADAPTERS, BASE_ARMS, SCENARIOS
-from benchmarks.closed_loop_tasks import QUICK, Course, adapted_gpt, new_gpt
+from benchmarks.closed_loop.__main__ import main
+from benchmarks.closed_loop.norms import BOUNDS, VARIANTS, largest_norm
+from benchmarks.closed_loop.report import best_of_ours, digest, render, verdict
+from benchmarks.closed_loop.rows import arm_of, outcome, scenario_row
+from benchmarks.closed_loop.runs import run
+from benchmarks.closed_loop.scenarios import ADAPTERS, BASE_ARMS, SCENARIOS
+from benchmarks.closed_loop.tasks import QUICK, Course, adapted_gpt, new_gpt
 
 SENSED = ("spectral norm", "clusters", "rank")
 
@@ -36,7 +36,7 @@ def quick(tmp_path_factory):
     """The result, the tables and the picture of ``--quick``."""
     directory = tmp_path_factory.mktemp("closed_loop")
     before = torch.get_rng_state()
-    assert main(["--quick", "--seeds", "1", "--out", str(directory)]) == 0
+    assert main(["--quick", "--seeds", "1", "--output", str(directory)]) == 0
     assert torch.equal(torch.get_rng_state(), before)
     result = json.loads((directory / "closed_loop.json").read_text())
     table, picture = (directory / f"closed_loop.{kind}" for kind in ("md", "svg"))
@@ -47,7 +47,7 @@ def test_writes_what_it_found(quick):
     result, table, picture = quick
     assert not result["complete"]
     assert "not to be quoted" in table
-    assert table == render(result, "closed_loop.json")
+    assert table == render(result)
     assert [row["scenario"] for row in result["scenarios"]] == list(SCENARIOS)
     for row in result["scenarios"]:
         assert [a["arm"] for a in row["arms"]] == [*BASE_ARMS, *SCENARIOS[row["scenario"]].arms]
@@ -193,7 +193,7 @@ class TestVerdicts:
         result = json.loads(json.dumps(quick[0]))
         ours = arm_of(result["scenarios"][0], "dense")
         ours.update(left=2, never_back=2)
-        assert "dense sampler: **missed**: 2 of 2" in render(result, "x")
+        assert "dense sampler: **missed**: 2 of 2" in render(result)
         assert "dense sampler: **missed**: 2 of 2" in digest(result)
 
 

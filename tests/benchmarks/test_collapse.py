@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.collapse import main
-from benchmarks.collapse_kinds import COLLAPSES, SLOW
-from benchmarks.collapse_report import render
-from benchmarks.collapse_runs import Watch, collapsible, strike, struck_at, train, watch
-from benchmarks.collapse_tasks import HEALTHY, TASKS
+from benchmarks.collapse.__main__ import main
+from benchmarks.collapse.kinds import COLLAPSES, SLOW
+from benchmarks.collapse.report import render
+from benchmarks.collapse.runs import Watch, collapsible, strike, struck_at, train, watch
+from benchmarks.collapse.tasks import HEALTHY, TASKS
 from stableopt.functional import effective_rank
 from stableopt.health.spectra.sensing import Sensing
 from stableopt.sensors import Sensors
@@ -43,7 +43,7 @@ def quick(tmp_path_factory):
     """The result and the table of ``--quick``."""
     directory = tmp_path_factory.mktemp("collapse")
     before = torch.get_rng_state()
-    assert main(["--quick", "--seeds", "1", "--kinds", KIND, "--out", str(directory)]) == 0
+    assert main(["--quick", "--seeds", "1", "--kinds", KIND, "--output", str(directory)]) == 0
     assert torch.equal(torch.get_rng_state(), before)
     result = json.loads((directory / "collapse.json").read_text())
     return result, (directory / "collapse.md").read_text()
@@ -53,7 +53,7 @@ def test_writes_a_result_file(quick):
     result, table = quick
     assert not result["complete"]
     assert "not to be quoted" in table
-    assert table == render(result, "collapse.json")
+    assert table == render(result)
     assert [row["kind"] for row in result["healthy"]] == [KIND]
     assert [row["collapse"] for row in result["collapses"]] == list(COLLAPSES)
     for row in result["collapses"]:

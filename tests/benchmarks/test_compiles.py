@@ -7,9 +7,10 @@ import json
 import pytest
 import torch
 
-from benchmarks.compile_cells import MODES, OPTIMIZERS, RATES, run_cell
-from benchmarks.compiles import main, more_than_bare, render, worse_than_bare
-from benchmarks.environment import ROOT
+from benchmarks.common.environment import ROOT
+from benchmarks.compiles.__main__ import main
+from benchmarks.compiles.cells import MODES, OPTIMIZERS, RATES, run_cell
+from benchmarks.compiles.report import more_than_bare, render, worse_than_bare
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

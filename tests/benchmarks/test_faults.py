@@ -9,18 +9,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.fault_kinds import BATCH, FAULTS, FORWARD, STEP, Scene
-from benchmarks.fault_pool import Job, play_all
-from benchmarks.fault_report import render, survival
-from benchmarks.fault_rivals import BASELINE, OURS, RIVALS, TITLES
-from benchmarks.fault_rows import bound_of
-from benchmarks.fault_runs import Setting, Strike, run
-from benchmarks.fault_state import Whole, digest, is_poisoned, tensors_of
-from benchmarks.fault_strikes import newest_snapshot
-from benchmarks.fault_targets import is_fault, targets
-from benchmarks.fault_tasks import TASKS
-from benchmarks.faults import main
-from benchmarks.readme import faults
+from benchmarks.common.environment import describe_environment
+from benchmarks.faults.__main__ import main
+from benchmarks.faults.kinds import BATCH, FAULTS, FORWARD, STEP, Scene
+from benchmarks.faults.pool import Job, play_all
+from benchmarks.faults.report import digest as table_of
+from benchmarks.faults.report import render, survival
+from benchmarks.faults.rivals import BASELINE, OURS, RIVALS, TITLES
+from benchmarks.faults.rows import bound_of
+from benchmarks.faults.runs import Setting, Strike, run
+from benchmarks.faults.state import Whole, digest, is_poisoned, tensors_of
+from benchmarks.faults.strikes import newest_snapshot
+from benchmarks.faults.targets import is_fault, targets
+from benchmarks.faults.tasks import TASKS
 from stableopt import Guard, StableOptimizer, testing
 
 QUIET = {"v-zero", "batch-noise"}
@@ -51,7 +52,7 @@ def test_writes_a_result_file(quick):
     result, table = quick
     assert not result["complete"]
     assert "not to be quoted" in table
-    assert table == render(result, "faults.json")
+    assert table == render(result)
     assert result["guard"] == "Guard(every=40)"
     assert result["guard_hash"] is None  # which is that of the default
     assert [row["fault"] for row in result["rows"]] == list(result["records"]) == SHORT
@@ -121,7 +122,7 @@ def test_targets_are_missed_where_they_are():
         missed = [found["target"] for found in targets(result) if found["met"] is False]
         assert len(missed) == 1
         assert missed[0].startswith(what)
-        assert f"| {missed[0]} | **missed** | NaN in a weight" in render(result, "x.json")
+        assert f"| {missed[0]} | **missed** | NaN in a weight" in render(result)
     result = _result()
     result["rows"][0]["contestants"][OURS]["poisoned"] = 1
     assert [found["met"] for found in targets(result)].count(False) == 1
@@ -144,8 +145,6 @@ def _result(**change):
         "steps_lost": None,
         **change,
     }
-    facts = ("date", "stableopt", "commit", "torch", "python", "system", "cpu", "cores")
-    environment = dict.fromkeys((*facts, "stabilityguard"))
     return {
         **dict.fromkeys(("updates", "clip_bound", "seconds", "clean_runs"), 1),
         "clean_interventions": 0,
@@ -154,13 +153,13 @@ def _result(**change):
         "seed": 0,
         "command": "",
         "complete": True,
-        "environment": environment,
+        "environment": describe_environment(),
         "rows": [row],
     }
 
 
 def test_the_readme_has_every_contestant():
-    text = faults(_result())
+    text = table_of(_result())
     assert text.startswith("| fault | stableopt | AdamW + clip | found after |")
     assert "| NaN in a weight | 2/2 | 0/2 | - | - | +0.000 |" in text
     assert "`Guard()`, hash abc." in text

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from benchmarks import gpu
-from benchmarks.gpu_report import render
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import ways
+from benchmarks.gpu.report import render
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -22,7 +23,7 @@ SOME = (
 
 def test_the_command_on_a_stand_in(tmp_path, capsys, monkeypatch):
     """Some of the ways: tests of their own have the others, on every device."""
-    monkeypatch.setattr(gpu, "WAYS", {way: gpu.WAYS[way] for way in SOME})
+    monkeypatch.setattr(gpu, "WAYS", {way: ways.WAYS[way] for way in SOME})
     monkeypatch.setattr(gpu, "OF_THE_LARGEST", SOME[:2])
     arguments = ["--device", "cpu", "--tiny", "--no-tests", "--output", str(tmp_path)]
     assert gpu.main(arguments) == 0
@@ -55,5 +56,6 @@ def test_how_long_intervals_overlap():
 
 def test_without_a_gpu_it_says_so(capsys, monkeypatch):
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
-    assert gpu.main([]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main([])
     assert "no CUDA device" in capsys.readouterr().err

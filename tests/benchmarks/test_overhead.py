@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from benchmarks.environment import describe_environment
-from benchmarks.measure import nearest_rank, ratios
-from benchmarks.overhead import CELLS, main
-from benchmarks.report import render
-from benchmarks.variants import BASELINE, VARIANTS, Variant
+from benchmarks.common.environment import describe_environment
+from benchmarks.common.figures import nearest_rank, ratios
+from benchmarks.common.variants import BASELINE, VARIANTS, Variant
+from benchmarks.overhead.__main__ import CELLS, main
+from benchmarks.overhead.report import render
 
 
 def test_writes_a_result_file(tmp_path, capsys):
@@ -31,7 +31,7 @@ def test_writes_a_result_file(tmp_path, capsys):
         assert 0 < variant["to_adamw"]["p25"] <= variant["to_adamw"]["p75"]
 
     table = (tmp_path / "overhead.md").read_text()
-    assert table == render(result, "overhead.json")
+    assert table == render(result)
     assert table.strip() in capsys.readouterr().out
     assert all(VARIANTS[v["name"]].label in table for v in cell["variants"])
 

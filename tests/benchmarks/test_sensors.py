@@ -8,12 +8,13 @@ import math
 import pytest
 import torch
 
-from benchmarks import sensor_cost, sensors
-from benchmarks.readme import ROOT
-from benchmarks.sensors_matrices import COLLAPSED, KINDS, TINY, make_matrix
-from benchmarks.sensors_report import render
-from benchmarks.sensors_rows import exact_norm, exact_spectrum, measure, rows_needed
-from benchmarks.sensors_targets import targets
+from benchmarks.common.environment import ROOT
+from benchmarks.sensor_cost import __main__ as sensor_cost
+from benchmarks.sensors import __main__ as sensors
+from benchmarks.sensors.matrices import COLLAPSED, KINDS, TINY, make_matrix
+from benchmarks.sensors.report import render
+from benchmarks.sensors.rows import exact_norm, exact_spectrum, measure, rows_needed
+from benchmarks.sensors.targets import targets
 from stableopt.functional import effective_rank, kappa_tilde
 
 PAGE = ROOT / "docs" / "sensors.md"
@@ -22,9 +23,9 @@ PAGE = ROOT / "docs" / "sensors.md"
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     directory = tmp_path_factory.mktemp("sensors")
-    assert sensors.main(["--quick", "--out", str(directory)]) == 0
+    assert sensors.main(["--quick", "--output", str(directory)]) == 0
     found = json.loads((directory / "sensors.json").read_text())
-    assert (directory / "sensors.md").read_text() == render(found, "sensors.json")
+    assert (directory / "sensors.md").read_text() == render(found)
     return found
 
 
@@ -114,7 +115,7 @@ def test_refuses_a_size(size):
 
 @pytest.mark.slow
 def test_the_cost_of_sensors(tmp_path, capsys):
-    assert sensor_cost.main(["--quick", "--out", str(tmp_path)]) == 0
+    assert sensor_cost.main(["--quick", "--output", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "sensor_cost.json").read_text())
     assert (tmp_path / "sensor_cost.md").read_text().strip() in capsys.readouterr().out
     updates, whole = found["cells"]

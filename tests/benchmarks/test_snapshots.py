@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from benchmarks import snapshots
+from benchmarks.snapshots import __main__ as snapshots
 
 
 def test_a_quick_run(tmp_path, capsys):

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from benchmarks import soak
-from benchmarks.soak_report import digest
+from benchmarks.soak import __main__ as command
+from benchmarks.soak import runs as soak
+from benchmarks.soak.report import digest
 
 
 @pytest.mark.parametrize("model", soak.MODELS)
@@ -20,7 +21,7 @@ def test_a_run_is_quiet(model):
 
 @pytest.mark.slow
 def test_the_command(tmp_path, capsys):
-    assert soak.main(["--steps", "36", "--output", str(tmp_path)]) in (0, 1)
+    assert command.main(["--steps", "36", "--output", str(tmp_path)]) in (0, 1)
     result = json.loads((tmp_path / "soak.json").read_text(encoding="utf-8"))
     assert not result["complete"]
     assert len(result["runs"]) == 36

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import trackers
+from benchmarks.trackers import __main__ as trackers
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn, optim
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from benchmarks.compile_cells import Graphs
+from benchmarks.compiles.cells import Graphs
 from stableopt import Action, ConfigError, Guard, StableOptimizer, UpdateCap
 from stableopt.testing import corrupt_weight
 from tests.contract.bits import assert_same

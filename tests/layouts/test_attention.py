@@ -11,7 +11,9 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional
 
-from benchmarks import lr_model, lr_other_models, workload
+from benchmarks.common import workload
+from benchmarks.learning_rate import model as lr_model
+from benchmarks.learning_rate import other_models as lr_other_models
 from stableopt.commands.demo.model import GPT, ModelOptions
 from stableopt.errors import ConfigError
 from stableopt.layouts import (

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks import lr_model
+from benchmarks.learning_rate import model as lr_model
 from stableopt import LogitBound, StableOptimizer
 from stableopt.errors import ConfigError
 from stableopt.layouts import NormLayout, OutputHead

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import lr_model
+from benchmarks.learning_rate import model as lr_model
 from stableopt import QKClip, StableOptimizer
 from stableopt.errors import ConfigError
 from stableopt.layouts import (

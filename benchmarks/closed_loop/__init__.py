@@ -1,0 +1,1 @@
+"""Driven failures, with and without a transform."""

@@ -1,0 +1,1 @@
+"""Weights that collapse, and healthy ones."""

@@ -1,0 +1,1 @@
+"""What all benchmarks share: the command, the runner, the tables, models and variants."""

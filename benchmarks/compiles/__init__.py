@@ -1,0 +1,1 @@
+"""What the compiler makes of every way to compile a loop."""

@@ -1,0 +1,1 @@
+"""What stableopt adds to importing torch."""

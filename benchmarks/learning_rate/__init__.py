@@ -1,0 +1,1 @@
+"""Sensitivity to the learning rate."""

@@ -1,0 +1,1 @@
+"""What sensors add to training."""

@@ -1,0 +1,1 @@
+"""Sensors beside exact values and published formulas."""

@@ -1,0 +1,1 @@
+"""What snapshots and rollbacks cost."""

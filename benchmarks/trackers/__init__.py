@@ -1,0 +1,1 @@
+"""How soon trackers have an event, and what it costs."""
