@@ -169,7 +169,7 @@ class Watch:
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on with what another watch remembered."""
-        self.sensing.load_state_dict(state)
+        self.sensing.prepare(state)()
         self._listen()
 
     def _listen(self) -> None:

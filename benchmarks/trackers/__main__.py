@@ -227,14 +227,14 @@ def _recording(steps: int) -> dict[str, float]:
 
 def _time_record(loop: Loop, steps: int) -> float:
     spent: list[float] = []
-    record = loop.opt._loop._record
+    record = loop.opt._loop.recorder.record
 
     def timed(*arguments: Any, **options: Any) -> None:
         before = time.thread_time()
         record(*arguments, **options)
         spent.append(time.thread_time() - before)
 
-    loop.opt._loop._record = timed
+    loop.opt._loop.recorder.record = timed
     loop.train(steps)
     loop.opt.close()
     return median(spent)
