@@ -229,10 +229,11 @@ def _time_record(loop: Loop, steps: int) -> float:
     spent: list[float] = []
     record = loop.opt._loop.recorder.record
 
-    def timed(*arguments: Any, **options: Any) -> None:
+    def timed(*arguments: Any, **options: Any) -> Any:
         before = time.thread_time()
-        record(*arguments, **options)
+        event = record(*arguments, **options)
         spent.append(time.thread_time() - before)
+        return event
 
     loop.opt._loop.recorder.record = timed
     loop.train(steps)

@@ -71,7 +71,7 @@ def total_norm(norms: Sequence[Tensor]) -> Tensor:
         5.0
     """
     first = norms[0]
-    if any(n.dtype != first.dtype or n.device != first.device for n in norms):
+    if len({(norm.dtype, norm.device) for norm in norms}) > 1:
         dtype = first.dtype
         for norm in norms:
             dtype = torch.promote_types(dtype, norm.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stableopt.runtime.positions import Position, positions, shape_of
+from stableopt.runtime.positions import Position, has_shape, positions, shape_of
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ class Membership:
         Cost:
             Some 0.3 µs per parameter.
         """
-        return self._shape == shape_of(self._optimizer)
+        return has_shape(self._optimizer, self._shape)
 
     def update(self) -> tuple[dict[Position, Position], list[Position]]:
         """Return where the known ones are now, by where they were, and the places of new ones."""

@@ -51,6 +51,23 @@ def shape_of(optimizer: Optimizer) -> Shape:
     ]
 
 
+def has_shape(optimizer: Optimizer, shape: Shape) -> bool:
+    """Return whether :func:`shape_of` would return ``shape``; faster than asking it."""
+    groups = optimizer.param_groups
+    if len(groups) != len(shape):
+        return False
+    for group, known in zip(groups, shape, strict=True):
+        params = group["params"]
+        if len(params) != len(known):
+            return False
+        for p, (number, size, dtype) in zip(params, known, strict=True):
+            if id(p) != number or p.dtype is not dtype:
+                return False
+            if (p.shape if _has_shape(p) else None) != size:
+                return False
+    return True
+
+
 def _has_shape(parameter: Tensor) -> bool:
     """The same as ``has_data`` for nearly everything, and fast: it is asked in every step."""
     return not parameter.is_meta if type(parameter) is Parameter else has_data(parameter)

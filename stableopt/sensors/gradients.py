@@ -91,15 +91,16 @@ def start_gradients(param_groups: Sequence[dict[str, Any]]) -> GradientMeasureme
     owners, values = [], []
     for g, group in enumerate(param_groups):
         for i, parameter in enumerate(group["params"]):
-            if parameter.grad is not None and not parameter.grad.is_meta:
+            gradient = parameter.grad
+            if gradient is not None and not gradient.is_meta:
                 owners.append((g, i))
-                values.append(dense_values(parameter.grad))
+                values.append(dense_values(gradient))
     if not values:
         return None
     norms = tensor_norms(values)
-    return GradientMeasurement(
-        owners, values, norms, total_norm(norms), _group_totals(owners, norms)
-    )
+    several = owners[0][0] != owners[-1][0]
+    groups = _group_totals(owners, norms) if several else {}
+    return GradientMeasurement(owners, values, norms, total_norm(norms), groups)
 
 
 @torch.no_grad()
@@ -131,8 +132,6 @@ def _group_totals(owners: Sequence[tuple[int, int]], norms: Sequence[Tensor]) ->
     together: dict[int, list[Tensor]] = {}
     for (group, _), norm in zip(owners, norms, strict=True):
         together.setdefault(group, []).append(norm)
-    if len(together) < 2:
-        return {}
     numbers = sorted(together)
     size = -(-len(numbers) // MOST_GROUPS)
     return {

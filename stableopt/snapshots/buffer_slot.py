@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+)
 
 from stableopt.runtime.magnitudes import largest, unmasked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor, nn
 
 
@@ -47,17 +50,58 @@ class Slot:
         return self.key not in self.module._non_persistent_buffers_set
 
 
-def owners(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield every module that has buffers; faster than ``modules()``."""
-    seen: set[int] = set()
-    waiting = [model]
-    while waiting:
-        module = waiting.pop()
-        if id(module) not in seen:
-            seen.add(id(module))
-            if module._buffers:
-                yield module
-            waiting.extend(child for child in module._modules.values() if child is not None)
+class Owners:
+    """The modules of a model that have buffers.
+
+    They are looked for again after a buffer or a module was registered anywhere, and every 50
+    times: containers have ways around that.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._found: list[nn.Module] = []
+        self._seen, self._asked = -1, 0
+        _count_registrations()
+
+    def are_known(self) -> bool:
+        """Return whether nothing has changed, as far as that is seen."""
+        self._asked += 1
+        return self._seen == _registered[0] and self._asked < ASKED_AGAIN
+
+    def find(self) -> list[nn.Module]:
+        """Return the modules."""
+        if not self.are_known():
+            self._seen, self._asked = _registered[0], 0
+            self._found = [module for module in self._model.modules() if module._buffers]
+        return self._found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Let copies look for their own."""
+        return {**self.__dict__, "_found": [], "_seen": -1}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _count_registrations()
+
+
+ASKED_AGAIN = 50
+"""How often what was found is returned, at most."""
+
+_registered = [0]
+
+
+@cache
+def _count_registrations() -> None:
+    """Have torch count what is registered in any module."""
+    register_module_buffer_registration_hook(_count)
+    register_module_module_registration_hook(_count)
+
+
+def _count(module: nn.Module, name: str, value: Any) -> None:
+    _registered[0] += 1
 
 
 def alike(a: Tensor, b: Tensor) -> bool:

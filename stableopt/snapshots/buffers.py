@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from stableopt.functional import all_finite, tensor_norms, total_norm
 from stableopt.runtime.storage import is_plain, without_overlap
-from stableopt.snapshots.buffer_slot import Slot, alike, is_spoilt, owners
+from stableopt.snapshots.buffer_slot import Owners, Slot, alike, is_spoilt
 from stableopt.snapshots.forward_hooks import Hooks
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class BufferShadow:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        self._modules = Owners(model)
         self._slots: dict[_Place, Slot] = {}
         self._alive: list[Tensor | None] = []  # so that no other tensor gets the id of one
         self._infinite: set[_Place] = set()
@@ -116,7 +117,7 @@ class BufferShadow:
         if self._looks < LOOKS or self._steps % LOOKS_AGAIN == 0:
             self.look()
         self._stale, self._armed = self._heard, True
-        if not self._heard:
+        if not self._heard and (self._slots or not self._modules.are_known()):
             self.refresh()
         self._heard = False
 
@@ -257,7 +258,7 @@ class BufferShadow:
         seen: set[int] = set()
         self._alive = []
         pairs = []
-        for module in owners(self._model):
+        for module in self._modules.find():
             if self._hooks is not None:
                 self._hooks.add(module)
             for key, live in module._buffers.items():

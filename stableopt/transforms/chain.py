@@ -116,10 +116,12 @@ class Transforming:
             observation: What is known about the step.
             step: Steps taken so far.
         """
+        if not self._entries:
+            return
         self._step = step + 1
         self._signals = signals_of(observation)
         self._changes.clear()
-        if self._entries and self._has_other_parameters():
+        if self._has_other_parameters():
             self._bind(self._entries)
         for bound in self._bound:
             if bound.previous is not None:
@@ -128,7 +130,8 @@ class Transforming:
 
     def change_gradients(self, observation: Observation) -> None:
         """Change gradients; a line search computes new ones many times in a step."""
-        self._act(self._view(observation, 1.0), Phase.GRADIENT)
+        if self._bound:
+            self._act(self._view(observation, 1.0), Phase.GRADIENT)
 
     def after_step(self, observation: Observation, lr_scale: float) -> None:
         """Change weights.
@@ -137,14 +140,17 @@ class Transforming:
             observation: What was known about the step.
             lr_scale: The factor of ``lr_backoff`` on the learning rates of the step.
         """
+        if not self._entries:
+            return
         for g, group in enumerate(self._site.groups if self._asks_lr else []):
             lr = group.get("lr")
             if lr is not None:
                 size = abs(float(lr))
                 self._peaks[g] = max(self._peaks.get(g, 0.0), size if math.isfinite(size) else 0.0)
-        view = self._view(observation, lr_scale)
-        self._act(view, Phase.UPDATE)
-        self._act(view, Phase.WEIGHT)
+        if self._bound:
+            view = self._view(observation, lr_scale)
+            self._act(view, Phase.UPDATE)
+            self._act(view, Phase.WEIGHT)
         if self._sensing is not None and self.reads:
             acted = (i for i in self._changes if self._bound[i].sensed)
             self._sensing.altered({name for i in acted for name in self._changes[i] if name})
@@ -180,6 +186,9 @@ class Transforming:
         Args:
             call: Number of the call.
         """
+        if not self._changes:
+            self._taken = False
+            return ()
         done, self._changes = (self._changes if self._taken else {}), {}
         self._taken = False
         acts = []

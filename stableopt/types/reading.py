@@ -36,7 +36,10 @@ class RiskLevel(str, Enum):
     @property
     def rank(self) -> int:
         """0 for ``STABLE`` to 4 for ``INSTABILITY``."""
-        return list(RiskLevel).index(self)
+        return _RANKS[self]
+
+
+_RANKS = {level: i for i, level in enumerate(RiskLevel)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
