@@ -86,7 +86,7 @@ def _contents(content: Html) -> Html:
 
 
 def _head(title: str) -> Html:
-    style = resources.files("stableopt.recorded").joinpath("page.css").read_text(encoding="utf-8")
+    style = resources.files("stableopt.commands.report").joinpath("page.css").read_text(encoding="utf-8")
     return el(
         "head",
         el("meta", charset="utf-8"),

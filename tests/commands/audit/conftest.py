@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from stableopt import cli
+from stableopt.commands import command_line as cli
 
 
 @pytest.fixture(scope="module", autouse=True)

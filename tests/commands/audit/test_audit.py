@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from stableopt import cli, functional
+from stableopt import functional
+from stableopt.commands import command_line as cli
 from stableopt.commands.audit.checkpoint import NamedTensor
 from stableopt.commands.audit.measure import measure_weight
 from stableopt.health.spectra.tiers import TIERS

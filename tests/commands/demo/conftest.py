@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from stableopt import cli
+from stableopt.commands import command_line as cli
 from stableopt.commands.demo.corpus import load_corpus
 from stableopt.commands.demo.model import ModelOptions
 from stableopt.commands.demo.options import Recipe

@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 
-from stableopt.commands.demo import gremlin, scenario
+from stableopt.commands.demo import inject, scenario
 from stableopt.commands.demo import train as training
 from stableopt.commands.demo.curves import _call_of, _window
 from stableopt.commands.demo.faults import KINDS, POISONED, Fault, Inject, Stage, announce_fault
@@ -214,7 +214,7 @@ def test_a_bit_flip_is_finite(tiny_recipe):
 
 
 def test_numbers_are_spelled_as_people_do():
-    spelled = [gremlin._spell(x) for x in (math.nan, math.inf, -math.inf, 0.012345)]
+    spelled = [inject._spell(x) for x in (math.nan, math.inf, -math.inf, 0.012345)]
     assert spelled == ["NaN", "Inf", "-Inf", "0.0123"]
 
 
