@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from stableopt.recorded.values import count, number_of, whole_of
+from stableopt.recorded.values import number_of, whole_of
+from stableopt.runtime.words import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from stableopt.functional import gaussian_effective_rank
 from stableopt.health.spectra.tiers import SMALLEST, TIERS
 from stableopt.recorded.run import LayerTally
-from stableopt.recorded.values import count, natural, spell
+from stableopt.runtime.words import count, listed, natural, spell
 from stableopt.sensors.targets import without_limits
 from stableopt.types import Standing
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 _TELLING = (*TIERS, "spectral_norm")
 """Metrics that a weight loses only by becoming zero, or not finite."""
-
-_FEW = 3
 
 
 class Offender(NamedTuple):
@@ -100,18 +98,12 @@ def say_undefined(run: Run) -> str:
     gone = [name for name in known if any(is_gone(run, metric, name) for metric in _TELLING)]
     if not gone:
         return ""
-    these = say_names(sorted(gone, key=natural))
+    these = listed(sorted(gone, key=natural))
     verbs = ("is", "was") if len(gone) == 1 else ("are", "were")
     return (
         f"{len(gone)} of {count(len(known), 'layer')} {verbs[0]} undefined now, and {verbs[1]} "
         f"not before (not finite, or zero): {these}."
     )
-
-
-def say_names(names: list[str]) -> str:
-    """Return the first few names, and how many more there are."""
-    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
-    return f"{', '.join(names[:_FEW])}{more}"
 
 
 def judge(run: Run, metric: str, name: str, value: float | None) -> Standing:

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from stableopt.recorded.interventions import Kind
-from stableopt.recorded.values import clock, count, printable, whole_of
+from stableopt.recorded.values import whole_of
+from stableopt.runtime.words import clock, count, printable
 from stableopt.telemetry.ledger import MANY
 
 if TYPE_CHECKING:

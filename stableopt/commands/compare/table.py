@@ -11,7 +11,7 @@ from rich.text import Text
 
 from stableopt.recorded.run import TAIL
 from stableopt.recorded.status import BROKEN, say_state
-from stableopt.recorded.values import duration, printable, spell
+from stableopt.runtime.words import duration, printable, spell
 from stableopt.telemetry.encode import plain
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from stableopt.commands.report import marks
 from stableopt.commands.report.axes import Axis, fitted, span
 from stableopt.commands.report.frame import figure, grid, percent, plot, stretched, y_labels
 from stableopt.commands.report.markup import Html, el, join
-from stableopt.recorded.values import count, spell
+from stableopt.runtime.words import count, spell
 
 if TYPE_CHECKING:
     from stableopt.recorded.run import Run

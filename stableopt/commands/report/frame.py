@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stableopt.commands.report.markup import Html, el, join
-from stableopt.recorded.values import spell
+from stableopt.runtime.words import spell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,8 +9,8 @@ from stableopt.commands.report.frame import figure, stretched, x_labels
 from stableopt.commands.report.markup import Html, el, join
 from stableopt.commands.report.scales import Change, Limits, factors_for
 from stableopt.health.spectra.tiers import TIERS
-from stableopt.recorded.offenders import is_gone, judge, say_names
-from stableopt.recorded.values import count, natural, spell
+from stableopt.recorded.offenders import is_gone, judge
+from stableopt.runtime.words import count, listed, natural, spell
 from stableopt.types import Standing
 
 if TYPE_CHECKING:
@@ -240,14 +240,14 @@ def _describe(run: Run, metric: str, names: Sequence[str], shown: int) -> str:
         ]
         beyond.sort(key=lambda name: _badness(run, metric, name))
         now = f"{len(beyond)} of {count(len(names), 'layer')} beyond the limit now"
-        words.append(f"{now}: {say_names(beyond)}." if beyond else f"{now}.")
+        words.append(f"{now}: {listed(beyond)}." if beyond else f"{now}.")
     else:
         words.append(
             f"{count(len(names), 'layer')}; colours are the change since the first reading."
         )
     gone = [name for name in names if is_gone(run, metric, name)]
     if gone:
-        words.append(f"{len(gone)} of {len(names)} undefined now, not before: {say_names(gone)}.")
+        words.append(f"{len(gone)} of {len(names)} undefined now, not before: {listed(gone)}.")
     if shown < len(names):
         words.append(f"The {shown} that stand out most are shown.")
     return " ".join(filter(None, words))

@@ -8,7 +8,7 @@ from stableopt.commands.report.marks import icon
 from stableopt.commands.report.markup import Html, el, join
 from stableopt.commands.report.sections import section
 from stableopt.recorded.interventions import WORDS, in_rows
-from stableopt.recorded.values import clock, count
+from stableopt.runtime.words import clock, count
 
 if TYPE_CHECKING:
     from stableopt.recorded.interventions import Intervention

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from stableopt.commands.report.frame import percent
 from stableopt.commands.report.markup import Html, el, join
 from stableopt.recorded.interventions import WORDS, Kind
-from stableopt.recorded.values import count
+from stableopt.runtime.words import count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from stableopt.recorded.values import printable
+from stableopt.runtime.words import printable
 
 _VOID = frozenset({"br", "hr", "meta"})
 

@@ -13,7 +13,7 @@ from stableopt.commands.report.ledger import tell_ledger
 from stableopt.commands.report.markup import Html, el, join
 from stableopt.commands.report.risk_line import draw_risk
 from stableopt.health.spectra.tiers import TIERS
-from stableopt.recorded.values import count
+from stableopt.runtime.words import count
 from stableopt.version import __version__
 
 if TYPE_CHECKING:

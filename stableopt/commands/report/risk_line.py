@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from stableopt.commands.report.frame import figure, percent, plot, stretched
 from stableopt.commands.report.markup import Html, el, join
-from stableopt.recorded.values import count
+from stableopt.runtime.words import count
 from stableopt.types import RiskLevel
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from stableopt.recorded.status import (
     say_state,
     status_of,
 )
-from stableopt.recorded.values import count, duration, natural, number_of, spell, whole_of
+from stableopt.recorded.values import number_of, whole_of
+from stableopt.runtime.words import count, duration, natural, spell
 from stableopt.types import Standing
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from stableopt.commands.report.markup import Html, el, join
 from stableopt.commands.report.reproduce import recipe_of
 from stableopt.commands.report.sections import counted, section
-from stableopt.recorded.values import count, duration, number_of, size, whole_of
+from stableopt.recorded.values import number_of, whole_of
+from stableopt.runtime.words import count, duration, size
 from stableopt.sensors.governor import CREDIT
 from stableopt.telemetry.encode import plain
 

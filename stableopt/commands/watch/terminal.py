@@ -12,7 +12,7 @@ from stableopt.commands.report.axes import fitted, span
 from stableopt.recorded.interventions import WORDS, Kind
 from stableopt.recorded.offenders import top_offenders
 from stableopt.recorded.status import BROKEN, ENDED
-from stableopt.recorded.values import count, duration, printable, spell
+from stableopt.runtime.words import count, duration, printable, spell
 from stableopt.types import Standing
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from stableopt.commands.watch.terminal import draw_frame, tell_line
 from stableopt.errors import ConfigError, require_number
 from stableopt.recorded.files import Follower, Place, find_run, list_runs, runs_below
 from stableopt.recorded.status import ENDED, Status, status_of
-from stableopt.recorded.values import printable
+from stableopt.runtime.words import printable
 from stableopt.telemetry.encode import encode
 
 if TYPE_CHECKING:
