@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from stableopt.commands.report.frame import figure, stretched, x_labels
-from stableopt.commands.report.markup import Html, el, join
+from stableopt.commands.report.markup import el, join
 from stableopt.commands.report.scales import Change, Limits, factors_for
 from stableopt.health.spectra.tiers import TIERS
 from stableopt.recorded.offenders import is_gone, judge
@@ -15,6 +15,8 @@ from stableopt.types import Standing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from markupsafe import Markup
 
     from stableopt.commands.report.axes import Axis
     from stableopt.commands.report.scales import Scale
@@ -65,7 +67,7 @@ EXPLAINED: Mapping[str, str] = {
 """What the metrics of our sensors are, in half a sentence each."""
 
 
-def draw_heatmap(run: Run, metric: str, x: Axis) -> Html:
+def draw_heatmap(run: Run, metric: str, x: Axis) -> Markup:
     """Draw a metric: a row per layer, in the order of their names, and time to the right.
 
     Metrics with limits show the value; all others the change since a layer's first reading.
@@ -176,7 +178,7 @@ def _gravity(kind: str) -> float:
     return abs(int(kind[1]) - 4) if kind[0] == "d" else int(kind[1])
 
 
-def _hover(name: str, trace: Readings, row: int, columns: int) -> Html:
+def _hover(name: str, trace: Readings, row: int, columns: int) -> Markup:
     """Return what is shown while a pointer is on a row."""
     numbers = f"{name}: {spell(trace.first)} at first, {spell(trace.newest)} now"
     if trace.count > 2:
@@ -185,7 +187,7 @@ def _hover(name: str, trace: Readings, row: int, columns: int) -> Html:
     return el("rect", title, y=row, width=columns, height=1, class_="hover")
 
 
-def _names(names: Sequence[str], height: int) -> Html:
+def _names(names: Sequence[str], height: int) -> Markup:
     every = max(1, math.ceil(_ROW * len(names) / height))
     return join(
         *(
@@ -214,7 +216,7 @@ def shorten(name: str) -> str:
     return name if len(name) <= _SHORT else f"{name[:half]}…{name[-half:]}"
 
 
-def _newest(run: Run, metric: str, names: Sequence[str]) -> Html:
+def _newest(run: Run, metric: str, names: Sequence[str]) -> Markup:
     """Return the newest reading of each row, with a sign if it is beyond a limit."""
     rows = []
     for name in names:
@@ -253,7 +255,7 @@ def _describe(run: Run, metric: str, names: Sequence[str], shown: int) -> str:
     return " ".join(filter(None, words))
 
 
-def _legend(scale: Scale) -> Html:
+def _legend(scale: Scale) -> Markup:
     entries = [
         el("li", el("i", class_=f"swatch c-{kind}", aria_hidden="true"), f" {words}")
         for kind, words in scale.legend()
