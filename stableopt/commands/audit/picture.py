@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from stableopt.commands.audit.show import printable
 from stableopt.commands.style import INK, STYLE
 from stableopt.health.spectra.tiers import TIERS
+from stableopt.runtime.words import printable
 from stableopt.types import Standing
 
 if TYPE_CHECKING:

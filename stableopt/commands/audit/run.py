@@ -8,29 +8,46 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from stableopt.commands.audit.checkpoint import read_checkpoint
+from stableopt.commands.audit.directory import directory_of
 from stableopt.commands.audit.findings import Audit
 from stableopt.commands.audit.measure import is_vector, is_weight, measure_weight
 from stableopt.commands.audit.picture import draw_audit
 from stableopt.commands.audit.show import show_table, show_verdict, track
-from stableopt.commands.demo.options import claim_directory
+from stableopt.commands.terminal import claim_directory
 from stableopt.errors import ConfigError
 from stableopt.telemetry.encode import encode
 from stableopt.types import Standing
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from stableopt.commands.audit.checkpoint import Checkpoint, NamedTensor
-    from stableopt.commands.audit.options import AuditOptions
 
 _ELEMENTS_A_PASS = 50.0
 """What a pass over an element costs, in units of the decomposition's flops."""
 
 
-def run_audit(options: AuditOptions, console: Console) -> int:
+def run_audit(
+    path: Path,
+    console: Console,
+    *,
+    out: Path | None = None,
+    exact: bool = True,
+    match: str | None = None,
+    published: bool = False,
+    as_json: bool = False,
+) -> int:
     """Measure every weight of a checkpoint, write the files, and show the result.
 
     Args:
-        options: The command line.
+        path: The checkpoint.
         console: Of the standard output.
+        out: Where ``audit.json`` and ``audit.png`` go; a directory of that checkpoint's own below
+            ``runs/audit`` if ``None``.
+        exact: Whether every matrix is decomposed, for effective rank and condition number.
+        match: A pattern of :mod:`fnmatch`: only tensors whose name fits it.
+        published: Whether the formulas of ASSR and Gradience are computed, too.
+        as_json: Whether JSON is printed, and nothing else, instead of the table.
 
     Returns:
         1 if a weight is in danger, else 0.
@@ -39,12 +56,12 @@ def run_audit(options: AuditOptions, console: Console) -> int:
         ConfigError: The file, the pattern or the directory cannot be used.
         MissingExtraError: A package for that kind of file is not installed.
     """
-    checkpoint = read_checkpoint(options.checkpoint)
-    if options.match is not None:
-        checkpoint = checkpoint.matching(options.match)
-    out = claim_directory(options.directory)
-    bar = Console(stderr=True) if options.as_json else console
-    audit = audit_checkpoint(checkpoint, bar, exact=options.exact, published=options.published)
+    checkpoint = read_checkpoint(path)
+    if match is not None:
+        checkpoint = checkpoint.matching(match)
+    out = claim_directory(directory_of(path) if out is None else out)
+    bar = Console(stderr=True) if as_json else console
+    audit = audit_checkpoint(checkpoint, bar, exact=exact, published=published)
     text = encode(audit.to_dict(), indent=2)
     try:
         (out / "audit.json").write_text(f"{text}\n", encoding="utf-8")
@@ -54,10 +71,10 @@ def run_audit(options: AuditOptions, console: Console) -> int:
             f"out={str(out)!r} cannot be written ({error.strerror or error}): "
             "give a directory with room for audit.json and audit.png"
         ) from error
-    if options.as_json:
+    if as_json:
         console.out(text, highlight=False)
     else:
-        show_table(console, audit, published=options.published)
+        show_table(console, audit, published=published)
         show_verdict(console, audit, (out / "audit.json", out / "audit.png"))
     return int(audit.standing is Standing.DANGER)
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from stableopt.commands.terminal import Column, fitting, say
 from stableopt.health.spectra.tiers import TIERS
+from stableopt.runtime.words import printable
 from stableopt.types import Standing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from rich.console import Console
@@ -44,30 +46,24 @@ LONGEST_NAME = 160
 """Characters of a name that the table shows; the JSON has all of them."""
 
 
-class _Column(NamedTuple):
-    title: str
-    cell: Callable[[WeightReport], str]
-    least: int = 0
-
-
 _COLUMNS = (
-    _Column("shape", lambda r: "x".join(map(str, r.shape)) or "-"),
-    _Column("norm", lambda r: number(r.spectral_norm), least=_WIDE),
-    _Column("stable", lambda r: number(r.stable_rank), least=_WIDE),
-    _Column("eff.rank", lambda r: number(r.effective_rank), least=_WIDE),
-    _Column("rel.rank", lambda r: number(r.relative_rank)),
-    _Column("κ_p10", lambda r: number(r.kappa_p10), least=_USUAL),
-    _Column("fiedler", lambda r: number(r.fiedler), least=_WIDE),
-    _Column("rel.fied", lambda r: number(r.relative_fiedler), least=_USUAL),
-    _Column("redund.", lambda r: number(r.redundancy), least=_WIDE),
-    _Column("κ", lambda r: number(r.condition_number), least=_WIDE),
-    _Column("κ/Gauss", lambda r: number(r.relative_condition)),
+    Column("shape", lambda r: "x".join(map(str, r.shape)) or "-"),
+    Column("norm", lambda r: number(r.spectral_norm), least=_WIDE),
+    Column("stable", lambda r: number(r.stable_rank), least=_WIDE),
+    Column("eff.rank", lambda r: number(r.effective_rank), least=_WIDE),
+    Column("rel.rank", lambda r: number(r.relative_rank)),
+    Column("κ_p10", lambda r: number(r.kappa_p10), least=_USUAL),
+    Column("fiedler", lambda r: number(r.fiedler), least=_WIDE),
+    Column("rel.fied", lambda r: number(r.relative_fiedler), least=_USUAL),
+    Column("redund.", lambda r: number(r.redundancy), least=_WIDE),
+    Column("κ", lambda r: number(r.condition_number), least=_WIDE),
+    Column("κ/Gauss", lambda r: number(r.relative_condition)),
 )
 
 _PUBLISHED = (
-    _Column("ASSR Fiedler", lambda r: number(r.assr_fiedler)),
-    _Column("ASSR κ", lambda r: number(r.assr_condition_number)),
-    _Column("Gradience κ̃", lambda r: number(r.kappa_tilde)),
+    Column("ASSR Fiedler", lambda r: number(r.assr_fiedler)),
+    Column("ASSR κ", lambda r: number(r.assr_condition_number)),
+    Column("Gradience κ̃", lambda r: number(r.kappa_tilde)),
 )
 
 
@@ -108,8 +104,7 @@ def show_table(console: Console, audit: Audit, *, published: bool = False) -> No
     """
     shown = audit.worst_first[:ROWS]
     if shown:
-        columns = [column for column in _COLUMNS if console.width >= column.least]
-        _print_table(console, shown, columns)
+        _print_table(console, shown, fitting(_COLUMNS, console))
         if published:
             console.print()
             say(console, "As published by ASSR/Gradience", style="bold")
@@ -143,23 +138,6 @@ def show_verdict(console: Console, audit: Audit, files: tuple[Path, ...]) -> Non
     say(console, audit.verdict, style=_STYLES[audit.standing])
 
 
-def say(console: Console, text: str, style: str = "") -> None:
-    """Print a line as it is: no markup, no control characters, no breaks in a name."""
-    console.print(Text(printable(text), style=style), soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    r"""Return ``text`` with escapes for what a file could do to a terminal.
-
-    Example:
-        >>> printable("fc.weight\x1b[2J")
-        'fc.weight\\x1b[2J'
-    """
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
-
-
 def number(value: float | None) -> str:
     """Return three digits of a number, and a dash for what is not there.
 
@@ -177,7 +155,7 @@ def number(value: float | None) -> str:
     return f"{value:#.3g}".rstrip(".") if size < 1e3 else f"{value:.0f}"
 
 
-def _print_table(console: Console, reports: list[WeightReport], columns: Sequence[_Column]) -> None:
+def _print_table(console: Console, reports: list[WeightReport], columns: Sequence[Column]) -> None:
     cells = [[column.cell(report) for column in columns] for report in reports]
     width = sum(
         1 + max(len(text) for text in (column.title, *(row[i] for row in cells)))

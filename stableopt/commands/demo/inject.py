@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from stableopt.commands.demo.faults import EXPONENT, Inject, Stage
+from stableopt.runtime.words import spell
 from stableopt.testing import (
     corrupt_buffer,
     corrupt_moment,
@@ -27,7 +28,7 @@ ABSURD = 1e18
 """Magnitude that no weight, moment or buffer of a sane run has."""
 
 
-class Gremlin:
+class Injector:
     """Injects one fault; a training loop calls it at every stage of every step.
 
     Args:
@@ -84,7 +85,7 @@ class Gremlin:
         return does.stage is stage and 0 <= step - self._fault.at < does.lasts
 
     def _note(self, when: str, injection: Injection) -> None:
-        change = f"{injection.before:.3g} becomes {_spell(injection.after)}"
+        change = f"{injection.before:.3g} becomes {spell(injection.after, 3)}"
         self._tell(f"{when}: {injection.target}[{injection.index}]: {change}")
 
     def _damage(self) -> Injection:
@@ -120,10 +121,3 @@ def _all(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]
 
 def _is_sane(tensor: Tensor) -> bool:
     return bool((tensor.detach().abs() < ABSURD).all())
-
-
-def _spell(value: float) -> str:
-    """Return a number as people write it."""
-    if math.isfinite(value):
-        return f"{value:.3g}"
-    return "NaN" if math.isnan(value) else "Inf" if value > 0 else "-Inf"

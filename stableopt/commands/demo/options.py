@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,20 +95,3 @@ class DemoOptions:
             return None
         usual = int(KINDS[self.inject].place * self.recipe.steps)
         return Fault(kind=self.inject, at=usual if self.at is None else self.at)
-
-
-def claim_directory(out: Path) -> Path:
-    """Make ``out`` and check that it can be written.
-
-    Raises:
-        ConfigError: It cannot.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            return out
-    except OSError as error:
-        raise ConfigError(
-            f"out={str(out)!r} cannot be written ({error.strerror or error}): "
-            "give a directory that this process may create and write"
-        ) from error

@@ -9,10 +9,10 @@ from stableopt.commands.demo.corpus import load_corpus
 from stableopt.commands.demo.curves import draw_curves
 from stableopt.commands.demo.live import Live, log_to
 from stableopt.commands.demo.model import GPT
-from stableopt.commands.demo.options import claim_directory
 from stableopt.commands.demo.outcome import judge_outcome
 from stableopt.commands.demo.train import identical, train, train_bare
 from stableopt.commands.report import write_report
+from stableopt.commands.terminal import claim_directory
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812 - the name everybody reads
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from stableopt.commands.demo.inject import Gremlin, scars
+from stableopt.commands.demo.inject import Injector, scars
 from stableopt.commands.demo.model import GPT
 from stableopt.optimizer import StableOptimizer
 from stableopt.telemetry import JsonLines
@@ -153,18 +153,18 @@ def train(
         run.strikes.append(strike)
         watcher.struck(strike)
 
-    gremlin = Gremlin(fault, model=model, optimizer=optimizer, seed=recipe.seed, tell=tell)
+    injector = Injector(fault, model=model, optimizer=optimizer, seed=recipe.seed, tell=tell)
     try:
         for step in range(1, recipe.steps + 1):
-            loss = model.loss(*gremlin.on_batch(step, _batch(corpus, recipe, step)))
+            loss = model.loss(*injector.on_batch(step, _batch(corpus, recipe, step)))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            gremlin.on_gradients(step)
+            injector.on_gradients(step)
             optimizer.observe(loss=loss)
             optimizer.step()
             _note(run, watcher, loss, optimizer)
             schedule.step()
-            gremlin.on_state(step)
+            injector.on_state(step)
             if _is_dead(run.losses):
                 break
     finally:
