@@ -63,9 +63,7 @@ def _look_at(run: Run, name: str) -> Offender:
     for metric, tier in TIERS.items():
         now = judge(run, metric, name, run.newest(metric, name))
         if now in (Standing.WARNING, Standing.DANGER):
-            limit = tier.danger if now is Standing.DANGER else tier.warning
-            side = "below" if tier.low_is_bad else "above"
-            words.append(f"{metric} {spell(run.newest(metric, name), 3)}, {side} {limit:g}")
+            words.append(f"{metric} {spell(run.newest(metric, name), 3)}, {tier.passed(now)}")
             standing = Standing.DANGER if Standing.DANGER in (now, standing) else now
     return Offender(name, run.layers.get(name, LayerTally()), standing, "; ".join(words))
 

@@ -272,14 +272,11 @@ def _decompose(matrix: Tensor) -> dict[str, float]:
 
 def _reasons(standings: dict[str, Standing], read: Mapping[str, float]) -> list[str]:
     """Return which limits were passed."""
-    reasons = []
-    for metric, standing in standings.items():
-        tier = TIERS[metric]
-        limit = {Standing.DANGER: tier.danger, Standing.WARNING: tier.warning}.get(standing)
-        if limit is not None:
-            side = "below" if tier.low_is_bad else "above"
-            reasons.append(f"{_WORDS[metric]} {read[metric]:.3g} is {side} {limit:g}")
-    return reasons
+    return [
+        f"{_WORDS[metric]} {read[metric]:.3g} is {TIERS[metric].passed(standing)}"
+        for metric, standing in standings.items()
+        if standing in (Standing.WARNING, Standing.DANGER)
+    ]
 
 
 def _remarks(standing: Standing, read: Mapping[str, float], smaller: int) -> list[str]:

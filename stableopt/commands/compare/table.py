@@ -16,8 +16,6 @@ from stableopt.runtime.words import duration, printable, spell
 from stableopt.telemetry.encode import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from rich.console import Console
 
     from stableopt.commands.compare.compare import Comparison
@@ -55,7 +53,9 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
         style = "red" if status.bad else ""
         table.add_row(Text(printable(title)), *cells, style=style)
     console.print(table)
-    console.print(Text(f"loss: mean of the last {TAIL} records; best: the lowest such mean", style="dim"))
+    console.print(
+        Text(f"loss: mean of the last {TAIL} records; best: the lowest such mean", style="dim")
+    )
     for title, status in zip(comparison.titles, comparison.statuses, strict=True):
         if status.state in BROKEN:
             console.print(Text(f"{printable(title)}: {say_state(status)}", style="red"))
@@ -70,8 +70,9 @@ def _show_differences(console: Console, comparison: Comparison) -> None:
     console.print(Text("configured differently", style="dim"))
     table = _table("setting")
     table.columns[0].no_wrap = True
-    for title in _short(comparison.titles):
-        table.add_column(Text(printable(title)), overflow="fold")
+    for title in comparison.titles:
+        short = title.rstrip("/").rpartition("/")[2]
+        table.add_column(Text(printable(short)), overflow="fold")
     for name, values in comparison.differences.items():
         table.add_row(Text(printable(name)), *(Text(_value(value)) for value in values))
     console.print(table)
@@ -81,10 +82,6 @@ def _table(first: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(first, overflow="fold")
     return table
-
-
-def _short(titles: Iterable[str]) -> list[str]:
-    return [title.rstrip("/").rpartition("/")[2] for title in titles]
 
 
 def _value(value: object) -> str:

@@ -103,15 +103,6 @@ def tell_outcome(console: Console, outcome: Outcome) -> None:
     say(console, _conclusion(outcome), style="bold green" if outcome.good else "bold red")
 
 
-def tell_identity(console: Console, same: bool) -> None:
-    """Say whether the guarded run and the bare one ended with the same weights."""
-    if same:
-        text = "The final weights with stableopt and with bare AdamW are bitwise identical."
-    else:
-        text = "The final weights with stableopt and with bare AdamW DIFFER."
-    say(console, text, style="bold green" if same else "bold red")
-
-
 def point_to_files(
     console: Console, runs: Mapping[str, Run], pictures: tuple[Path, ...], summary: Path | None
 ) -> None:
@@ -123,11 +114,6 @@ def point_to_files(
     say(console, "picture    " + "  ".join(map(str, pictures)))
     if summary is not None:
         say(console, f"summary    {summary}")
-
-
-def point_to_report(console: Console, path: Path) -> None:
-    """Say where the page about the requested run is: the last thing that is said."""
-    say(console, f"report     {path}  (open it in a browser)")
 
 
 def _found(outcome: Outcome) -> str:

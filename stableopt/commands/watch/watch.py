@@ -91,9 +91,10 @@ def watch_run(
         else:
             console.print(_frame(follower, status, console, rows=None))
         return status.exit_code
-    view = _follow_live if console.is_terminal else _follow_lines
-    status = view(options, follower, console, sleep)
-    return status.exit_code
+    if not console.is_terminal:
+        return _follow(options, follower, console, None, sleep).exit_code
+    with Live(console=console, auto_refresh=False) as live:
+        return _follow(options, follower, console, live, sleep).exit_code
 
 
 def _await(options: WatchOptions, console: Console, sleep: Callable[[float], None]) -> Place:
@@ -116,35 +117,27 @@ def _await(options: WatchOptions, console: Console, sleep: Callable[[float], Non
 
 
 def _can_not_come(path: Path) -> bool:
-    """Tell whether a path is a file, or a directory with other runs than the one asked for."""
+    """Return whether a path is a file, or a directory with other runs than the one asked for."""
     try:
         return path.is_file() or bool(runs_below(path))
     except ConfigError:
         return False
 
 
-def _follow_live(
-    options: WatchOptions, follower: Follower, console: Console, sleep: Callable[[float], None]
+def _follow(
+    options: WatchOptions,
+    follower: Follower,
+    console: Console,
+    live: Live | None,
+    sleep: Callable[[float], None],
 ) -> Status:
-    with Live(console=console, auto_refresh=False, screen=False, transient=False) as live:
-        while True:
-            follower.poll()
-            status = status_of(follower.run)
-            live.update(_frame(follower, status, console, rows=console.height), refresh=True)
-            if status.state in ENDED:
-                return status
-            sleep(options.every)
-            follower = _newer(options, follower)
-
-
-def _follow_lines(
-    options: WatchOptions, follower: Follower, console: Console, sleep: Callable[[float], None]
-) -> Status:
-    """Print a line whenever there is news, where nothing can be drawn anew."""
+    """Show news until the run ends: drawn anew on a terminal, else as a line each."""
     while True:
         fresh = follower.poll()
         status = status_of(follower.run)
-        if fresh:
+        if live is not None:
+            live.update(_frame(follower, status, console, rows=console.height), refresh=True)
+        elif fresh:
             console.print(Text(tell_line(follower.run, status)), soft_wrap=True)
         if status.state in ENDED:
             return status
@@ -153,7 +146,7 @@ def _follow_lines(
 
 
 def _newer(options: WatchOptions, follower: Follower) -> Follower:
-    """Return who follows the run that has begun since in the same directory."""
+    """Return a follower of the run that has begun since in the same directory, if any."""
     if options.number is not None or options.where.is_file():
         return follower
     try:
