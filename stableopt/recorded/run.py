@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
-from dataclasses import dataclass, field
+from collections import deque
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -62,14 +62,12 @@ class ActTally:
         records: In how many of them it acted.
         before: The metric of the one changed most, at the newest of them.
         after: The same after the change.
-        layers: How often each layer was the one changed most.
     """
 
     metric: str = ""
     records: int = 0
     before: float | None = None
     after: float | None = None
-    layers: Counter[str] = field(default_factory=Counter)
 
 
 class Run:
@@ -94,7 +92,6 @@ class Run:
         signals: What else was observed, by name; of a tensor its mean.
         risk: Calls at which the level changed, and to what.
         readings: By metric and layer.
-        visits: How many readings of a layer there were.
         interventions: Oldest first.
         layers: By name, how often each was named.
         acts: By name of the transform.
@@ -229,7 +226,6 @@ class Run:
             tally.before, tally.after = number_of(act.get("before")), number_of(act.get("after"))
             worst = act.get("worst")
             if isinstance(worst, str):
-                tally.layers[worst] += 1
                 self.layers.setdefault(worst, LayerTally()).acts += 1
 
     def _go_back(self, step: int) -> None:

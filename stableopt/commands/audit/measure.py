@@ -72,23 +72,16 @@ class WeightReport:
         shape: As stored.
         dtype: As stored, e.g. ``"bfloat16"``.
         nonfinite: How many elements are NaN or infinite.
-        spectral_norm: σ_max, in the unit of the weight; without the exact tier an estimate from
-            below, within 0.1% in most cases.
+        spectral_norm: σ_max, in the unit of the weight; without the exact tier as
+            :class:`~stableopt.sensors.SpectralNorm` estimates it from below, within 0.1% mostly.
         stable_rank: ‖W‖_F² / σ_max²; from 1 to the smaller dimension.
         effective_rank: Of the whole matrix, from 1 to the smaller dimension. Exact tier.
-        relative_rank: Effective rank of up to 128 sampled rows over that of a Gaussian matrix of
-            their shape; 1 is random, 0 collapsed. With the exact tier that of the whole matrix, if
-            that is less: a rank beyond 128 can fall without a sample noticing.
-        kappa_p10: σ_max over the 10% quantile of the singular values of those rows.
-        relative_kappa_p10: The same over that of a Gaussian matrix of their shape.
-        fiedler: Algebraic connectivity of those rows, from 0 to about 1.
-        relative_fiedler: The same over that of Gaussian rows.
-        redundancy: Columns times the mean squared cosine of two of those rows; 1 is random.
+        relative_rank: As :class:`~stableopt.sensors.SampledSpectrum` reads it. With the exact tier
+            that of the whole matrix, if that is less: a rank beyond 128 can fall unsampled.
+        kappa_p10, relative_kappa_p10, fiedler, relative_fiedler, redundancy: As it reads them.
         condition_number: σ_max / σ_min, Inf for a singular matrix. Exact tier.
         gaussian_condition_number: The typical one of a Gaussian matrix of this shape.
-        assr_fiedler: The Fiedler value as ASSR publishes it.
-        assr_condition_number: The condition number as ASSR publishes it.
-        kappa_tilde: κ̃ as Gradience publishes it.
+        assr_fiedler, assr_condition_number, kappa_tilde: As their sensors read them.
         standing: The worst of what the metrics with limits say; ``DANGER`` if an element is not
             finite.
         note: Why, and what could not be measured; empty for a healthy weight.

@@ -178,7 +178,7 @@ def _label_worst(axes: Axes, reports: list[WeightReport], ranks: list[float]) ->
 
 def _explain(figure: Figure, reports: list[WeightReport]) -> None:
     words = {
-        Standing.UNJUDGED: "too small to judge",
+        Standing.UNJUDGED: "no limit applies",
         Standing.DANGER: "danger (at 0 if not finite)",
     }
     handles = [

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.progress import track
 
 from stableopt.commands.audit.checkpoint import read_checkpoint
 from stableopt.commands.audit.directory import directory_of
 from stableopt.commands.audit.findings import Audit
 from stableopt.commands.audit.measure import is_vector, is_weight, measure_weight
 from stableopt.commands.audit.picture import draw_audit
-from stableopt.commands.audit.show import show_table, show_verdict, track
+from stableopt.commands.audit.show import show_table, show_verdict
 from stableopt.commands.terminal import claim_directory
 from stableopt.errors import ConfigError
 from stableopt.telemetry.encode import encode
@@ -21,10 +21,7 @@ from stableopt.types import Standing
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from stableopt.commands.audit.checkpoint import Checkpoint, NamedTensor
-
-_ELEMENTS_A_PASS = 50.0
-"""What a pass over an element costs, in units of the decomposition's flops."""
+    from stableopt.commands.audit.checkpoint import Checkpoint
 
 
 def run_audit(
@@ -94,10 +91,10 @@ def audit_checkpoint(
         That of :func:`~stableopt.commands.audit.measure.measure_weight` for each.
     """
     weights = [named for named in checkpoint.tensors if is_weight(named)]
-    costs = [_cost(named, exact) for named in weights]
     reports = []
     vectors = 0
-    for named in track(weights, costs, console):
+    hidden = not console.is_terminal
+    for named in track(weights, "measuring", console=console, transient=True, disable=hidden):
         report = measure_weight(named, exact=exact, published=published)
         if is_vector(named) and report.standing is Standing.UNJUDGED:
             vectors += 1
@@ -111,13 +108,3 @@ def audit_checkpoint(
         optimizer_tensors=checkpoint.optimizer_tensors,
         integer_tensors=len(checkpoint.tensors) - len(weights),
     )
-
-
-def _cost(named: NamedTensor, exact: bool) -> float:
-    """Return about how long a tensor takes, in no unit."""
-    shape = () if named.tensor is None else tuple(named.tensor.shape)
-    elements = math.prod(shape)
-    if len(shape) < 2 or not exact:
-        return 1.0 + elements
-    smaller = min(shape[0], elements // max(1, shape[0]))
-    return 1.0 + elements * (_ELEMENTS_A_PASS + smaller)

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from stableopt.commands.terminal import Column, fitting, say
 from stableopt.health.spectra.tiers import TIERS
-from stableopt.runtime.words import printable
+from stableopt.runtime.words import printable, spell
 from stableopt.types import Standing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from rich.console import Console
 
-    from stableopt.commands.audit.checkpoint import NamedTensor
     from stableopt.commands.audit.findings import Audit
     from stableopt.commands.audit.measure import WeightReport
 
@@ -48,50 +45,23 @@ LONGEST_NAME = 160
 
 _COLUMNS = (
     Column("shape", lambda r: "x".join(map(str, r.shape)) or "-"),
-    Column("norm", lambda r: number(r.spectral_norm), least=_WIDE),
-    Column("stable", lambda r: number(r.stable_rank), least=_WIDE),
-    Column("eff.rank", lambda r: number(r.effective_rank), least=_WIDE),
-    Column("rel.rank", lambda r: number(r.relative_rank)),
-    Column("κ_p10", lambda r: number(r.kappa_p10), least=_USUAL),
-    Column("fiedler", lambda r: number(r.fiedler), least=_WIDE),
-    Column("rel.fied", lambda r: number(r.relative_fiedler), least=_USUAL),
-    Column("redund.", lambda r: number(r.redundancy), least=_WIDE),
-    Column("κ", lambda r: number(r.condition_number), least=_WIDE),
-    Column("κ/Gauss", lambda r: number(r.relative_condition)),
+    Column("norm", lambda r: spell(r.spectral_norm, 3), least=_WIDE),
+    Column("stable", lambda r: spell(r.stable_rank, 3), least=_WIDE),
+    Column("eff.rank", lambda r: spell(r.effective_rank, 3), least=_WIDE),
+    Column("rel.rank", lambda r: spell(r.relative_rank, 3)),
+    Column("κ_p10", lambda r: spell(r.kappa_p10, 3), least=_USUAL),
+    Column("fiedler", lambda r: spell(r.fiedler, 3), least=_WIDE),
+    Column("rel.fied", lambda r: spell(r.relative_fiedler, 3), least=_USUAL),
+    Column("redund.", lambda r: spell(r.redundancy, 3), least=_WIDE),
+    Column("κ", lambda r: spell(r.condition_number, 3), least=_WIDE),
+    Column("κ/Gauss", lambda r: spell(r.relative_condition, 3)),
 )
 
 _PUBLISHED = (
-    Column("ASSR Fiedler", lambda r: number(r.assr_fiedler)),
-    Column("ASSR κ", lambda r: number(r.assr_condition_number)),
-    Column("Gradience κ̃", lambda r: number(r.kappa_tilde)),
+    Column("ASSR Fiedler", lambda r: spell(r.assr_fiedler, 3)),
+    Column("ASSR κ", lambda r: spell(r.assr_condition_number, 3)),
+    Column("Gradience κ̃", lambda r: spell(r.kappa_tilde, 3)),
 )
-
-
-def track(
-    tensors: Iterable[NamedTensor], costs: list[float], console: Console
-) -> Iterator[NamedTensor]:
-    """Yield ``tensors`` and show a bar meanwhile, on a terminal only.
-
-    Args:
-        tensors: In order.
-        costs: How long each takes, in any unit.
-        console: Where.
-    """
-    bar = Progress(
-        TextColumn("measuring"),
-        BarColumn(bar_width=None),
-        TextColumn("{task.fields[number]}/{task.fields[count]}"),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-        console=console,
-        disable=not console.is_terminal,
-        expand=True,
-        transient=True,
-    )
-    with bar:
-        task = bar.add_task("", total=sum(costs), number=0, count=len(costs))
-        for i, (tensor, cost) in enumerate(zip(tensors, costs, strict=True), 1):
-            yield tensor
-            bar.update(task, advance=cost, number=i)
 
 
 def show_table(console: Console, audit: Audit, *, published: bool = False) -> None:
@@ -136,23 +106,6 @@ def show_verdict(console: Console, audit: Audit, files: tuple[Path, ...]) -> Non
         say(console, f"left out   tensors: {', '.join(left_out)}", style="dim")
     say(console, "files      " + "  ".join(map(str, files)), style="dim")
     say(console, audit.verdict, style=_STYLES[audit.standing])
-
-
-def number(value: float | None) -> str:
-    """Return three digits of a number, and a dash for what is not there.
-
-    Example:
-        >>> [number(x) for x in (0.12345, 12.345, 1234.5, 1e6, float("inf"), float("nan"), None)]
-        ['0.123', '12.3', '1234', '1.0e+06', 'inf', '-', '-']
-    """
-    if value is None or math.isnan(value):
-        return "-"
-    if math.isinf(value) or value == 0:
-        return f"{value:g}"
-    size = abs(value)
-    if not 1e-3 <= size < 1e5:
-        return f"{value:.1e}"
-    return f"{value:#.3g}".rstrip(".") if size < 1e3 else f"{value:.0f}"
 
 
 def _print_table(console: Console, reports: list[WeightReport], columns: Sequence[Column]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from stableopt.commands.report.markup import el, join
 from stableopt.runtime.words import spell
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from markupsafe import Markup
 
@@ -90,6 +91,21 @@ def y_labels(y: Axis, ticks: Sequence[float]) -> Markup:
     return join(
         *(el("span", spell(tick), style=f"top:{percent(1 - y.at(tick))}") for tick in ticks)
     )
+
+
+def stretches(cells: Iterable[str | None]) -> list[tuple[int, int, str]]:
+    """Return first column, end and kind of neighbouring cells of one kind, without the empty.
+
+    Example:
+        >>> stretches([None, "a", "a", "b"])
+        [(1, 3, 'a'), (3, 4, 'b')]
+    """
+    found, end = [], 0
+    for kind, together in groupby(cells):
+        start, end = end, end + sum(1 for _ in together)
+        if kind is not None:
+            found.append((start, end, kind))
+    return found
 
 
 def grid(y: Axis, ticks: Sequence[float], height: int) -> Markup:

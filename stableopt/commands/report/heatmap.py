@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from stableopt.commands.report.frame import figure, stretched, x_labels
+from stableopt.commands.report.frame import figure, stretched, stretches, x_labels
 from stableopt.commands.report.markup import el, join
 from stableopt.commands.report.scales import Change, Limits, factors_for
 from stableopt.health.spectra.tiers import TIERS
@@ -154,17 +155,7 @@ def _stretches(trace: Trace, scale: Scale, x: Axis, columns: int) -> Sequence[tu
         for column in range(first, last + 1):
             known = cells[column]
             cells[column] = kind if known is None else _graver(known, kind)
-    found: list[tuple[int, int, str]] = []
-    held: str | None = None
-    for column, cell in enumerate(cells):
-        held = cell or held
-        if held is None:
-            continue
-        if found and found[-1][2] == held:
-            found[-1] = (found[-1][0], column + 1, held)
-        else:
-            found.append((column, column + 1, held))
-    return found
+    return stretches(accumulate(cells, lambda held, cell: cell or held))
 
 
 def _graver(a: str, b: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stableopt.commands.report.frame import figure, percent, plot, stretched
+from stableopt.commands.report.frame import figure, percent, plot, stretched, stretches
 from stableopt.commands.report.markup import el, join
 from stableopt.runtime.words import count
 from stableopt.types import RiskLevel
@@ -75,15 +75,7 @@ def _bars(run: Run, x: Axis) -> list[tuple[int, int, str]]:
             there = columns[column]
             if there is None or LEVELS.index(level) > LEVELS.index(there):
                 columns[column] = level
-    bars: list[tuple[int, int, str]] = []
-    for column, here in enumerate(columns):
-        if here is None:
-            continue
-        if bars and bars[-1][2] == here and bars[-1][1] == column:
-            bars[-1] = (bars[-1][0], column + 1, here)
-        else:
-            bars.append((column, column + 1, here))
-    return bars
+    return stretches(columns)
 
 
 def _describe(run: Run) -> str:
