@@ -75,7 +75,7 @@ def _badness(offender: Offender) -> tuple[int, int, int, int, object]:
 
 
 def is_gone(run: Run, metric: str, name: str) -> bool:
-    """Tell whether the newest reading of a layer is NaN, and an earlier one was a number.
+    """Return whether the newest reading of a layer is NaN, and an earlier one was a number.
 
     The weight has become zero, or is not finite. What never was a number is meant to be so.
 

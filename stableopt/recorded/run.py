@@ -83,7 +83,7 @@ class Run:
         records: How many events were read.
         unreadable: Lines that are no JSON: torn by a crash, or damaged.
         call: Of the newest event.
-        step: Updates behind the weights after it.
+        step: Updates taken so far, this one included.
         began: Time of the first event, in seconds since the epoch; ``None`` without one.
         ended: Time of the newest.
         loss: Of every step that was taken, over calls.
@@ -285,10 +285,10 @@ class Run:
         return None if readings is None else readings.newest
 
     def call_of(self, step: int, before: int) -> int:
-        """Return the newest call before a rollback that left ``step`` updates behind the weights.
+        """Return the newest call before a rollback after which ``step`` updates were taken.
 
         Args:
-            step: Updates behind the weights.
+            step: Updates taken so far.
             before: The call of the rollback.
         """
         return self._path_of_steps.call_of(step, before)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stableopt.commands.audit.measure import WeightReport
 
 ROWS = 40
-"""Rows of the table before the rest is only told."""
+"""Rows of the table before the rest is only counted."""
 
 _NARROWEST = 16
 """Columns that a name has at least."""

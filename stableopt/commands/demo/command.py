@@ -24,7 +24,7 @@ def demo(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the data.")] = 0,
     no_guard: Annotated[
-        bool, typer.Option("--no-guard", help="Show only the run that nobody guards.")
+        bool, typer.Option("--no-guard", help="Show only the run without the guard.")
     ] = False,
     steps: Annotated[int, typer.Option(help="Length of each run.")] = DEFAULT_STEPS,
     out: Annotated[Path, typer.Option(help="Directory for the telemetry and the picture.")] = Path(

@@ -1,4 +1,4 @@
-"""Injects a fault into a run of the demo, and tells what is left of it in the end."""
+"""Injects a fault into a run of the demo, and finds what is left of it in the end."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Injector:
         model: What is trained.
         optimizer: What trains it.
         seed: Decides which element is hit.
-        tell: Is told what was done, one sentence for each time.
+        tell: Called with what was done, one sentence for each time.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Injector:
 def scars(model: nn.Module, optimizer: Optimizer) -> tuple[str, ...]:
     """Return the names of weights, moments and buffers with a value no sane run has.
 
-    Looks by itself, so that it can tell whether the guard is right.
+    Independent of the guard, to show whether the guard is right.
     """
     return tuple(name for name, tensor in _all(model, optimizer) if not _is_sane(tensor))
 

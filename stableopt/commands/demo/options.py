@@ -53,7 +53,7 @@ class DemoOptions:
         recipe: How each run trains.
         inject: Which fault.
         at: In or after which step, from 1; if ``None`` half of the steps, or later for ``batch``.
-        guard: Whether the guard is on; without it only the run that nobody guards is shown.
+        guard: Whether the guard is on; without it only the run without the guard is shown.
         out: Where telemetry and picture go.
 
     Raises:

@@ -119,7 +119,7 @@ def point_to_files(
 def _found(outcome: Outcome) -> str:
     if outcome.found_at is None or outcome.found_after is None:
         why = ": the run ended before the guard had looked at all weights and state"
-        return "by nobody" + (_UNGUARDED if not outcome.guarded else why if outcome.scars else "")
+        return "never" + (_UNGUARDED if not outcome.guarded else why if outcome.scars else "")
     when = f"{count(outcome.found_after, 'step')} later" if outcome.found_after else "at once"
     return f"in step {outcome.found_at}, {when}: {outcome.found}"
 

@@ -187,7 +187,7 @@ def train_bare(corpus: Corpus, recipe: Recipe, live: Live) -> Run:
 
 
 def identical(a: Run, b: Run) -> bool:
-    """Tell whether two runs ended with the same weights, bit for bit."""
+    """Return whether two runs ended with the same weights, bit for bit."""
     return a.weights.keys() == b.weights.keys() and all(
         # As integers: NaN differs from itself, and -0.0 equals 0.0.
         torch.equal(a.weights[name].view(torch.int32), b.weights[name].view(torch.int32))

@@ -1,4 +1,4 @@
-"""A series as a line, with what does not fit into the frame told beside it."""
+"""A series as a line, and what does not fit into the frame in words."""
 
 from __future__ import annotations
 

@@ -100,15 +100,15 @@ def watch_run(
 def _await(options: WatchOptions, console: Console, sleep: Callable[[float], None]) -> Place:
     """Return the run, once it is there."""
     left = options.patience
-    told = False
+    announced = False
     while True:
         try:
             return find_run(options.where, options.number)
         except ConfigError:
             if (left is not None and left <= 0) or _can_not_come(options.where):
                 raise
-        if not told:
-            told = True
+        if not announced:
+            announced = True
             where = printable(str(options.where))
             console.print(Text(f"Waiting for a run in {where} …", style="dim"), soft_wrap=True)
         pause = options.every if left is None else min(options.every, left)

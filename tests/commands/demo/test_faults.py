@@ -136,7 +136,7 @@ def test_without_the_guard_the_fault_is_told(demo):
     assert result.exit_code == 1
     assert re.search(r"no guard .* UNCHECKED +survived, with the fault in it", result.stdout)
     assert re.search(r"survived, with the fault in it: exp_avg_sq of \S+ is damaged", result.stdout)
-    assert "found      by nobody: there was no guard" in result.stdout
+    assert "found      never: there was no guard" in result.stdout
     assert "undone     nothing" in result.stdout
     assert summary(demo)["fate"] == "survived, with the fault in it"
 
@@ -146,7 +146,7 @@ def test_a_fault_that_is_found_too_late_is_told(demo):
     result = demo("--inject", "moments", "--steps", "30", "--at", "29")
 
     assert result.exit_code == 1
-    assert "found      by nobody: the run ended before the guard had looked" in result.stdout
+    assert "found      never: the run ended before the guard had looked" in result.stdout
     last = result.stdout.splitlines()[-2]
     assert last.startswith("Survived, with the fault in it: integrity OK (as far as the guard had")
 
