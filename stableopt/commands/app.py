@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stableopt.errors import StableOptError
+from stableopt.errors import MissingExtraError, StableOptError
 from stableopt.runtime.version import __version__
 
 if TYPE_CHECKING:
@@ -53,7 +53,11 @@ def clean_exit(interrupted: str) -> Iterator[None]:
     """
     try:
         yield
-    except StableOptError as error:
+    except (StableOptError, ModuleNotFoundError) as error:
+        if isinstance(error, ModuleNotFoundError):
+            if (error.name or "").partition(".")[0] != "matplotlib":
+                raise
+            error = MissingExtraError("the picture", "report")
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(FAILED) from error
     except KeyboardInterrupt:

@@ -17,7 +17,7 @@ from stableopt.commands.report.write import write_report
 from stableopt.commands.watch.watch import WatchOptions, watch_run
 from stableopt.recorded.files import read_runs, select_runs
 from stableopt.recorded.status import say_integrity, say_interventions, say_risk, say_state
-from stableopt.recorded.values import printable
+from stableopt.runtime.words import listed, printable
 from stableopt.telemetry.encode import encode
 
 _WHERE = "The directory that was passed as telemetry=, or a telemetry*.jsonl in it."
@@ -122,9 +122,8 @@ def compare(
     with clean_exit("nothing was compared"):
         places, without = select_runs(runs)
         if without:
-            names = ", ".join(printable(str(path)) for path in without[:_NAMED])
-            more = f" and {len(without) - _NAMED} more" if len(without) > _NAMED else ""
-            typer.echo(f"Left out, as there is no run: {names}{more}", err=True)
+            names = listed([printable(str(path)) for path in without], _NAMED)
+            typer.echo(f"Left out, as there is no run: {names}", err=True)
         comparison = compare_runs(read_runs(places))
         console = Console(highlight=False)
         if as_json:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from stableopt.runtime.words import listed
 from stableopt.types import Finding, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
-
-_NAMED = 3
-"""How many names a sentence has before it says how many more there are."""
 
 
 class Label(NamedTuple):
@@ -62,12 +60,6 @@ def describe(
             says = says.replace(" themselves", "")
         if what == "frozen":
             says += ", and no snapshot holds them"
-        message = f"{subject[what]}{shown(names)} {says}"
+        message = f"{subject[what]}{listed(names)} {says}"
         findings.append(Finding(kind=kind, message=message, scope=Scope.STATE, where=tuple(names)))
     return tuple(findings)
-
-
-def shown(where: Sequence[str]) -> str:
-    """Return the first few names, and how many more there are."""
-    more = f" and {len(where) - _NAMED} more" if len(where) > _NAMED else ""
-    return ", ".join(where[:_NAMED]) + more

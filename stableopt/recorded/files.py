@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stableopt.errors import ConfigError
 from stableopt.recorded.run import Run
+from stableopt.runtime.words import listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -136,10 +137,9 @@ def _nothing_at(path: Path) -> str:
         return f"run={str(path)!r} must exist: look at the path that was passed as telemetry="
     inside = [str(p) for p in _with_runs(path)]
     if inside:
-        more = f" and {len(inside) - _FEW} more" if len(inside) > _FEW else ""
         return (
             f"run={str(path)!r} must hold a telemetry.jsonl, and holds directories that do: "
-            f"give one of {', '.join(inside[:_FEW])}{more}"
+            f"give one of {listed(inside, _FEW)}"
         )
     return (
         f"run={str(path)!r} must hold a telemetry.jsonl: give the directory that was passed as "

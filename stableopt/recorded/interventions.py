@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from stableopt.recorded.values import count, number_of, whole_of
+from stableopt.recorded.values import number_of, whole_of
+from stableopt.runtime.words import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -48,11 +49,11 @@ class Intervention:
     Attributes:
         kind: What was done.
         call: Which call of ``step()``.
-        step: Updates behind the weights after it.
+        step: Updates taken so far, this one included.
         time: Seconds since the epoch; ``None`` if it was not recorded.
         reason: Why, as a sentence.
         layers: Names of the parameters that are to blame, as far as the findings say.
-        loss: Of the batch; ``None`` if nobody told.
+        loss: Of the batch; ``None`` if it was not observed.
         from_step: Updates before a rollback.
         to_step: Updates after it.
         lr_scale: Factor on the learning rates from here on.
@@ -99,7 +100,7 @@ class Intervention:
         return {
             Kind.TAME: "The step was taken with gradients scaled down to what is usual.",
             Kind.RISK: "The step was taken; the risk rose.",
-            Kind.NOTICE: "The step was taken, and something told.",
+            Kind.NOTICE: "The step was taken, and something was noticed.",
             Kind.CORRECTION: "The step was taken; a transform began to correct it.",
         }[self.kind]
 
@@ -161,7 +162,7 @@ def _list(value: Any) -> list[Any]:
 def in_rows(interventions: Iterable[Intervention]) -> Iterator[list[Intervention]]:
     """Yield interventions, those of one kind at consecutive calls together.
 
-    Rollbacks and stops are always told one by one.
+    Rollbacks and stops are always entries of their own.
     """
     row: list[Intervention] = []
     for intervention in interventions:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from stableopt.functional import gaussian_effective_rank
 from stableopt.health.spectra.tiers import SMALLEST, TIERS
 from stableopt.recorded.run import LayerTally
-from stableopt.recorded.values import count, natural, spell
+from stableopt.runtime.words import count, listed, natural, spell
 from stableopt.sensors.targets import without_limits
 from stableopt.types import Standing
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 _TELLING = (*TIERS, "spectral_norm")
 """Metrics that a weight loses only by becoming zero, or not finite."""
-
-_FEW = 3
 
 
 class Offender(NamedTuple):
@@ -65,9 +63,7 @@ def _look_at(run: Run, name: str) -> Offender:
     for metric, tier in TIERS.items():
         now = judge(run, metric, name, run.newest(metric, name))
         if now in (Standing.WARNING, Standing.DANGER):
-            limit = tier.danger if now is Standing.DANGER else tier.warning
-            side = "below" if tier.low_is_bad else "above"
-            words.append(f"{metric} {spell(run.newest(metric, name), 3)}, {side} {limit:g}")
+            words.append(f"{metric} {spell(run.newest(metric, name), 3)}, {tier.passed(now)}")
             standing = Standing.DANGER if Standing.DANGER in (now, standing) else now
     return Offender(name, run.layers.get(name, LayerTally()), standing, "; ".join(words))
 
@@ -79,7 +75,7 @@ def _badness(offender: Offender) -> tuple[int, int, int, int, object]:
 
 
 def is_gone(run: Run, metric: str, name: str) -> bool:
-    """Tell whether the newest reading of a layer is NaN, and an earlier one was a number.
+    """Return whether the newest reading of a layer is NaN, and an earlier one was a number.
 
     The weight has become zero, or is not finite. What never was a number is meant to be so.
 
@@ -100,18 +96,12 @@ def say_undefined(run: Run) -> str:
     gone = [name for name in known if any(is_gone(run, metric, name) for metric in _TELLING)]
     if not gone:
         return ""
-    these = say_names(sorted(gone, key=natural))
+    these = listed(sorted(gone, key=natural))
     verbs = ("is", "was") if len(gone) == 1 else ("are", "were")
     return (
         f"{len(gone)} of {count(len(known), 'layer')} {verbs[0]} undefined now, and {verbs[1]} "
         f"not before (not finite, or zero): {these}."
     )
-
-
-def say_names(names: list[str]) -> str:
-    """Return the first few names, and how many more there are."""
-    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
-    return f"{', '.join(names[:_FEW])}{more}"
 
 
 def judge(run: Run, metric: str, name: str, value: float | None) -> Standing:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
-from dataclasses import dataclass, field
+from collections import deque
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -62,14 +62,12 @@ class ActTally:
         records: In how many of them it acted.
         before: The metric of the one changed most, at the newest of them.
         after: The same after the change.
-        layers: How often each layer was the one changed most.
     """
 
     metric: str = ""
     records: int = 0
     before: float | None = None
     after: float | None = None
-    layers: Counter[str] = field(default_factory=Counter)
 
 
 class Run:
@@ -85,7 +83,7 @@ class Run:
         records: How many events were read.
         unreadable: Lines that are no JSON: torn by a crash, or damaged.
         call: Of the newest event.
-        step: Updates behind the weights after it.
+        step: Updates taken so far, this one included.
         began: Time of the first event, in seconds since the epoch; ``None`` without one.
         ended: Time of the newest.
         loss: Of every step that was taken, over calls.
@@ -94,7 +92,6 @@ class Run:
         signals: What else was observed, by name; of a tensor its mean.
         risk: Calls at which the level changed, and to what.
         readings: By metric and layer.
-        visits: How many readings of a layer there were.
         interventions: Oldest first.
         layers: By name, how often each was named.
         acts: By name of the transform.
@@ -229,7 +226,6 @@ class Run:
             tally.before, tally.after = number_of(act.get("before")), number_of(act.get("after"))
             worst = act.get("worst")
             if isinstance(worst, str):
-                tally.layers[worst] += 1
                 self.layers.setdefault(worst, LayerTally()).acts += 1
 
     def _go_back(self, step: int) -> None:
@@ -289,10 +285,10 @@ class Run:
         return None if readings is None else readings.newest
 
     def call_of(self, step: int, before: int) -> int:
-        """Return the newest call before a rollback that left ``step`` updates behind the weights.
+        """Return the newest call before a rollback after which ``step`` updates were taken.
 
         Args:
-            step: Updates behind the weights.
+            step: Updates taken so far.
             before: The call of the rollback.
         """
         return self._path_of_steps.call_of(step, before)

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from stableopt.recorded.interventions import Kind
-from stableopt.recorded.values import clock, count, printable, whole_of
+from stableopt.recorded.values import whole_of
+from stableopt.runtime.words import clock, count, printable
 from stableopt.telemetry.ledger import MANY
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Status:
         bad: Whether it is compromised, has failed or was interrupted, or its newest risk is
             ``danger`` or ``instability``.
         calls: Of ``step()``.
-        steps: Updates behind the weights.
+        steps: Updates taken so far.
         skips: Calls whose batch was left out.
         tamed: Calls whose gradients were scaled down to what is usual.
         rollbacks: How often the run went back.
@@ -123,8 +124,8 @@ def status_of(run: Run) -> Status:
 
 
 def _newest(run: Run, key: str, recorded: int) -> int:
-    told = whole_of(run.setting(key))
-    return recorded if told is None else max(told, recorded)
+    noted = whole_of(run.setting(key))
+    return recorded if noted is None else max(noted, recorded)
 
 
 def _steps_of(run: Run) -> int:
@@ -137,25 +138,25 @@ def _state_of(run: Run) -> str:
         return "stopped"
     if run.summary is None:
         return "unknown"
-    told = run.summary.get("status")
-    return told if isinstance(told, str) and told in ENDED else "open"
+    noted = run.summary.get("status")
+    return noted if isinstance(noted, str) and noted in ENDED else "open"
 
 
 def _ended_by(run: Run) -> str | None:
-    told = run.setting("ended_by")
-    return told if isinstance(told, str) and told else None
+    noted = run.setting("ended_by")
+    return noted if isinstance(noted, str) and noted else None
 
 
 def _integrity_of(run: Run) -> str:
     """Return what the summary says, unless events after it say worse."""
-    told = run.setting("integrity")
+    noted = run.setting("integrity")
     # A guard sees to it that gradients are finite: single losses that are not mean nothing then.
     many = MANY if isinstance(run.setting("guard"), dict) else 1
     lost = run.bad_losses >= many and _steps_of(run) == run.step
     if run.counted(Kind.STOP) or lost:
         return "COMPROMISED"
     known = ("OK", "COMPROMISED", "UNCHECKED")
-    return told if isinstance(told, str) and told in known else "UNKNOWN"
+    return noted if isinstance(noted, str) and noted in known else "UNKNOWN"
 
 
 def say_state(status: Status) -> str:
@@ -195,7 +196,7 @@ def say_integrity(status: Status) -> str:
     if status.integrity == "OK":
         return "Nothing harmful is known to remain."
     if status.integrity == "UNCHECKED":
-        return "There was no guard: nobody looked at the weights."
+        return "There was no guard: the weights were not checked."
     if status.integrity == "UNKNOWN":
         return "There is no summary.json that can be read: what the guard knew is not recorded."
     if status.stops:

@@ -18,14 +18,14 @@ class StepClock:
 
         Args:
             call: Of ``step()``.
-            step: Updates behind the weights after it.
+            step: Updates taken so far, this one included.
         """
         if self._last is None or call - self._last[0] != step - self._last[1]:
             self._knees.append((call, step))
         self._last = (call, step)
 
     def call_of(self, step: int, before: int) -> int:
-        """Return the newest call before ``before`` that left ``step`` updates behind the weights.
+        """Return the newest call before ``before`` after which ``step`` updates were taken.
 
         Example:
             >>> clock = StepClock()

@@ -94,8 +94,11 @@ class Targets:
     def _find_heads(self) -> frozenset[str]:
         """Return the names of output layers, and of tables of positions."""
         if self._heads is not None:
-            patterns = self._heads
-            return frozenset(n for n in self._names if any(fnmatchcase(n, p) for p in patterns))
+            return frozenset(
+                name
+                for name in self._names
+                if is_position(name) or any(fnmatchcase(name, p) for p in self._heads)
+            )
         outputs = [] if self._model is None else _outputs(self._model)
         groups = self._optimizer.param_groups
         return frozenset(
@@ -122,10 +125,14 @@ def _outputs(model: nn.Module) -> list[Tensor]:
 
 def without_limits(name: str) -> str | None:
     """Return what a parameter is, by its name, if its rows are alike in healthy runs, too."""
-    lower = name.lower()
-    if any(part in lower for part in HEADS):
+    if any(part in name.lower() for part in HEADS):
         return "an output layer"
-    return "learned positions" if any(part in lower for part in POSITIONS) else None
+    return "learned positions" if is_position(name) else None
+
+
+def is_position(name: str) -> bool:
+    """Return whether a parameter is a table of learned positions, by its name."""
+    return any(part in name.lower() for part in POSITIONS)
 
 
 def _has_spectrum(parameter: Tensor) -> bool:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from stableopt.commands import command_line as cli
 from stableopt.commands.watch import watch
 
-from ..report.conftest import event
+from .report.conftest import event
 
 CLOSED = {"status": "closed", "integrity": "OK", "calls": 2, "steps": 2}
 

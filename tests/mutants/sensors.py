@@ -218,5 +218,11 @@ SENSOR_MUTANTS = {
         "lowers = False",
         (f"{RESPONSES}::TestResponses::test_an_instability_goes_back_with_a_lower_learning_rate",),
     ),
+    "limits apply to learned positions where heads are named": Mutant(
+        "stableopt.sensors.targets",
+        "if is_position(name) or any(",
+        "if any(",
+        (f"{SENSING}::TestReadings::test_learned_positions_are_smooth_and_healthy",),
+    ),
 }
 """By name, as in :data:`tests.mutants.catalogue.MUTANTS`."""

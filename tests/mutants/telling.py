@@ -36,8 +36,8 @@ TELLING_MUTANTS = {
     ),
     "names write markup": Mutant(
         "stableopt.commands.report.markup",
-        'return Html(escape("\\n".join(map(printable, content.split("\\n")))))',
-        'return Html("\\n".join(map(printable, content.split("\\n"))))',
+        'return escape("\\n".join(map(printable, lines.split("\\n"))))',
+        'return Markup("\\n".join(map(printable, lines.split("\\n"))))',
         (f"{PAGE}::test_names_cannot_write_markup",),
     ),
     "limits apply where the guard applies none": Mutant(

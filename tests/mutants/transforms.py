@@ -286,8 +286,8 @@ TRANSFORM_MUTANTS = {
     ),
     "steps are capped after weights are bounded": Mutant(
         "stableopt.transforms.chain",
-        "        self._act(view, Phase.UPDATE)\n        self._act(view, Phase.WEIGHT)\n",
-        "        self._act(view, Phase.WEIGHT)\n        self._act(view, Phase.UPDATE)\n",
+        "            self._act(view, Phase.UPDATE)\n            self._act(view, Phase.WEIGHT)\n",
+        "            self._act(view, Phase.WEIGHT)\n            self._act(view, Phase.UPDATE)\n",
         (f"{IN_USE}::test_bounds_hold_after_the_cap_of_the_step_whatever_the_order",),
     ),
     "a corrected weight waits for its turn": Mutant(

@@ -16,6 +16,7 @@ from torch import nn
 from stableopt import ConfigError, Guard, StableOptimizer, presets
 from stableopt.functional import row_spectrum, spectral_norm
 from stableopt.health.spectra.drift import LEARNED
+from stableopt.health.spectra.tiers import TIERS
 from stableopt.sensors import (
     Measurement,
     Result,
@@ -118,6 +119,26 @@ class TestReadings:
                 if found["relative_rank"].standing is Standing.UNJUDGED
             }
             assert unjudged == exempt
+
+    @pytest.mark.parametrize("heads", [None, ("output.*",)])
+    @pytest.mark.parametrize("name", ["position_embeddings", "wpe", "pos_embed"])
+    def test_learned_positions_are_smooth_and_healthy(self, name, heads):
+        """As in published encoders: a smooth curve through a few dimensions."""
+        torch.manual_seed(0)
+        at = torch.linspace(0, 3, 64)[:, None]
+        waves = torch.cat([f(k * at) for k in (1, 2) for f in (torch.sin, torch.cos)], dim=1)
+        model = nn.ModuleDict({name: nn.Embedding(64, 32), "inner": nn.Linear(32, 32)})
+        with torch.no_grad():
+            model[name].weight.mul_(1e-3)[:, :4] += waves
+        sensors = Sensors(sampler=DENSE.sampler, budget=None, heads=heads)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        opt = StableOptimizer(sgd, model=model, sensors=sensors)
+        stand_still(opt, 2)
+        reading = opt.readings[f"{name}.weight"]["relative_rank"]
+        assert reading.value < TIERS["relative_rank"].danger
+        assert reading.standing is Standing.UNJUDGED
+        assert opt.risk in (RiskLevel.LEARNING, RiskLevel.STABLE)
+        assert f"{name}.weight" in opt.summary()["sensors"]["unjudged"]
 
     def test_another_shape_under_the_same_name_is_another_weight(self):
         model, opt = build(guard=False)

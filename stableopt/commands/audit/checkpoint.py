@@ -13,6 +13,7 @@ import torch
 
 from stableopt.commands.audit.flatten import flatten
 from stableopt.errors import ConfigError, MissingExtraError
+from stableopt.runtime.words import natural
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
@@ -205,7 +206,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            for name in sorted(file.keys(), key=_by_number):
+            for name in sorted(file.keys(), key=natural):
                 try:
                     pairs.append((name, file.get_tensor(name)))
                 except (SafetensorError, RuntimeError, ValueError, KeyError, AttributeError) as err:
@@ -214,12 +215,6 @@ def _read_safetensors(path: Path) -> Checkpoint:
         raise _damaged(path, error, "safetensors") from error
     shared = list(_share(pairs, metadata))
     return Checkpoint(path=path, tensors=(*shared, *problems))
-
-
-def _by_number(name: str) -> list[tuple[int, int, str]]:
-    """Return what sorts ``h.10`` after ``h.2``."""
-    parts = re.split(r"([0-9]+)", name)
-    return [(1, int(part), "") if i % 2 else (0, 0, part) for i, part in enumerate(parts)]
 
 
 def _share(

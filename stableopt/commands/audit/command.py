@@ -9,8 +9,7 @@ import typer
 from rich.console import Console
 
 from stableopt.commands.app import app, clean_exit
-from stableopt.commands.audit.options import AUDITS, AuditOptions
-from stableopt.errors import MissingExtraError
+from stableopt.commands.audit.directory import AUDITS
 
 
 @app.command()
@@ -56,23 +55,15 @@ def audit(
     and 2 if the file cannot be used.
     """
     with clean_exit("the audit is not complete"):
-        options = AuditOptions(
-            checkpoint=checkpoint,
+        from stableopt.commands.audit.run import run_audit
+
+        code = run_audit(
+            checkpoint,
+            Console(highlight=False),
             out=out,
             exact=exact,
             match=match,
             published=published,
             as_json=as_json,
         )
-        code = _run_audit(options)
     raise typer.Exit(code)
-
-
-def _run_audit(options: AuditOptions) -> int:
-    try:
-        from stableopt.commands.audit.run import run_audit
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise MissingExtraError("the picture of stableopt audit", "report") from error
-    return run_audit(options, Console(highlight=False))

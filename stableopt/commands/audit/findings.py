@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stableopt.runtime.version import __version__
+from stableopt.runtime.words import count, listed
 from stableopt.types import Standing
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from stableopt.commands.audit.measure import WeightReport
-
-_NAMED = 3
-"""How many names a sentence has before it says how many more there are."""
 
 _ORDER = (
     Standing.DANGER,
@@ -69,20 +67,16 @@ class Audit:
     @property
     def verdict(self) -> str:
         """The result as one line."""
-        standing, total = self.standing, len(self.reports)
-        count = self.counts[standing]
+        standing, total = self.standing, count(len(self.reports), "weight")
+        found = self.counts[standing]
         if standing in (Standing.DANGER, Standing.WARNING):
             names = [r.name for r in self.worst_first if r.standing is standing]
-            more = f" and {count - _NAMED} more" if count > _NAMED else ""
-            return (
-                f"{standing.value.upper()}: {count} of {_weights(total)}: "
-                f"{', '.join(names[:_NAMED])}{more}."
-            )
+            return f"{standing.value.upper()}: {found} of {total}: {listed(names)}."
         if standing is Standing.HEALTHY:
-            rest = total - count
+            rest = len(self.reports) - found
             others = f"; {rest} could not be judged" if rest else ""
-            return f"HEALTHY: {count} of {_weights(total)}, nothing in danger{others}."
-        return f"UNJUDGED: none of {_weights(total)} could be judged, nothing is NaN or Inf."
+            return f"HEALTHY: {found} of {total}, nothing in danger{others}."
+        return f"UNJUDGED: none of {total} could be judged, nothing is NaN or Inf."
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, NaN and Inf among them."""
@@ -108,7 +102,3 @@ def _badness(report: WeightReport) -> tuple[int, bool, float]:
     undefined = rank != rank  # NaN, which no order is known for
     # What is not finite is worse than what is low in rank.
     return _ORDER.index(report.standing), not report.nonfinite, 0.0 if undefined else rank
-
-
-def _weights(count: int) -> str:
-    return f"{count} weight" if count == 1 else f"{count} weights"

@@ -1,4 +1,4 @@
-"""Every spectral measure of one weight, and what they say about it by its shape."""
+"""What the sensors read from one weight, and what that says about it by its shape."""
 
 from __future__ import annotations
 
@@ -12,46 +12,34 @@ import torch
 from stableopt.commands.audit.checkpoint import first_line
 from stableopt.functional import (
     as_matrix,
-    assr_condition_number,
-    assr_fiedler,
-    condition_number,
-    frobenius_norm,
     gaussian_condition_number,
     gaussian_effective_rank,
-    gaussian_fiedler_value,
-    gaussian_kappa_p10,
-    kappa_tilde,
-    row_spectrum,
     singular_values,
-    spectral_norm,
 )
 from stableopt.functional.rank import effective_rank_of
-from stableopt.functional.row_spectrum import SAMPLED_ROWS
 from stableopt.health.spectra.tiers import SMALLEST, TIERS, standing_of
-from stableopt.sensors.sampled_spectrum import LEAST_KAPPA
+from stableopt.runtime.words import listed
+from stableopt.sensors.condition_number import ConditionNumber
+from stableopt.sensors.protocol import Visit
+from stableopt.sensors.published import AssrConditionNumber, AssrFiedler, KappaTilde
+from stableopt.sensors.sampled_spectrum import SampledSpectrum
+from stableopt.sensors.spectral_norm import SpectralNorm
 from stableopt.sensors.targets import without_limits
 from stableopt.types import Standing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
     from stableopt.commands.audit.checkpoint import NamedTensor
+    from stableopt.sensors.protocol import Sensor
 
-_PUBLISHED = ("assr_fiedler", "assr_condition_number", "kappa_tilde")
+_PUBLISHED = (AssrFiedler(), AssrConditionNumber(), KappaTilde())
 
-_DECOMPOSED = frozenset(
-    {
-        torch.float64,
-        torch.float32,
-        torch.float16,
-        torch.bfloat16,
-        torch.complex128,
-        torch.complex64,
-    }
-)
-"""Dtypes that the measures take."""
+_REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = (*_REAL, torch.complex128, torch.complex64)
+"""What the sensors take."""
 
 _CAUGHT = (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError, MemoryError)
 """What a tensor may raise without ending the audit of the others."""
@@ -84,23 +72,16 @@ class WeightReport:
         shape: As stored.
         dtype: As stored, e.g. ``"bfloat16"``.
         nonfinite: How many elements are NaN or infinite.
-        spectral_norm: σ_max, in the unit of the weight; an estimate from below, right to 1e-5 in
-            most cases, without the exact tier.
+        spectral_norm: σ_max, in the unit of the weight; without the exact tier as
+            :class:`~stableopt.sensors.SpectralNorm` estimates it from below, within 0.1% mostly.
         stable_rank: ‖W‖_F² / σ_max²; from 1 to the smaller dimension.
         effective_rank: Of the whole matrix, from 1 to the smaller dimension. Exact tier.
-        relative_rank: Effective rank of up to 128 sampled rows over that of a Gaussian matrix of
-            their shape; 1 is random, 0 collapsed. With the exact tier that of the whole matrix, if
-            that is less: a rank beyond 128 can fall without a sample noticing.
-        kappa_p10: σ_max over the 10% quantile of the singular values of those rows.
-        relative_kappa_p10: The same over that of a Gaussian matrix of their shape.
-        fiedler: Algebraic connectivity of those rows, from 0 to about 1.
-        relative_fiedler: The same over that of Gaussian rows.
-        redundancy: Columns times the mean squared cosine of two of those rows; 1 is random.
+        relative_rank: As :class:`~stableopt.sensors.SampledSpectrum` reads it. With the exact tier
+            that of the whole matrix, if that is less: a rank beyond 128 can fall unsampled.
+        kappa_p10, relative_kappa_p10, fiedler, relative_fiedler, redundancy: As it reads them.
         condition_number: σ_max / σ_min, Inf for a singular matrix. Exact tier.
         gaussian_condition_number: The typical one of a Gaussian matrix of this shape.
-        assr_fiedler: The Fiedler value as ASSR publishes it.
-        assr_condition_number: The condition number as ASSR publishes it.
-        kappa_tilde: κ̃ as Gradience publishes it.
+        assr_fiedler, assr_condition_number, kappa_tilde: As their sensors read them.
         standing: The worst of what the metrics with limits say; ``DANGER`` if an element is not
             finite.
         note: Why, and what could not be measured; empty for a healthy weight.
@@ -138,7 +119,7 @@ class WeightReport:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; what others publish is set apart, and left out if not asked for."""
         record = asdict(self)
-        published = {name: record.pop(name) for name in _PUBLISHED}
+        published = {metric: record.pop(metric) for s in _PUBLISHED for metric in s.metrics}
         record["standing"] = self.standing.value
         # The key under which long sentences are not redacted; see stableopt.telemetry.encode.
         record["reason"] = record.pop("note")
@@ -192,7 +173,7 @@ def measure_weight(
 
 
 def is_weight(named: NamedTensor) -> bool:
-    """Tell whether a tensor is of floating numbers, complex and quantized ones included."""
+    """Return whether a tensor is of floating numbers, complex and quantized ones included."""
     tensor = named.tensor
     return (
         tensor is None
@@ -203,133 +184,99 @@ def is_weight(named: NamedTensor) -> bool:
 
 
 def is_vector(named: NamedTensor) -> bool:
-    """Tell whether a tensor has fewer than two dimensions, and so no spectrum."""
+    """Return whether a tensor has fewer than two dimensions, and so no spectrum."""
     return named.tensor is not None and named.tensor.dim() < 2
-
-
-class _Attempts:
-    """Numbers, each NaN if it cannot be computed, and the reasons why not."""
-
-    def __init__(self) -> None:
-        self.reasons: list[str] = []
-
-    def number(self, what: str, measure: Callable[[], Tensor | float]) -> float:
-        """Return what ``measure`` returns as a float."""
-        (value,) = self.numbers(what, lambda: (measure(),), 1)
-        return value
-
-    def numbers(
-        self, what: str, measure: Callable[[], Iterable[Tensor | float]], count: int
-    ) -> list[float]:
-        """Return all that ``measure`` returns as floats."""
-        try:
-            return [float(value) for value in measure()]
-        except _CAUGHT as error:
-            self.reasons.append(f"no {what}: {first_line(error)}")
-            return [math.nan] * count
 
 
 def _measure_matrix(
     named: NamedTensor, tensor: Tensor, exact: bool, published: bool
 ) -> WeightReport:
-    matrix = as_matrix(tensor)
+    matrix, reasons = as_matrix(tensor), list[str]()
     rows, columns = matrix.shape
-    sampled = min(rows, SAMPLED_ROWS)
-    tried = _Attempts()
-    rank, kappa, redundant, fiedler = tried.numbers(
-        "spectrum of the rows", lambda: row_spectrum(matrix), 4
-    )
-    effective, condition = None, None
+    read = _ask(SampledSpectrum(), tensor, reasons)
+    del read["effective_rank"]  # of the sample; the report has that of the whole matrix
+    whole = None
     if exact:
-        sigma, effective = tried.numbers("decomposition", lambda: _decompose(matrix), 2)
-        condition = tried.number("condition number", lambda: condition_number(matrix))
+        read |= _read(_DECOMPOSED, lambda: _decompose(matrix), reasons)
+        read |= _ask(ConditionNumber(), tensor, reasons)
+        del read["relative_condition"]
+        whole = read.pop("effective_rank")
+        if not math.isnan(whole):
+            relative = whole / gaussian_effective_rank(rows, columns)
+            read["relative_rank"] = min(read["relative_rank"], relative)
     else:
-        sigma = tried.number("spectral norm", lambda: spectral_norm(matrix).sigma)
-    read = {
-        "relative_rank": _relative_rank(rank, effective, matrix.shape, sampled),
-        "relative_kappa_p10": kappa / max(gaussian_kappa_p10(sampled, columns), LEAST_KAPPA),
-        "relative_fiedler": _relative_fiedler(fiedler, sampled),
+        read |= _ask(SpectralNorm(), tensor, reasons)
+    for sensor in _PUBLISHED if published else ():
+        read |= _ask(sensor, tensor, reasons)
+    names = (named.name, *named.aliases)
+    exempt = next((found for found in map(without_limits, names) if found), None)
+    standings = {
+        metric: Standing.UNJUDGED if exempt else standing_of(metric, read[metric], rows, columns)
+        for metric in TIERS
     }
-    standings = {metric: standing_of(metric, read[metric], rows, columns) for metric in TIERS}
-    exempt = without_limits(named.name)
-    if exempt:  # what never occurs, and neighbours, have rows that are alike in a healthy run
-        standings = dict.fromkeys(standings, Standing.UNJUDGED)
     standing = min(standings.values(), key=_WORST.index)
-    seeds: list[float | None] = [None, None, None]
-    if published:
-        # As published: in the dtype and the shape of the weight.
-        seeds = [
-            tried.number("Fiedler value of ASSR", lambda: assr_fiedler(tensor)),
-            tried.number("condition number of ASSR", lambda: assr_condition_number(tensor)),
-            tried.number("kappa of Gradience", lambda: kappa_tilde(tensor)),
-        ]
+    notes = [
+        *_reasons(standings, read),
+        *([f"{exempt}: no limit applies"] if exempt else []),
+        *_remarks(standing, read, min(rows, columns)),
+        *dict.fromkeys(reasons),
+    ]
+    known: dict[str, Any] = {**_identity(named), **read}
     return WeightReport(
-        **_identity(named),
-        spectral_norm=sigma,
-        stable_rank=tried.number("stable rank", lambda: _stable_rank(matrix, sigma)),
-        effective_rank=effective,
-        relative_rank=read["relative_rank"],
-        kappa_p10=kappa,
-        relative_kappa_p10=read["relative_kappa_p10"],
-        fiedler=fiedler,
-        relative_fiedler=read["relative_fiedler"],
-        redundancy=redundant,
-        condition_number=condition,
+        **known,
+        effective_rank=whole,
         gaussian_condition_number=gaussian_condition_number(rows, columns),
-        assr_fiedler=seeds[0],
-        assr_condition_number=seeds[1],
-        kappa_tilde=seeds[2],
         standing=standing,
-        note="; ".join(
-            [
-                *_reasons(standings, read),
-                *([f"{exempt}: no limit applies"] if exempt else []),
-                *_remarks(standing, sigma, condition, min(rows, columns)),
-                *dict.fromkeys(tried.reasons),
-            ]
-        ),
+        note="; ".join(notes),
     )
 
 
-def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return spectral norm and effective rank from one full decomposition."""
+def _ask(sensor: Sensor, tensor: Tensor, reasons: list[str]) -> dict[str, float]:
+    """Return what a sensor reads from a weight that it has never seen."""
+
+    def measure() -> Mapping[str, float]:
+        measurement = sensor.start(Visit(name="", weight=tensor, seed=0, draw=0))
+        return measurement.finish(measurement.sent).values
+
+    return _read(sensor.metrics, measure, reasons)
+
+
+def _read(
+    metrics: Sequence[str], measure: Callable[[], Mapping[str, float]], reasons: list[str]
+) -> dict[str, float]:
+    """Return some metrics, NaN if they cannot be measured; then the reason is added."""
+    try:
+        return {metric: float(value) for metric, value in measure().items()}
+    except _CAUGHT as error:
+        what = listed([metric.replace("_", " ") for metric in metrics])
+        reasons.append(f"no {what}: {first_line(error)}")
+        return dict.fromkeys(metrics, math.nan)
+
+
+_DECOMPOSED = ("spectral_norm", "stable_rank", "effective_rank")
+
+
+def _decompose(matrix: Tensor) -> dict[str, float]:
+    """Return what all singular values tell."""
     values = singular_values(matrix)
-    return values[0], effective_rank_of(values)
+    numbers = (values[0], (values / values[0]).square().sum(), effective_rank_of(values))
+    return dict(zip(_DECOMPOSED, map(float, numbers), strict=True))
 
 
-def _stable_rank(matrix: Tensor, sigma: float) -> float:
-    return float(frobenius_norm(matrix) / sigma) ** 2 if sigma else math.nan
-
-
-def _relative_rank(sampled: float, whole: float | None, shape: tuple[int, ...], rows: int) -> float:
-    of_sample = sampled / gaussian_effective_rank(rows, shape[1])
-    if whole is None or math.isnan(whole):
-        return of_sample
-    return min(of_sample, whole / gaussian_effective_rank(*shape))
-
-
-def _relative_fiedler(fiedler: float, rows: int) -> float:
-    reference = gaussian_fiedler_value(rows) if rows > 1 else 0.0
-    return fiedler / reference if reference else math.nan
-
-
-def _reasons(standings: dict[str, Standing], read: dict[str, float]) -> list[str]:
+def _reasons(standings: dict[str, Standing], read: Mapping[str, float]) -> list[str]:
     """Return which limits were passed."""
-    reasons = []
-    for metric, standing in standings.items():
-        tier = TIERS[metric]
-        limit = {Standing.DANGER: tier.danger, Standing.WARNING: tier.warning}.get(standing)
-        if limit is not None:
-            side = "below" if tier.low_is_bad else "above"
-            reasons.append(f"{_WORDS[metric]} {read[metric]:.3g} is {side} {limit:g}")
-    return reasons
+    return [
+        f"{_WORDS[metric]} {read[metric]:.3g} is {TIERS[metric].passed(standing)}"
+        for metric, standing in standings.items()
+        if standing in (Standing.WARNING, Standing.DANGER)
+    ]
 
 
-def _remarks(standing: Standing, sigma: float, condition: float | None, smaller: int) -> list[str]:
-    if sigma == 0:
+def _remarks(standing: Standing, read: Mapping[str, float], smaller: int) -> list[str]:
+    if read["spectral_norm"] == 0:
         return ["every element is zero"]
     remarks = []
-    if condition is not None and math.isinf(condition):
+    if math.isinf(read.get("condition_number", math.nan)):
         remarks.append("it is singular")
     if standing is Standing.UNJUDGED and smaller < SMALLEST:
         remarks.append(f"fewer than {SMALLEST} rows or columns are not judged")
@@ -346,7 +293,7 @@ def _plain(tensor: Tensor) -> Tensor:
     if tensor.is_meta:
         raise ValueError("it is on the meta device, without data")
     tensor = tensor.cpu().resolve_conj().resolve_neg()
-    if tensor.dtype not in _DECOMPOSED:
+    if tensor.dtype not in _DTYPES:
         tensor = tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)
     return tensor
 

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from stableopt.commands.audit.show import printable
 from stableopt.commands.style import INK, STYLE
 from stableopt.health.spectra.tiers import TIERS
+from stableopt.runtime.words import printable
 from stableopt.types import Standing
 
 if TYPE_CHECKING:
@@ -78,16 +78,7 @@ def _draw_rank(axes: Axes, reports: list[WeightReport]) -> None:
     axes.axhspan(danger, tier.warning, color=_WARNING_SHADE, linewidth=0, zorder=0)
     axes.axhspan(0, danger, color=_DANGER_SHADE, linewidth=0, zorder=0)
     for middle, word in ((0.5 * (danger + tier.warning), "warning"), (0.5 * danger, "danger")):
-        axes.annotate(
-            word,
-            (1.0, middle),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(6, 0),
-            textcoords="offset points",
-            fontsize=9,
-            va="center",
-            annotation_clip=False,
-        )
+        axes.text(1.01, middle, word, transform=axes.get_yaxis_transform(), fontsize=9, va="center")
     axes.set_yticks([0.0, danger, tier.warning, 1.0])
     axes.axhline(1.0, color=INK, linewidth=0.8, linestyle=":", zorder=1)
     _draw_points(axes, reports, ranks, missing=0.0)
@@ -111,15 +102,7 @@ def _draw_condition(axes: Axes, reports: list[WeightReport]) -> None:
     _draw_points(axes, reports, [min(ratio, top) for ratio in ratios], missing=None)
     for x, ratio in enumerate(ratios, 1):
         if math.isinf(ratio):
-            axes.annotate(
-                "∞",
-                (x, top),
-                xytext=(0, -7),
-                textcoords="offset points",
-                ha="center",
-                va="top",
-                annotation_clip=False,
-            )
+            axes.text(x, top, "\n∞", ha="center", va="top", linespacing=0.6)
     axes.set_ylim(low / (high / low) ** 0.06, top)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -195,7 +178,7 @@ def _label_worst(axes: Axes, reports: list[WeightReport], ranks: list[float]) ->
 
 def _explain(figure: Figure, reports: list[WeightReport]) -> None:
     words = {
-        Standing.UNJUDGED: "too small to judge",
+        Standing.UNJUDGED: "no limit applies",
         Standing.DANGER: "danger (at 0 if not finite)",
     }
     handles = [

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.progress import track
 
 from stableopt.commands.audit.checkpoint import read_checkpoint
+from stableopt.commands.audit.directory import directory_of
 from stableopt.commands.audit.findings import Audit
 from stableopt.commands.audit.measure import is_vector, is_weight, measure_weight
 from stableopt.commands.audit.picture import draw_audit
-from stableopt.commands.audit.show import show_table, show_verdict, track
-from stableopt.commands.demo.options import claim_directory
+from stableopt.commands.audit.show import show_table, show_verdict
+from stableopt.commands.terminal import claim_directory
 from stableopt.errors import ConfigError
 from stableopt.telemetry.encode import encode
 from stableopt.types import Standing
 
 if TYPE_CHECKING:
-    from stableopt.commands.audit.checkpoint import Checkpoint, NamedTensor
-    from stableopt.commands.audit.options import AuditOptions
+    from pathlib import Path
 
-_ELEMENTS_A_PASS = 50.0
-"""What a pass over an element costs, in units of the decomposition's flops."""
+    from stableopt.commands.audit.checkpoint import Checkpoint
 
 
-def run_audit(options: AuditOptions, console: Console) -> int:
+def run_audit(
+    path: Path,
+    console: Console,
+    *,
+    out: Path | None = None,
+    exact: bool = True,
+    match: str | None = None,
+    published: bool = False,
+    as_json: bool = False,
+) -> int:
     """Measure every weight of a checkpoint, write the files, and show the result.
 
     Args:
-        options: The command line.
+        path: The checkpoint.
         console: Of the standard output.
+        out: Where ``audit.json`` and ``audit.png`` go; a directory of that checkpoint's own below
+            ``runs/audit`` if ``None``.
+        exact: Whether every matrix is decomposed, for effective rank and condition number.
+        match: A pattern of :mod:`fnmatch`: only tensors whose name fits it.
+        published: Whether the formulas of ASSR and Gradience are computed, too.
+        as_json: Whether JSON is printed, and nothing else, instead of the table.
 
     Returns:
         1 if a weight is in danger, else 0.
@@ -39,12 +53,12 @@ def run_audit(options: AuditOptions, console: Console) -> int:
         ConfigError: The file, the pattern or the directory cannot be used.
         MissingExtraError: A package for that kind of file is not installed.
     """
-    checkpoint = read_checkpoint(options.checkpoint)
-    if options.match is not None:
-        checkpoint = checkpoint.matching(options.match)
-    out = claim_directory(options.directory)
-    bar = Console(stderr=True) if options.as_json else console
-    audit = audit_checkpoint(checkpoint, bar, exact=options.exact, published=options.published)
+    checkpoint = read_checkpoint(path)
+    if match is not None:
+        checkpoint = checkpoint.matching(match)
+    out = claim_directory(directory_of(path) if out is None else out)
+    bar = Console(stderr=True) if as_json else console
+    audit = audit_checkpoint(checkpoint, bar, exact=exact, published=published)
     text = encode(audit.to_dict(), indent=2)
     try:
         (out / "audit.json").write_text(f"{text}\n", encoding="utf-8")
@@ -54,10 +68,10 @@ def run_audit(options: AuditOptions, console: Console) -> int:
             f"out={str(out)!r} cannot be written ({error.strerror or error}): "
             "give a directory with room for audit.json and audit.png"
         ) from error
-    if options.as_json:
+    if as_json:
         console.out(text, highlight=False)
     else:
-        show_table(console, audit, published=options.published)
+        show_table(console, audit, published=published)
         show_verdict(console, audit, (out / "audit.json", out / "audit.png"))
     return int(audit.standing is Standing.DANGER)
 
@@ -77,10 +91,10 @@ def audit_checkpoint(
         That of :func:`~stableopt.commands.audit.measure.measure_weight` for each.
     """
     weights = [named for named in checkpoint.tensors if is_weight(named)]
-    costs = [_cost(named, exact) for named in weights]
     reports = []
     vectors = 0
-    for named in track(weights, costs, console):
+    hidden = not console.is_terminal
+    for named in track(weights, "measuring", console=console, transient=True, disable=hidden):
         report = measure_weight(named, exact=exact, published=published)
         if is_vector(named) and report.standing is Standing.UNJUDGED:
             vectors += 1
@@ -94,13 +108,3 @@ def audit_checkpoint(
         optimizer_tensors=checkpoint.optimizer_tensors,
         integer_tensors=len(checkpoint.tensors) - len(weights),
     )
-
-
-def _cost(named: NamedTensor, exact: bool) -> float:
-    """Return about how long a tensor takes, in no unit."""
-    shape = () if named.tensor is None else tuple(named.tensor.shape)
-    elements = math.prod(shape)
-    if len(shape) < 2 or not exact:
-        return 1.0 + elements
-    smaller = min(shape[0], elements // max(1, shape[0]))
-    return 1.0 + elements * (_ELEMENTS_A_PASS + smaller)

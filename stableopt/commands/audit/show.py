@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from rich import box
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from stableopt.commands.terminal import Column, fitting, say
 from stableopt.health.spectra.tiers import TIERS
+from stableopt.runtime.words import printable, spell
 from stableopt.types import Standing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from rich.console import Console
 
-    from stableopt.commands.audit.checkpoint import NamedTensor
     from stableopt.commands.audit.findings import Audit
     from stableopt.commands.audit.measure import WeightReport
 
 ROWS = 40
-"""Rows of the table before the rest is only told."""
+"""Rows of the table before the rest is only counted."""
 
 _NARROWEST = 16
 """Columns that a name has at least."""
@@ -44,58 +43,25 @@ LONGEST_NAME = 160
 """Characters of a name that the table shows; the JSON has all of them."""
 
 
-class _Column(NamedTuple):
-    title: str
-    cell: Callable[[WeightReport], str]
-    least: int = 0
-
-
 _COLUMNS = (
-    _Column("shape", lambda r: "x".join(map(str, r.shape)) or "-"),
-    _Column("norm", lambda r: number(r.spectral_norm), least=_WIDE),
-    _Column("stable", lambda r: number(r.stable_rank), least=_WIDE),
-    _Column("eff.rank", lambda r: number(r.effective_rank), least=_WIDE),
-    _Column("rel.rank", lambda r: number(r.relative_rank)),
-    _Column("κ_p10", lambda r: number(r.kappa_p10), least=_USUAL),
-    _Column("fiedler", lambda r: number(r.fiedler), least=_WIDE),
-    _Column("rel.fied", lambda r: number(r.relative_fiedler), least=_USUAL),
-    _Column("redund.", lambda r: number(r.redundancy), least=_WIDE),
-    _Column("κ", lambda r: number(r.condition_number), least=_WIDE),
-    _Column("κ/Gauss", lambda r: number(r.relative_condition)),
+    Column("shape", lambda r: "x".join(map(str, r.shape)) or "-"),
+    Column("norm", lambda r: spell(r.spectral_norm, 3), least=_WIDE),
+    Column("stable", lambda r: spell(r.stable_rank, 3), least=_WIDE),
+    Column("eff.rank", lambda r: spell(r.effective_rank, 3), least=_WIDE),
+    Column("rel.rank", lambda r: spell(r.relative_rank, 3)),
+    Column("κ_p10", lambda r: spell(r.kappa_p10, 3), least=_USUAL),
+    Column("fiedler", lambda r: spell(r.fiedler, 3), least=_WIDE),
+    Column("rel.fied", lambda r: spell(r.relative_fiedler, 3), least=_USUAL),
+    Column("redund.", lambda r: spell(r.redundancy, 3), least=_WIDE),
+    Column("κ", lambda r: spell(r.condition_number, 3), least=_WIDE),
+    Column("κ/Gauss", lambda r: spell(r.relative_condition, 3)),
 )
 
 _PUBLISHED = (
-    _Column("ASSR Fiedler", lambda r: number(r.assr_fiedler)),
-    _Column("ASSR κ", lambda r: number(r.assr_condition_number)),
-    _Column("Gradience κ̃", lambda r: number(r.kappa_tilde)),
+    Column("ASSR Fiedler", lambda r: spell(r.assr_fiedler, 3)),
+    Column("ASSR κ", lambda r: spell(r.assr_condition_number, 3)),
+    Column("Gradience κ̃", lambda r: spell(r.kappa_tilde, 3)),
 )
-
-
-def track(
-    tensors: Iterable[NamedTensor], costs: list[float], console: Console
-) -> Iterator[NamedTensor]:
-    """Yield ``tensors`` and show a bar meanwhile, on a terminal only.
-
-    Args:
-        tensors: In order.
-        costs: How long each takes, in any unit.
-        console: Where.
-    """
-    bar = Progress(
-        TextColumn("measuring"),
-        BarColumn(bar_width=None),
-        TextColumn("{task.fields[number]}/{task.fields[count]}"),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-        console=console,
-        disable=not console.is_terminal,
-        expand=True,
-        transient=True,
-    )
-    with bar:
-        task = bar.add_task("", total=sum(costs), number=0, count=len(costs))
-        for i, (tensor, cost) in enumerate(zip(tensors, costs, strict=True), 1):
-            yield tensor
-            bar.update(task, advance=cost, number=i)
 
 
 def show_table(console: Console, audit: Audit, *, published: bool = False) -> None:
@@ -108,8 +74,7 @@ def show_table(console: Console, audit: Audit, *, published: bool = False) -> No
     """
     shown = audit.worst_first[:ROWS]
     if shown:
-        columns = [column for column in _COLUMNS if console.width >= column.least]
-        _print_table(console, shown, columns)
+        _print_table(console, shown, fitting(_COLUMNS, console))
         if published:
             console.print()
             say(console, "As published by ASSR/Gradience", style="bold")
@@ -143,41 +108,7 @@ def show_verdict(console: Console, audit: Audit, files: tuple[Path, ...]) -> Non
     say(console, audit.verdict, style=_STYLES[audit.standing])
 
 
-def say(console: Console, text: str, style: str = "") -> None:
-    """Print a line as it is: no markup, no control characters, no breaks in a name."""
-    console.print(Text(printable(text), style=style), soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    r"""Return ``text`` with escapes for what a file could do to a terminal.
-
-    Example:
-        >>> printable("fc.weight\x1b[2J")
-        'fc.weight\\x1b[2J'
-    """
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
-
-
-def number(value: float | None) -> str:
-    """Return three digits of a number, and a dash for what is not there.
-
-    Example:
-        >>> [number(x) for x in (0.12345, 12.345, 1234.5, 1e6, float("inf"), float("nan"), None)]
-        ['0.123', '12.3', '1234', '1.0e+06', 'inf', '-', '-']
-    """
-    if value is None or math.isnan(value):
-        return "-"
-    if math.isinf(value) or value == 0:
-        return f"{value:g}"
-    size = abs(value)
-    if not 1e-3 <= size < 1e5:
-        return f"{value:.1e}"
-    return f"{value:#.3g}".rstrip(".") if size < 1e3 else f"{value:.0f}"
-
-
-def _print_table(console: Console, reports: list[WeightReport], columns: Sequence[_Column]) -> None:
+def _print_table(console: Console, reports: list[WeightReport], columns: Sequence[Column]) -> None:
     cells = [[column.cell(report) for column in columns] for report in reports]
     width = sum(
         1 + max(len(text) for text in (column.title, *(row[i] for row in cells)))

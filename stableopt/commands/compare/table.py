@@ -3,45 +3,37 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from stableopt.commands.terminal import Column, fitting
 from stableopt.recorded.run import TAIL
 from stableopt.recorded.status import BROKEN, say_state
-from stableopt.recorded.values import duration, printable, spell
+from stableopt.runtime.words import duration, printable, spell
 from stableopt.telemetry.encode import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     from rich.console import Console
 
     from stableopt.commands.compare.compare import Comparison
-    from stableopt.recorded.status import Status
-
-
-class _Column(NamedTuple):
-    title: str
-    cell: Callable[[Status], str]
-    least: int = 0
 
 
 _COLUMNS = (
-    _Column("integrity", lambda s: s.integrity),
-    _Column("state", lambda s: s.state, least=90),
-    _Column("loss", lambda s: spell(s.final_loss)),
-    _Column("best", lambda s: spell(s.best_loss), least=70),
-    _Column("steps", lambda s: f"{s.steps:,}", least=60),
-    _Column("skips", lambda s: str(s.skips)),
-    _Column("tamed", lambda s: str(s.tamed), least=70),
-    _Column("rollbacks", lambda s: str(s.rollbacks)),
-    _Column("undone", lambda s: str(s.steps_lost), least=100),
-    _Column("back-offs", lambda s: str(s.back_offs), least=110),
-    _Column("risk", lambda s: s.risk or "-", least=80),
-    _Column("time", lambda s: "-" if s.seconds is None else duration(s.seconds), least=90),
+    Column("integrity", lambda s: s.integrity),
+    Column("state", lambda s: s.state, least=90),
+    Column("loss", lambda s: spell(s.final_loss)),
+    Column("best", lambda s: spell(s.best_loss), least=70),
+    Column("steps", lambda s: f"{s.steps:,}", least=60),
+    Column("skips", lambda s: str(s.skips)),
+    Column("tamed", lambda s: str(s.tamed), least=70),
+    Column("rollbacks", lambda s: str(s.rollbacks)),
+    Column("undone", lambda s: str(s.steps_lost), least=100),
+    Column("back-offs", lambda s: str(s.back_offs), least=110),
+    Column("risk", lambda s: s.risk or "-", least=80),
+    Column("time", lambda s: "-" if s.seconds is None else duration(s.seconds), least=90),
 )
 
 
@@ -52,7 +44,7 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
         console: Where; a wide one shows more columns.
         comparison: What to show.
     """
-    columns = [column for column in _COLUMNS if console.width >= column.least]
+    columns = fitting(_COLUMNS, console)
     table = _table("run")
     for column in columns:
         table.add_column(column.title, justify="right", no_wrap=True)
@@ -61,7 +53,9 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
         style = "red" if status.bad else ""
         table.add_row(Text(printable(title)), *cells, style=style)
     console.print(table)
-    _say(console, f"loss: mean of the last {TAIL} records; best: the lowest such mean")
+    console.print(
+        Text(f"loss: mean of the last {TAIL} records; best: the lowest such mean", style="dim")
+    )
     for title, status in zip(comparison.titles, comparison.statuses, strict=True):
         if status.state in BROKEN:
             console.print(Text(f"{printable(title)}: {say_state(status)}", style="red"))
@@ -69,15 +63,16 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
         console.print()
         _show_differences(console, comparison)
     elif len(comparison.titles) > 1:
-        _say(console, "The recorded configurations are the same.")
+        console.print(Text("The recorded configurations are the same.", style="dim"))
 
 
 def _show_differences(console: Console, comparison: Comparison) -> None:
     console.print(Text("configured differently", style="dim"))
     table = _table("setting")
     table.columns[0].no_wrap = True
-    for title in _short(comparison.titles):
-        table.add_column(Text(printable(title)), overflow="fold")
+    for title in comparison.titles:
+        short = title.rstrip("/").rpartition("/")[2]
+        table.add_column(Text(printable(short)), overflow="fold")
     for name, values in comparison.differences.items():
         table.add_row(Text(printable(name)), *(Text(_value(value)) for value in values))
     console.print(table)
@@ -89,13 +84,5 @@ def _table(first: str) -> Table:
     return table
 
 
-def _short(titles: Iterable[str]) -> list[str]:
-    return [title.rstrip("/").rpartition("/")[2] for title in titles]
-
-
 def _value(value: object) -> str:
     return "-" if value is None else printable(json.dumps(plain(value), ensure_ascii=False))
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(Text(text, style="dim"))

@@ -11,7 +11,6 @@ from rich.console import Console
 from stableopt.commands.app import app, clean_exit
 from stableopt.commands.demo.faults import Inject
 from stableopt.commands.demo.options import DEFAULT_STEPS, DemoOptions, Recipe
-from stableopt.errors import MissingExtraError
 
 
 @app.command()
@@ -25,7 +24,7 @@ def demo(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the data.")] = 0,
     no_guard: Annotated[
-        bool, typer.Option("--no-guard", help="Show only the run that nobody guards.")
+        bool, typer.Option("--no-guard", help="Show only the run without the guard.")
     ] = False,
     steps: Annotated[int, typer.Option(help="Length of each run.")] = DEFAULT_STEPS,
     out: Annotated[Path, typer.Option(help="Directory for the telemetry and the picture.")] = Path(
@@ -42,15 +41,7 @@ def demo(
         options = DemoOptions(
             recipe=Recipe(steps=steps, seed=seed), out=out, inject=inject, at=at, guard=not no_guard
         )
-        code = _run_demo(options)
-    raise typer.Exit(code)
-
-
-def _run_demo(options: DemoOptions) -> int:
-    try:
         from stableopt.commands.demo.scenario import run_demo
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise MissingExtraError("the picture of stableopt demo", "report") from error
-    return run_demo(options, Console(highlight=False))
+
+        code = run_demo(options, Console(highlight=False))
+    raise typer.Exit(code)

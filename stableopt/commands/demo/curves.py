@@ -78,12 +78,10 @@ def draw_curves(runs: Mapping[str, Run], fault: Fault | None, out: Path) -> tupl
 
 
 def _draw_whole(axes: Axes, runs: Mapping[str, Run], fault: Fault | None) -> None:
-    for title in _LINES:
-        if title in runs:
-            losses = runs[title].losses
-            scarred = fate_of(runs[title]) == SCARRED
-            label = f"{title}: the fault stays in it" if scarred else title
-            axes.plot(range(1, len(losses) + 1), losses, label=label, **_LINES[title])
+    for title, losses, style in _lines(runs):
+        scarred = fate_of(runs[title]) == SCARRED
+        label = f"{title}: the fault stays in it" if scarred else title
+        axes.plot(range(1, len(losses) + 1), losses, label=label, **style)
     _mark_events(axes, runs, fault)
     axes.set(title="Loss of every batch", xlabel="call of step()", ylabel="loss (nats per byte)")
     axes.margins(x=0.01)
@@ -92,15 +90,17 @@ def _draw_whole(axes: Axes, runs: Mapping[str, Run], fault: Fault | None) -> Non
 
 def _draw_near(axes: Axes, runs: Mapping[str, Run], fault: Fault) -> None:
     first, last = _window(runs, fault)
-    for title in _LINES:
-        if title in runs:
-            losses = runs[title].losses[first - 1 : last]
-            steps = range(first, first + len(losses))
-            axes.plot(steps, losses, marker="o", markersize=3, **_LINES[title])
+    for _, losses, style in _lines(runs):
+        shown = losses[first - 1 : last]
+        axes.plot(range(first, first + len(shown)), shown, marker="o", markersize=3, **style)
     _mark_events(axes, runs, fault)
     axes.set(title=f"Around step {fault.at}", xlabel="call of step()")
     axes.set_xlim(first - 0.5, last + 0.5)
     _limit(axes, runs, first, last)
+
+
+def _lines(runs: Mapping[str, Run]) -> list[tuple[str, list[float], dict[str, Any]]]:
+    return [(title, runs[title].losses, style) for title, style in _LINES.items() if title in runs]
 
 
 def _window(runs: Mapping[str, Run], fault: Fault) -> tuple[int, int]:
@@ -119,7 +119,7 @@ def _window(runs: Mapping[str, Run], fault: Fault) -> tuple[int, int]:
 
 
 def _limit(axes: Axes, runs: Mapping[str, Run], first: int = 1, last: int | None = None) -> None:
-    """Leave out what a broken weight does to a loss: nobody could see the others beside it."""
+    """Leave out what a broken weight does to a loss: the others could not be seen beside it."""
     most = _SANE * max(run.losses[0] for run in runs.values())
     shown = [loss for run in runs.values() for loss in run.losses[first - 1 : last]]
     sane = [loss for loss in shown if loss <= most]
@@ -130,59 +130,37 @@ def _limit(axes: Axes, runs: Mapping[str, Run], first: int = 1, last: int | None
 
 def _mark_events(axes: Axes, runs: Mapping[str, Run], fault: Fault | None) -> None:
     if fault is not None:
-        axes.axvline(
-            fault.at,
-            color=_FAULT,
-            linestyle=":",
-            zorder=0,
-            label=fault.does.label,
-        )
+        axes.axvline(fault.at, color=_FAULT, linestyle=":", zorder=0, label=fault.does.label)
     for run in runs.values():
-        _mark(axes, run.skipped, "^", "skipped")
-        _mark(axes, run.tamed, "v", "tamed")
-        _mark_rollbacks(axes, run)
+        _mark(axes, run.skipped, "skipped", color=_GUARDED, marker="^", markersize=9)
+        _mark(axes, run.tamed, "tamed", color=_GUARDED, marker="v", markersize=9)
+        for call, back in run.rollbacks:
+            label = f"rolled back to step {back.to_step}"
+            _mark(axes, [call], label, color=_BACK, marker="D", markersize=7)
+            _draw_arrow(axes, call, _call_of(run, call, back.to_step))
         _mark_death(axes, run)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _mark(axes: Axes, steps: Sequence[int], marker: str, label: str) -> None:
+def _mark(axes: Axes, steps: Sequence[int], label: str, **style: Any) -> None:
+    """Mark what the guard did, just above the axis."""
     if steps:
-        axes.plot(
-            steps,
-            [_LANE] * len(steps),
-            transform=axes.get_xaxis_transform(),
-            color=_GUARDED,
-            linestyle="none",
-            marker=marker,
-            markersize=9,
-            zorder=4,
-            label=label,
-        )
+        lane = [_LANE] * len(steps)
+        across = axes.get_xaxis_transform()
+        axes.plot(steps, lane, transform=across, linestyle="none", zorder=4, label=label, **style)
 
 
-def _mark_rollbacks(axes: Axes, run: Run) -> None:
-    """Mark each rollback, and draw an arrow along the axis to where it led."""
-    for call, back in run.rollbacks:
-        axes.plot(
-            call,
-            _LANE,
-            transform=axes.get_xaxis_transform(),
-            color=_BACK,
-            linestyle="none",
-            marker="D",
-            markersize=7,
-            zorder=4,
-            label=f"rolled back to step {back.to_step}",
-        )
-        axes.annotate(
-            "",
-            xy=(_call_of(run, call, back.to_step), _LANE),
-            xytext=(call, _LANE),
-            xycoords=axes.get_xaxis_transform(),
-            annotation_clip=False,
-            clip_on=True,
-            arrowprops={"arrowstyle": "-|>", "color": _BACK, "lw": 1.8, "shrinkA": 0, "shrinkB": 0},
-        )
+def _draw_arrow(axes: Axes, call: int, to: int) -> None:
+    """Draw an arrow along the axis from a rollback to where it led."""
+    axes.annotate(
+        "",
+        xy=(to, _LANE),
+        xytext=(call, _LANE),
+        xycoords=axes.get_xaxis_transform(),
+        annotation_clip=False,
+        clip_on=True,
+        arrowprops={"arrowstyle": "-|>", "color": _BACK, "lw": 1.8, "shrinkA": 0, "shrinkB": 0},
+    )
 
 
 def _call_of(run: Run, before: int, to_step: int) -> int:
@@ -197,20 +175,18 @@ def _call_of(run: Run, before: int, to_step: int) -> int:
 
 
 def _mark_death(axes: Axes, run: Run) -> None:
-    if run.died_at is not None:
-        last = _last_finite(run)
-        axes.plot(
-            last,
-            run.losses[last - 1],
-            color=_DEAD,
-            linestyle="none",
-            marker="X",
-            markeredgecolor="white",
-            markersize=11,
-            zorder=5,
-            label=f"dead from step {run.died_at}",
-        )
-
-
-def _last_finite(run: Run) -> int:
-    return max((i for i, loss in enumerate(run.losses, 1) if math.isfinite(loss)), default=1)
+    if run.died_at is None:
+        return
+    finite = (i for i, loss in enumerate(run.losses, 1) if math.isfinite(loss))
+    last = max(finite, default=1)
+    axes.plot(
+        last,
+        run.losses[last - 1],
+        color=_DEAD,
+        linestyle="none",
+        marker="X",
+        markeredgecolor="white",
+        markersize=11,
+        zorder=5,
+        label=f"dead from step {run.died_at}",
+    )

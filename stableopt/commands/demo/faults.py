@@ -46,7 +46,7 @@ class Kind:
         says: What happens, as a sentence without its time.
         label: The same for a legend.
         lasts: Steps in a row that it strikes.
-        place: When it strikes if nobody says when, as a share of all steps.
+        place: When it strikes by default, as a share of all steps.
     """
 
     stage: Stage

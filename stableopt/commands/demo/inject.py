@@ -1,4 +1,4 @@
-"""Injects a fault into a run of the demo, and tells what is left of it in the end."""
+"""Injects a fault into a run of the demo, and finds what is left of it in the end."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from stableopt.commands.demo.faults import EXPONENT, Inject, Stage
+from stableopt.runtime.words import spell
 from stableopt.testing import (
     corrupt_buffer,
     corrupt_moment,
@@ -27,7 +28,7 @@ ABSURD = 1e18
 """Magnitude that no weight, moment or buffer of a sane run has."""
 
 
-class Gremlin:
+class Injector:
     """Injects one fault; a training loop calls it at every stage of every step.
 
     Args:
@@ -35,7 +36,7 @@ class Gremlin:
         model: What is trained.
         optimizer: What trains it.
         seed: Decides which element is hit.
-        tell: Is told what was done, one sentence for each time.
+        tell: Called with what was done, one sentence for each time.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Gremlin:
         return does.stage is stage and 0 <= step - self._fault.at < does.lasts
 
     def _note(self, when: str, injection: Injection) -> None:
-        change = f"{injection.before:.3g} becomes {_spell(injection.after)}"
+        change = f"{injection.before:.3g} becomes {spell(injection.after, 3)}"
         self._tell(f"{when}: {injection.target}[{injection.index}]: {change}")
 
     def _damage(self) -> Injection:
@@ -105,7 +106,7 @@ class Gremlin:
 def scars(model: nn.Module, optimizer: Optimizer) -> tuple[str, ...]:
     """Return the names of weights, moments and buffers with a value no sane run has.
 
-    Looks by itself, so that it can tell whether the guard is right.
+    Independent of the guard, to show whether the guard is right.
     """
     return tuple(name for name, tensor in _all(model, optimizer) if not _is_sane(tensor))
 
@@ -120,10 +121,3 @@ def _all(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]
 
 def _is_sane(tensor: Tensor) -> bool:
     return bool((tensor.detach().abs() < ABSURD).all())
-
-
-def _spell(value: float) -> str:
-    """Return a number as people write it."""
-    if math.isfinite(value):
-        return f"{value:.3g}"
-    return "NaN" if math.isnan(value) else "Inf" if value > 0 else "-Inf"

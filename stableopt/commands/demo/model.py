@@ -36,7 +36,7 @@ class GPT(nn.Module):
     """A pre-LN transformer decoder over bytes, with tied input and output embeddings.
 
     Positions are a fixed table in a buffer that no checkpoint holds: what is damaged in it
-    stays damaged, unless somebody has a copy.
+    stays damaged, unless there is a copy elsewhere.
 
     Args:
         options: Its shape.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,7 +53,7 @@ class DemoOptions:
         recipe: How each run trains.
         inject: Which fault.
         at: In or after which step, from 1; if ``None`` half of the steps, or later for ``batch``.
-        guard: Whether the guard is on; without it only the run that nobody guards is shown.
+        guard: Whether the guard is on; without it only the run without the guard is shown.
         out: Where telemetry and picture go.
 
     Raises:
@@ -96,20 +95,3 @@ class DemoOptions:
             return None
         usual = int(KINDS[self.inject].place * self.recipe.steps)
         return Fault(kind=self.inject, at=usual if self.at is None else self.at)
-
-
-def claim_directory(out: Path) -> Path:
-    """Make ``out`` and check that it can be written.
-
-    Raises:
-        ConfigError: It cannot.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            return out
-    except OSError as error:
-        raise ConfigError(
-            f"out={str(out)!r} cannot be written ({error.strerror or error}): "
-            "give a directory that this process may create and write"
-        ) from error

@@ -44,8 +44,8 @@ class Outcome:
         updates_lost: Updates that rollbacks have undone.
         scars: Final weights, moments and buffers that hold a value no sane run has.
         validation_loss: Of each run, by title.
-        noise: Standard error of the validation loss without the fault; ``None`` if nobody
-            trained without it.
+        noise: Standard error of the validation loss without the fault; ``None`` if there
+            is no such run.
         within_noise: Whether the fault changed the validation loss by less than that.
     """
 
@@ -87,7 +87,7 @@ def fate_of(run: Run) -> str:
 
 
 def judge_outcome(fault: Fault, run: Run, runs: Mapping[str, Run], clean: Run | None) -> Outcome:
-    """Gather what is to be told about ``run``.
+    """Gather what is shown about ``run``.
 
     Args:
         fault: What it was hit by.

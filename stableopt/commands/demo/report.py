@@ -11,6 +11,8 @@ from rich.text import Text
 
 from stableopt.commands.demo.faults import announce_fault
 from stableopt.commands.demo.outcome import DIED, RECOVERED, SCARRED, fate_of
+from stableopt.commands.terminal import say
+from stableopt.runtime.words import count, listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,9 +25,6 @@ if TYPE_CHECKING:
     from stableopt.commands.demo.options import DemoOptions
     from stableopt.commands.demo.outcome import Outcome
     from stableopt.commands.demo.train import Run
-
-_NAMED = 3
-"""How many names a sentence has before it says how many more there are."""
 
 _UNGUARDED = ": there was no guard"
 
@@ -104,15 +103,6 @@ def tell_outcome(console: Console, outcome: Outcome) -> None:
     say(console, _conclusion(outcome), style="bold green" if outcome.good else "bold red")
 
 
-def tell_identity(console: Console, same: bool) -> None:
-    """Say whether the guarded run and the bare one ended with the same weights."""
-    if same:
-        text = "The final weights with stableopt and with bare AdamW are bitwise identical."
-    else:
-        text = "The final weights with stableopt and with bare AdamW DIFFER."
-    say(console, text, style="bold green" if same else "bold red")
-
-
 def point_to_files(
     console: Console, runs: Mapping[str, Run], pictures: tuple[Path, ...], summary: Path | None
 ) -> None:
@@ -126,21 +116,11 @@ def point_to_files(
         say(console, f"summary    {summary}")
 
 
-def point_to_report(console: Console, path: Path) -> None:
-    """Say where the page about the requested run is: the last thing that is said."""
-    say(console, f"report     {path}  (open it in a browser)")
-
-
-def say(console: Console, text: str, style: str = "") -> None:
-    """Print a line as it is: no markup, and no breaks in the middle of a path."""
-    console.print(Text(text, style=style), soft_wrap=True)
-
-
 def _found(outcome: Outcome) -> str:
     if outcome.found_at is None or outcome.found_after is None:
         why = ": the run ended before the guard had looked at all weights and state"
-        return "by nobody" + (_UNGUARDED if not outcome.guarded else why if outcome.scars else "")
-    when = f"{_count('step', outcome.found_after)} later" if outcome.found_after else "at once"
+        return "never" + (_UNGUARDED if not outcome.guarded else why if outcome.scars else "")
+    when = f"{count(outcome.found_after, 'step')} later" if outcome.found_after else "at once"
     return f"in step {outcome.found_at}, {when}: {outcome.found}"
 
 
@@ -148,18 +128,18 @@ def _undone(outcome: Outcome) -> str:
     """Return what the guard did about the fault."""
     deeds = [
         f"in step {back['at']} rolled back from step {back['from_step']} to step "
-        f"{back['to_step']}: {_count('update', back['from_step'] - back['to_step'])} lost"
+        f"{back['to_step']}: {count(back['from_step'] - back['to_step'], 'update')} lost"
         for back in outcome.rollbacks
     ]
     for what, steps in (("skipped", outcome.skips), ("tamed", outcome.tamed)):
         if steps:
             where = f"from step {steps[0]} to {steps[-1]}" if steps[1:] else f"step {steps[0]}"
-            deeds.append(f"{what} {_count('batch', len(steps), 'batches')}, {where}")
+            deeds.append(f"{what} {count(len(steps), 'batch', 'batches')}, {where}")
     return "; ".join(deeds) or "nothing"
 
 
 def _left(outcome: Outcome) -> str:
-    behind = f"{_count('update', outcome.updates)} behind the final weights"
+    behind = f"{count(outcome.updates, 'update')} behind the final weights"
     if outcome.scars:
         return f"{_scars(outcome.scars)}; {behind}"
     return f"nothing of it: no weight, moment or buffer is damaged; {behind}"
@@ -181,17 +161,11 @@ def _conclusion(outcome: Outcome) -> str:
 
 
 def _scars(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    verb = "is" if len(names) == 1 else "are"
-    return f"{', '.join(names[:_NAMED])}{more} {verb} damaged"
+    return f"{listed(names)} {'is' if len(names) == 1 else 'are'} damaged"
 
 
 def _number(loss: float) -> str:
     return f"{loss:.4f}" if loss < _LARGE else f"{loss:.3g}"
-
-
-def _count(what: str, count: int, plural: str = "") -> str:
-    return f"{count} {what if count == 1 else plural or what + 's'}"
 
 
 def _fate(run: Run) -> Text:

@@ -9,10 +9,10 @@ from stableopt.commands.demo.corpus import load_corpus
 from stableopt.commands.demo.curves import draw_curves
 from stableopt.commands.demo.live import Live, log_to
 from stableopt.commands.demo.model import GPT
-from stableopt.commands.demo.options import claim_directory
 from stableopt.commands.demo.outcome import judge_outcome
 from stableopt.commands.demo.train import identical, train, train_bare
 from stableopt.commands.report import write_report
+from stableopt.commands.terminal import claim_directory, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,7 +49,7 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     corpus = load_corpus()
     report.announce(console, options, corpus, GPT(options.recipe.model))
     with log_to(console):
-        runs = _Stage(options, corpus, console).play()
+        runs = _play(options, corpus, console)
     report.compare(console, runs)
     pictures = draw_curves(runs, options.fault, options.out)
     summary = None if options.fault is None else options.out / SUMMARY
@@ -57,7 +57,8 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     good = _conclude(options, console, runs)
     requested = next(iter(runs.values()))
     if requested.telemetry is not None:
-        report.point_to_report(console, write_report(requested.telemetry).path)
+        page = write_report(requested.telemetry).path
+        say(console, f"report     {page}  (open it in a browser)")
     return 0 if good else 1
 
 
@@ -66,7 +67,9 @@ def _conclude(options: DemoOptions, console: Console, runs: dict[str, Run]) -> b
     requested = next(iter(runs.values()))
     if options.fault is None:
         same = identical(requested, runs[BARE])
-        report.tell_identity(console, same)
+        are = "are bitwise identical" if same else "DIFFER"
+        style = "bold green" if same else "bold red"
+        say(console, f"The final weights with stableopt and with bare AdamW {are}.", style)
         return same
     outcome = judge_outcome(options.fault, requested, runs, runs.get(CLEAN))
     outcome.write(options.out / SUMMARY)
@@ -74,43 +77,21 @@ def _conclude(options: DemoOptions, console: Console, runs: dict[str, Run]) -> b
     return outcome.good
 
 
-class _Stage:
-    """Plays the runs, one after the other.
+def _play(options: DemoOptions, corpus: Corpus, console: Console) -> dict[str, Run]:
+    """Return the runs by title, the requested one first."""
+    recipe, fault = options.recipe, options.fault
 
-    Args:
-        options: What was asked for.
-        corpus: The text.
-        console: Where to print.
-    """
-
-    def __init__(self, options: DemoOptions, corpus: Corpus, console: Console) -> None:
-        self._options = options
-        self._corpus = corpus
-        self._console = console
-
-    def play(self) -> dict[str, Run]:
-        """Return the runs by title, the requested one first."""
-        fault = self._options.fault
-        if fault is None:
-            return {GUARDED: self._wrapped(GUARDED), BARE: self._bare(BARE)}
-        if not self._options.guard:
-            return {UNGUARDED: self._wrapped(UNGUARDED, fault, guard=False)}
-        return {
-            GUARDED: self._wrapped(GUARDED, fault),
-            CLEAN: self._wrapped(CLEAN),
-            UNGUARDED: self._wrapped(UNGUARDED, fault, guard=False),
-        }
-
-    def _wrapped(self, title: str, fault: Fault | None = None, guard: bool = True) -> Run:
-        out = self._options.out / title.replace(" ", "-")
-        with self._live(title) as live:
-            run = train(self._corpus, self._options.recipe, live, out=out, fault=fault, guard=guard)
-        report.tell_fate(self._console, title, run)
+    def wrapped(title: str, fault: Fault | None = None, guard: bool = True) -> Run:
+        out = options.out / title.replace(" ", "-")
+        with Live(console, title, recipe.steps) as live:
+            run = train(corpus, recipe, live, out=out, fault=fault, guard=guard)
+        report.tell_fate(console, title, run)
         return run
 
-    def _bare(self, title: str) -> Run:
-        with self._live(title) as live:
-            return train_bare(self._corpus, self._options.recipe, live)
-
-    def _live(self, title: str) -> Live:
-        return Live(self._console, title, self._options.recipe.steps)
+    if fault is None:
+        runs = {GUARDED: wrapped(GUARDED)}
+        with Live(console, BARE, recipe.steps) as live:
+            runs[BARE] = train_bare(corpus, recipe, live)
+        return runs
+    runs = {GUARDED: wrapped(GUARDED, fault), CLEAN: wrapped(CLEAN)} if options.guard else {}
+    return {**runs, UNGUARDED: wrapped(UNGUARDED, fault, guard=False)}

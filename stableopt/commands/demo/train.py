@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F  # noqa: N812 - the name everybody reads
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from stableopt.commands.demo.inject import Gremlin, scars
+from stableopt.commands.demo.inject import Injector, scars
 from stableopt.commands.demo.model import GPT
 from stableopt.optimizer import StableOptimizer
 from stableopt.telemetry import JsonLines
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from stableopt.commands.demo.corpus import Corpus
     from stableopt.commands.demo.faults import Fault
+    from stableopt.commands.demo.live import Live
     from stableopt.commands.demo.options import Recipe
     from stableopt.types import Event, Rollback
 
@@ -39,16 +40,6 @@ TAIL = 20
 _WARMUP = 20
 _LAST_LR = 0.1
 _VALIDATION_WINDOWS = 128
-
-
-class Watcher(Protocol):
-    """Is told what happens while it happens."""
-
-    def stepped(self, step: int, loss: float, lr: float, action: Action) -> None:
-        """A step ended."""
-
-    def struck(self, strike: str) -> None:
-        """A fault was injected."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,7 +105,7 @@ class Run:
 def train(
     corpus: Corpus,
     recipe: Recipe,
-    watcher: Watcher,
+    live: Live,
     *,
     out: Path,
     fault: Fault | None = None,
@@ -125,7 +116,7 @@ def train(
     Args:
         corpus: The text.
         recipe: How.
-        watcher: Whom to tell.
+        live: Shows every step, and the fault.
         out: Directory for the telemetry.
         fault: What goes wrong, and when.
         guard: Whether steps are judged.
@@ -151,20 +142,20 @@ def train(
 
     def tell(strike: str) -> None:
         run.strikes.append(strike)
-        watcher.struck(strike)
+        live.struck(strike)
 
-    gremlin = Gremlin(fault, model=model, optimizer=optimizer, seed=recipe.seed, tell=tell)
+    injector = Injector(fault, model=model, optimizer=optimizer, seed=recipe.seed, tell=tell)
     try:
         for step in range(1, recipe.steps + 1):
-            loss = model.loss(*gremlin.on_batch(step, _batch(corpus, recipe, step)))
+            loss = model.loss(*injector.on_batch(step, _batch(corpus, recipe, step)))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            gremlin.on_gradients(step)
+            injector.on_gradients(step)
             optimizer.observe(loss=loss)
             optimizer.step()
-            _note(run, watcher, loss, optimizer)
+            _note(run, live, loss, optimizer)
             schedule.step()
-            gremlin.on_state(step)
+            injector.on_state(step)
             if _is_dead(run.losses):
                 break
     finally:
@@ -173,13 +164,13 @@ def train(
     return _finish(run, model, optimizer, corpus)
 
 
-def train_bare(corpus: Corpus, recipe: Recipe, watcher: Watcher) -> Run:
+def train_bare(corpus: Corpus, recipe: Recipe, live: Live) -> Run:
     """Train the GPT with AdamW alone, as everybody writes it.
 
     Args:
         corpus: The text.
         recipe: How.
-        watcher: Whom to tell.
+        live: Shows every step, and the fault.
     """
     model, optimizer = _build(recipe)
     schedule = _schedule(optimizer, recipe)
@@ -190,13 +181,13 @@ def train_bare(corpus: Corpus, recipe: Recipe, watcher: Watcher) -> Run:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_norm)
         optimizer.step()
-        _note(run, watcher, loss, optimizer)
+        _note(run, live, loss, optimizer)
         schedule.step()
     return _finish(run, model, optimizer, corpus)
 
 
 def identical(a: Run, b: Run) -> bool:
-    """Tell whether two runs ended with the same weights, bit for bit."""
+    """Return whether two runs ended with the same weights, bit for bit."""
     return a.weights.keys() == b.weights.keys() and all(
         # As integers: NaN differs from itself, and -0.0 equals 0.0.
         torch.equal(a.weights[name].view(torch.int32), b.weights[name].view(torch.int32))
@@ -229,12 +220,12 @@ def _batch(corpus: Corpus, recipe: Recipe, step: int) -> tuple[Tensor, Tensor]:
     return corpus.batch(step, seed=recipe.seed, size=recipe.batch, context=recipe.model.context)
 
 
-def _note(run: Run, watcher: Watcher, loss: Tensor, optimizer: Optimizer) -> None:
+def _note(run: Run, live: Live, loss: Tensor, optimizer: Optimizer) -> None:
     verdict = optimizer.verdict if isinstance(optimizer, StableOptimizer) else None
     run.losses.append(loss.item())
     run.actions.append(verdict.action if verdict else Action.TAKE)
     lr = optimizer.param_groups[0]["lr"]
-    watcher.stepped(len(run.losses), run.losses[-1], lr, run.actions[-1])
+    live.stepped(len(run.losses), run.losses[-1], lr, run.actions[-1])
 
 
 def _is_dead(losses: list[float]) -> bool:

@@ -1,4 +1,4 @@
-"""A series as a line, with what does not fit into the frame told beside it."""
+"""A series as a line, and what does not fit into the frame in words."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from stableopt.commands.report import marks
 from stableopt.commands.report.axes import Axis, fitted, span
 from stableopt.commands.report.frame import figure, grid, percent, plot, stretched, y_labels
-from stableopt.commands.report.markup import Html, el, join
-from stableopt.recorded.values import count, spell
+from stableopt.commands.report.markup import el, join
+from stableopt.runtime.words import count, spell
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
+
     from stableopt.recorded.run import Run
     from stableopt.recorded.trace import Bucket, Trace
 
@@ -38,7 +40,7 @@ def draw_curve(
     linked: set[int] | None = None,
     level: str = "h3",
     linear: bool = False,
-) -> Html | None:
+) -> Markup | None:
     """Draw a series; ``None`` if it is empty.
 
     Args:
@@ -122,7 +124,7 @@ def _tell_refused(run: Run) -> str:
     return f"The loss of {whose} no part of the line: a circle, or a grey sign above the frame."
 
 
-def _line(trace: Trace, x: Axis, y: Axis) -> Html:
+def _line(trace: Trace, x: Axis, y: Axis) -> Markup:
     """Return the path of the finite values; it is broken where there are none."""
     parts: list[str] = []
     pen = "M"
@@ -140,7 +142,7 @@ def _line(trace: Trace, x: Axis, y: Axis) -> Html:
     return join(_spread(trace, x, y), line)
 
 
-def _spread(trace: Trace, x: Axis, y: Axis) -> Html | None:
+def _spread(trace: Trace, x: Axis, y: Axis) -> Markup | None:
     """Return bars from the lowest to the highest of what was merged, as one path."""
     bars = [_bar(bucket, x, y) for bucket in trace.finite() if bucket.low < bucket.high]
     return el("path", d="".join(bars), class_="spread") if bars else None
@@ -157,9 +159,9 @@ def _units(share: float) -> str:
     return f"{_UNITS * share:.1f}".removesuffix(".0")
 
 
-def _refused(run: Run, x: Axis, y: Axis, height: int) -> Html:
+def _refused(run: Run, x: Axis, y: Axis, height: int) -> Markup:
     """Return a circle for the loss of every batch that was not taken."""
-    drawn: dict[tuple[int, int], Html] = {}
+    drawn: dict[tuple[int, int], Markup] = {}
     for found in run.interventions:
         if found.loss is None or not found.refused:
             continue
@@ -179,9 +181,9 @@ def _refused(run: Run, x: Axis, y: Axis, height: int) -> Html:
     return join(*drawn.values())
 
 
-def _outside(trace: Trace, x: Axis, y: Axis) -> Html:
+def _outside(trace: Trace, x: Axis, y: Axis) -> Markup:
     """Return signs above the frame for what is not finite, or beyond it."""
-    drawn: dict[tuple[int, str], Html] = {}
+    drawn: dict[tuple[int, str], Markup] = {}
     for bucket in trace.buckets:
         middle = x.at((bucket.start + bucket.end) / 2)
         signs = {
@@ -196,5 +198,5 @@ def _outside(trace: Trace, x: Axis, y: Axis) -> Html:
     return join(*drawn.values())
 
 
-def _sign(at: str, sign: str, title: str, kind: str) -> Html:
+def _sign(at: str, sign: str, title: str, kind: str) -> Markup:
     return el("text", sign, el("title", title), x=at, y=-3, class_=f"sign {kind}")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
-from stableopt.commands.report.markup import Html, el, join
-from stableopt.recorded.values import spell
+from stableopt.commands.report.markup import el, join
+from stableopt.runtime.words import spell
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+    from markupsafe import Markup
 
     from stableopt.commands.report.axes import Axis
 
@@ -26,7 +29,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f}".rstrip("0").rstrip(".") + "%"
 
 
-def figure(title: str, says: str | Html, *parts: str | None, name: str, level: str = "h3") -> Html:
+def figure(title: str, says: str, *parts: str | None, name: str, level: str = "h3") -> Markup:
     """Return a figure with its title and what there is to see in words.
 
     Args:
@@ -41,8 +44,8 @@ def figure(title: str, says: str | Html, *parts: str | None, name: str, level: s
 
 
 def plot(
-    inside: str, *, label: str, height: int, x: Axis, left: str | Html, below: int = 0
-) -> Html:
+    inside: Markup, *, label: str, height: int, x: Axis, left: Markup, below: int = 0
+) -> Markup:
     """Return a drawing with numbers at its sides.
 
     Args:
@@ -55,7 +58,7 @@ def plot(
     """
     svg = el(
         "svg",
-        Html(inside),
+        inside,
         class_="area",
         height=height,
         role="group",
@@ -70,7 +73,7 @@ def plot(
     )
 
 
-def x_labels(x: Axis) -> Html:
+def x_labels(x: Axis) -> Markup:
     """Return the numbers below a plot."""
     labels = []
     for i, tick in enumerate(x.ticks()):
@@ -83,14 +86,29 @@ def x_labels(x: Axis) -> Html:
     return join(*labels)
 
 
-def y_labels(y: Axis, ticks: Sequence[float]) -> Html:
+def y_labels(y: Axis, ticks: Sequence[float]) -> Markup:
     """Return the numbers beside a plot."""
     return join(
         *(el("span", spell(tick), style=f"top:{percent(1 - y.at(tick))}") for tick in ticks)
     )
 
 
-def grid(y: Axis, ticks: Sequence[float], height: int) -> Html:
+def stretches(cells: Iterable[str | None]) -> list[tuple[int, int, str]]:
+    """Return first column, end and kind of neighbouring cells of one kind, without the empty.
+
+    Example:
+        >>> stretches([None, "a", "a", "b"])
+        [(1, 3, 'a'), (3, 4, 'b')]
+    """
+    found, end = [], 0
+    for kind, together in groupby(cells):
+        start, end = end, end + sum(1 for _ in together)
+        if kind is not None:
+            found.append((start, end, kind))
+    return found
+
+
+def grid(y: Axis, ticks: Sequence[float], height: int) -> Markup:
     """Return a line for each of the numbers."""
     return join(
         *(
@@ -100,11 +118,11 @@ def grid(y: Axis, ticks: Sequence[float], height: int) -> Html:
     )
 
 
-def stretched(inside: str, *, width: int, height: int, pixels: int) -> Html:
+def stretched(inside: Markup, *, width: int, height: int, pixels: int) -> Markup:
     """Return SVG whose units are stretched to the whole width and to ``pixels`` of height."""
     return el(
         "svg",
-        Html(inside),
+        inside,
         viewBox=f"0 0 {width} {height}",
         preserveAspectRatio="none",
         width="100%",

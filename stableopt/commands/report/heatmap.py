@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from stableopt.commands.report.frame import figure, stretched, x_labels
-from stableopt.commands.report.markup import Html, el, join
+from stableopt.commands.report.frame import figure, stretched, stretches, x_labels
+from stableopt.commands.report.markup import el, join
 from stableopt.commands.report.scales import Change, Limits, factors_for
 from stableopt.health.spectra.tiers import TIERS
-from stableopt.recorded.offenders import is_gone, judge, say_names
-from stableopt.recorded.values import count, natural, spell
+from stableopt.recorded.offenders import is_gone, judge
+from stableopt.runtime.words import count, listed, natural, spell
 from stableopt.types import Standing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from markupsafe import Markup
 
     from stableopt.commands.report.axes import Axis
     from stableopt.commands.report.scales import Scale
@@ -65,7 +68,7 @@ EXPLAINED: Mapping[str, str] = {
 """What the metrics of our sensors are, in half a sentence each."""
 
 
-def draw_heatmap(run: Run, metric: str, x: Axis) -> Html:
+def draw_heatmap(run: Run, metric: str, x: Axis) -> Markup:
     """Draw a metric: a row per layer, in the order of their names, and time to the right.
 
     Metrics with limits show the value; all others the change since a layer's first reading.
@@ -152,17 +155,7 @@ def _stretches(trace: Trace, scale: Scale, x: Axis, columns: int) -> Sequence[tu
         for column in range(first, last + 1):
             known = cells[column]
             cells[column] = kind if known is None else _graver(known, kind)
-    found: list[tuple[int, int, str]] = []
-    held: str | None = None
-    for column, cell in enumerate(cells):
-        held = cell or held
-        if held is None:
-            continue
-        if found and found[-1][2] == held:
-            found[-1] = (found[-1][0], column + 1, held)
-        else:
-            found.append((column, column + 1, held))
-    return found
+    return stretches(accumulate(cells, lambda held, cell: cell or held))
 
 
 def _graver(a: str, b: str) -> str:
@@ -176,7 +169,7 @@ def _gravity(kind: str) -> float:
     return abs(int(kind[1]) - 4) if kind[0] == "d" else int(kind[1])
 
 
-def _hover(name: str, trace: Readings, row: int, columns: int) -> Html:
+def _hover(name: str, trace: Readings, row: int, columns: int) -> Markup:
     """Return what is shown while a pointer is on a row."""
     numbers = f"{name}: {spell(trace.first)} at first, {spell(trace.newest)} now"
     if trace.count > 2:
@@ -185,7 +178,7 @@ def _hover(name: str, trace: Readings, row: int, columns: int) -> Html:
     return el("rect", title, y=row, width=columns, height=1, class_="hover")
 
 
-def _names(names: Sequence[str], height: int) -> Html:
+def _names(names: Sequence[str], height: int) -> Markup:
     every = max(1, math.ceil(_ROW * len(names) / height))
     return join(
         *(
@@ -214,7 +207,7 @@ def shorten(name: str) -> str:
     return name if len(name) <= _SHORT else f"{name[:half]}…{name[-half:]}"
 
 
-def _newest(run: Run, metric: str, names: Sequence[str]) -> Html:
+def _newest(run: Run, metric: str, names: Sequence[str]) -> Markup:
     """Return the newest reading of each row, with a sign if it is beyond a limit."""
     rows = []
     for name in names:
@@ -240,20 +233,20 @@ def _describe(run: Run, metric: str, names: Sequence[str], shown: int) -> str:
         ]
         beyond.sort(key=lambda name: _badness(run, metric, name))
         now = f"{len(beyond)} of {count(len(names), 'layer')} beyond the limit now"
-        words.append(f"{now}: {say_names(beyond)}." if beyond else f"{now}.")
+        words.append(f"{now}: {listed(beyond)}." if beyond else f"{now}.")
     else:
         words.append(
             f"{count(len(names), 'layer')}; colours are the change since the first reading."
         )
     gone = [name for name in names if is_gone(run, metric, name)]
     if gone:
-        words.append(f"{len(gone)} of {len(names)} undefined now, not before: {say_names(gone)}.")
+        words.append(f"{len(gone)} of {len(names)} undefined now, not before: {listed(gone)}.")
     if shown < len(names):
         words.append(f"The {shown} that stand out most are shown.")
     return " ".join(filter(None, words))
 
 
-def _legend(scale: Scale) -> Html:
+def _legend(scale: Scale) -> Markup:
     entries = [
         el("li", el("i", class_=f"swatch c-{kind}", aria_hidden="true"), f" {words}")
         for kind, words in scale.legend()

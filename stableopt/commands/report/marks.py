@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stableopt.commands.report.frame import percent
-from stableopt.commands.report.markup import Html, el, join
+from stableopt.commands.report.markup import el, join
 from stableopt.recorded.interventions import WORDS, Kind
-from stableopt.recorded.values import count
+from stableopt.runtime.words import count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from markupsafe import Markup
 
     from stableopt.commands.report.axes import Axis
     from stableopt.recorded.run import Run
@@ -33,7 +35,7 @@ LANE = 22
 """Pixels below a plot that marks are drawn in."""
 
 
-def shapes() -> Html:
+def shapes() -> Markup:
     """Return the definitions that marks refer to; once in a page."""
     symbols = [el("path", id=f"m-{kind.value}", d=shape) for kind, shape in _SHAPES.items()]
     hatch = el(
@@ -47,7 +49,7 @@ def shapes() -> Html:
     return el("svg", el("defs", *symbols, hatch), class_="defs", aria_hidden="true")
 
 
-def icon(kind: Kind) -> Html:
+def icon(kind: Kind) -> Markup:
     """Return the shape of a kind, to stand in a line of text."""
     shape = el("path", d=_SHAPES[kind])
     return el(
@@ -55,7 +57,7 @@ def icon(kind: Kind) -> Html:
     )
 
 
-def bands(run: Run, x: Axis, height: int) -> Html:
+def bands(run: Run, x: Axis, height: int) -> Markup:
     """Return hatched bands over the steps that rollbacks have undone.
 
     Args:
@@ -63,7 +65,7 @@ def bands(run: Run, x: Axis, height: int) -> Html:
         x: The axis of calls.
         height: Of the bands in pixels.
     """
-    drawn: dict[tuple[str, str], Html] = {}
+    drawn: dict[tuple[str, str], Markup] = {}
     for found in run.interventions:
         if found.to_step is not None and found.undone:
             first = x.at(run.call_of(found.to_step, found.call))
@@ -72,7 +74,7 @@ def bands(run: Run, x: Axis, height: int) -> Html:
     return join(*drawn.values())
 
 
-def marks(run: Run, x: Axis, height: int, linked: set[int]) -> Html:
+def marks(run: Run, x: Axis, height: int, linked: set[int]) -> Markup:
     """Return a mark below the plot for every intervention, and lines across it for the grave.
 
     Args:
@@ -81,7 +83,7 @@ def marks(run: Run, x: Axis, height: int, linked: set[int]) -> Html:
         height: Of the plot in pixels; the marks are below it.
         linked: Calls that the ledger of the page has an entry for.
     """
-    drawn: dict[tuple[Kind, int], Html] = {}
+    drawn: dict[tuple[Kind, int], Markup] = {}
     for found in run.interventions:
         place = (found.kind, round(_ONCE * x.at(found.call)))
         if place not in drawn:
@@ -102,7 +104,7 @@ def marks(run: Run, x: Axis, height: int, linked: set[int]) -> Html:
     return join(*(drawn[place] for place in order))
 
 
-def lines(run: Run, x: Axis, height: int) -> Html:
+def lines(run: Run, x: Axis, height: int) -> Markup:
     """Return lines across a plot where the run went back or was stopped."""
     found = {percent(x.at(i.call)): i.kind for i in run.interventions if i.kind in _GRAVE}
     return join(*(_line(kind, at, height) for at, kind in found.items()))
@@ -111,13 +113,13 @@ def lines(run: Run, x: Axis, height: int) -> Html:
 _GRAVE = (Kind.ROLL_BACK, Kind.STOP)
 
 
-def _line(kind: Kind, at: str, height: int) -> Html | None:
+def _line(kind: Kind, at: str, height: int) -> Markup | None:
     if kind not in _GRAVE:
         return None
     return el("line", x1=at, x2=at, y1=0, y2=height, class_=f"across k-{kind.value}")
 
 
-def legend(run: Run) -> Html | None:
+def legend(run: Run) -> Markup | None:
     """Return what the marks mean and how many there are; ``None`` if there are none."""
     entries = [
         el("li", icon(kind), f" {WORDS[kind]}: {run.counted(kind)}")

@@ -2,52 +2,47 @@
 
 from __future__ import annotations
 
-from html import escape
+from markupsafe import Markup, escape
 
-from stableopt.recorded.values import printable
-
-_VOID = frozenset({"br", "hr", "meta"})
+from stableopt.runtime.words import printable
 
 
-class Html(str):
-    """Markup: what :func:`el` does not escape again."""
+def text(content: object) -> Markup:
+    """Return a value as markup: markup as it is, ``None`` as nothing, anything else escaped.
 
-    __slots__ = ()
-
-
-def text(content: str) -> Html:
-    """Return plain text as markup; control characters but line ends become visible.
+    Control characters but line ends become visible.
 
     Example:
         >>> text("<script>&")
-        '&lt;script&gt;&amp;'
+        Markup('&lt;script&gt;&amp;')
     """
-    return Html(escape("\n".join(map(printable, content.split("\n")))))
+    if isinstance(content, Markup):
+        return content
+    lines = "" if content is None else str(content)
+    return escape("\n".join(map(printable, lines.split("\n"))))
 
 
-def el(name: str, /, *children: str | None, **attributes: object) -> Html:
-    """Return an element.
+def el(name: str, /, *children: object, **attributes: object) -> Markup:
+    """Return an element with a closing tag.
 
     Args:
         name: Of the tag.
-        *children: Markup as it is, any other string escaped; ``None`` is left out.
+        *children: As in :func:`text`.
         **attributes: ``class_`` stands for ``class``, any other underscore for a hyphen; ``None``
             is left out.
 
     Example:
-        >>> el("p", "1 < 2", el("br"), class_="note", id=None)
-        '<p class="note">1 &lt; 2<br></p>'
+        >>> print(el("p", "1 < 2", el("b"), class_="note", id=None))
+        <p class="note">1 &lt; 2<b></b></p>
     """
     given = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(printable(str(value)))}"'
         for key, value in attributes.items()
         if value is not None
     )
-    if name in _VOID:
-        return Html(f"<{name}{given}>")
-    return Html(f"<{name}{given}>{join(*children)}</{name}>")
+    return Markup(f"<{name}{given}>{join(*children)}</{name}>")  # noqa: S704 - escaped above
 
 
-def join(*children: str | None) -> Html:
-    """Return children side by side, escaped as in :func:`el`."""
-    return Html("".join(c if isinstance(c, Html) else text(c) for c in children if c is not None))
+def join(*children: object) -> Markup:
+    """Return children side by side, escaped as in :func:`text`."""
+    return Markup("").join(map(text, children))

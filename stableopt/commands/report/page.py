@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache, partial
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from stableopt.commands.report import marks, sections, setup
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from stableopt.commands.report import marks, tables
 from stableopt.commands.report.axes import span
 from stableopt.commands.report.curves import draw_curve
 from stableopt.commands.report.heatmap import draw_heatmap
-from stableopt.commands.report.ledger import tell_ledger
-from stableopt.commands.report.markup import Html, el, join
+from stableopt.commands.report.markup import join, text
+from stableopt.commands.report.reproduce import recipe_of
 from stableopt.commands.report.risk_line import draw_risk
 from stableopt.health.spectra.tiers import TIERS
-from stableopt.recorded.values import count
+from stableopt.recorded import status as states
+from stableopt.recorded.interventions import WORDS
+from stableopt.recorded.offenders import say_undefined
+from stableopt.recorded.run import TAIL
+from stableopt.recorded.values import number_of, whole_of
 from stableopt.runtime.version import __version__
+from stableopt.runtime.words import clock, count, duration, listed, size, spell
+from stableopt.sensors.governor import CREDIT
+from stableopt.telemetry.encode import plain
 
 if TYPE_CHECKING:
+    from jinja2 import Template
+
     from stableopt.commands.report.axes import Axis
     from stableopt.recorded.run import Run
+    from stableopt.recorded.status import Status
 
 MOST_METRICS = 16
 """Heatmaps of a page."""
+
+MOST_CURVES = 8
+"""Signals that are drawn."""
 
 _PARTS = {
     "loss": "Loss",
@@ -36,9 +54,6 @@ _PARTS = {
     "reproduce": "To reproduce",
 }
 
-MOST_CURVES = 8
-"""Signals that are drawn."""
-
 
 def build_page(run: Run, title: str) -> str:
     """Return the report of a run as HTML: styles and drawings inside, no script, no request.
@@ -51,123 +66,127 @@ def build_page(run: Run, title: str) -> str:
         Bounded: some 100 kB of page for a small model, below 3 MB for any.
     """
     x = span(float(run.first_call), float(max(run.call, run.first_call)))
-    ledger, linked = tell_ledger(run)
-    body = [
-        None if run.records else _empty(),
-        draw_curve(
-            run, run.loss, x, title="Loss", name="loss", height=240, linked=linked, level="h2"
-        ),
-        None if run.loss or not run.records else _no_loss(run, x, linked),
-        ledger,
-        draw_curve(run, run.grad_norm, x, title="Gradient norm", name="gradients", level="h2"),
-        draw_risk(run, x),
-        sections.offenders(run),
-        _sensors(run, x),
-        sections.transforms(run),
-        _others(run, x),
-        setup.costs(run),
-        setup.reproduce(run),
-        _footer(run),
-    ]
-    content = join(*body)
-    head = join(marks.shapes(), sections.headline(title, run), _contents(content))
-    page = el("html", _head(title), el("body", el("main", head, content)), lang="en")
-    return f"<!doctype html>\n{page}\n"
-
-
-def _contents(content: Html) -> Html:
-    """Return links to the parts that there are."""
-    links = [
-        el("a", words, href=f"#{name}")
-        for name, words in _PARTS.items()
-        if f'id="{name}"' in content
-    ]
-    return el("nav", *links, aria_label="Contents")
-
-
-def _head(title: str) -> Html:
-    style = resources.files("stableopt.recorded").joinpath("page.css").read_text(encoding="utf-8")
-    return el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="color-scheme", content="light dark"),
-        el("title", f"{title} · stableopt report"),
-        el("style", Html(style)),
-    )
-
-
-def _empty() -> Html:
-    words = (
-        "Nothing is recorded yet. Healthy steps are recorded every so often (every tenth by "
-        "default), interventions always."
-    )
-    return el("p", words, class_="note")
-
-
-def _no_loss(run: Run, x: Axis, linked: set[int]) -> Html:
-    """Return the interventions alone, where nobody told the loss."""
-    words = "The loss was not observed. Call opt.observe(loss=loss) before opt.step() to have it."
-    label = "Interventions over calls of step()"
-    inside = marks.marks(run, x, 0, linked)
-    svg = el("svg", inside, class_="area", height=marks.LANE, role="group", aria_label=label)
-    parts = (el("div", svg, class_="frame lone"), marks.legend(run)) if run.interventions else ()
-    return sections.section("Loss", el("p", words, class_="note"), *parts, name="loss")
-
-
-def _sensors(run: Run, x: Axis) -> Html | None:
-    """Return a heatmap for every metric: those with limits first, the others folded."""
-    if not run.readings:
-        return None
+    rows, left_out = tables.ledger_rows(run)
+    linked = {row[0].call for row in rows if row}
+    status = states.status_of(run)
     judged = [metric for metric in TIERS if metric in run.readings]
     others = sorted(metric for metric in run.readings if metric not in judged)
-    known = (judged + others)[:MOST_METRICS]
-    open_ = known[: max(len(judged), 1)]
-    folded = known[len(open_) :]
-    words = (
-        "A row is a layer, time runs to the right; a colour holds until the next reading. Limits "
-        "apply to weights of at least 16 rows and columns that are no output layer."
-    )
-    more = None
-    if folded:
-        maps = [draw_heatmap(run, metric, x) for metric in folded]
-        more = el("details", el("summary", f"More metrics: {', '.join(folded)}"), *maps)
-    return sections.section(
-        "Sensors",
-        el("p", words),
-        *(draw_heatmap(run, metric, x) for metric in open_),
-        more,
-        sections.layer_numbers(run),
-        name="sensors",
+    tabled = tables.tabled_metrics(run)
+    return _template().render(
+        run=run,
+        title=title,
+        setting=run.setting,
+        parts=_PARTS,
+        status=status,
+        badge=_badge(status),
+        sentences=(
+            say_undefined(run),
+            states.say_integrity(status),
+            states.say_interventions(status),
+            states.say_risk(status),
+            states.say_state(status),
+        ),
+        curves=_curves(run, x, linked),
+        more_signals=len(run.signals) - MOST_CURVES,
+        marks=marks.marks(run, x, 0, linked),
+        legend=marks.legend(run),
+        rows=rows,
+        left_out=left_out,
+        offenders=tables.offender_rows(run),
+        metrics=(judged + others)[:MOST_METRICS],
+        unfolded=max(len(judged), 1),
+        heatmap=lambda metric: draw_heatmap(run, metric, x),
+        tabled=tabled,
+        layers=tables.layer_rows(run, tabled),
+        transforms=tables.transform_rows(run),
+        pace=_pace(run),
+        recipe=recipe_of(run),
     )
 
 
-def _others(run: Run, x: Axis) -> Html | None:
-    """Return the learning rate and the signals."""
-    curves = [draw_curve(run, run.lr, x, title="Learning rate", name="lr", height=110, linear=True)]
-    for i, (signal, trace) in enumerate(list(run.signals.items())[:MOST_CURVES]):
-        curves.append(draw_curve(run, trace, x, title=signal, name=f"signal-{i}", height=110))
-    left_out = len(run.signals) - MOST_CURVES
-    more = f"{count(left_out, 'more signal')} are in the records." if left_out > 0 else None
-    found = [curve for curve in curves if curve is not None]
-    if not found:
+class _Badge(NamedTuple):
+    sign: str
+    words: str
+    kind: str
+
+
+def _badge(status: Status) -> _Badge:
+    known = {
+        "COMPROMISED": _Badge("✖", "Compromised", "bad"),
+        "UNCHECKED": _Badge("?", "Unchecked", "warn"),
+        "UNKNOWN": _Badge("?", "Unknown", "warn"),
+    }
+    badge = known.get(status.integrity, _Badge("✔", "OK", "good"))
+    if status.state in states.BROKEN:
+        joint = "and" if badge.kind == "bad" else "but"
+        return _Badge("✖", f"{badge.words}, {joint} {status.state}", "bad")
+    if status.bad and badge.kind != "bad":
+        return _Badge("■", f"{badge.words}, but in danger", "bad")
+    return badge
+
+
+def _curves(run: Run, x: Axis, linked: set[int]) -> dict[str, Markup | None]:
+    """Return everything that is drawn over calls but the heatmaps; what is empty is ``None``."""
+    low = partial(draw_curve, run, x=x, height=110)
+    signals = [
+        low(trace, title=signal, name=f"signal-{i}")
+        for i, (signal, trace) in enumerate(list(run.signals.items())[:MOST_CURVES])
+    ]
+    high = partial(draw_curve, run, x=x, level="h2")
+    return {
+        "loss": high(run.loss, title="Loss", name="loss", height=240, linked=linked),
+        "gradients": high(run.grad_norm, title="Gradient norm", name="gradients"),
+        "risk": draw_risk(run, x),
+        "signals": join(low(run.lr, title="Learning rate", name="lr", linear=True), *signals),
+    }
+
+
+def _pace(run: Run) -> str | None:
+    """Return how long a call took on average; ``None`` if that is not known."""
+    if run.began is None or run.ended is None or run.call <= run.first_call:
         return None
-    note = None if more is None else el("p", more, class_="note")
-    return sections.section("Learning rate and signals", *found, note, name="signals")
+    each = (run.ended - run.began) / (run.call - run.first_call)
+    return duration(each) if each >= 1 else f"{1000 * each:.3g} ms"
 
 
-def _footer(run: Run) -> Html:
-    words = [f"Made by stableopt {__version__} from {run.path} ({count(run.records, 'record')})."]
-    if run.unreadable:
-        words.append(
-            f"{count(run.unreadable, 'line')} could not be read, torn by a crash or damaged, and "
-            "left out."
-        )
-    if run.siblings > 1:
-        words.append(f"This is run {run.number}; the directory has {run.siblings}.")
-    words.append(
-        "Healthy steps are recorded every so often, interventions always. Long series are drawn "
-        "with neighbours merged: lowest and highest values, what is not finite and all "
-        "interventions are kept."
+@cache
+def _template() -> Template:
+    """Return the page to be filled in: every value is made printable and escaped."""
+    page = Environment(
+        loader=PackageLoader(__package__, ""),
+        autoescape=True,
+        finalize=text,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return el("footer", el("p", " ".join(words)))
+    page.filters.update(
+        clock=clock,
+        count=count,
+        counted=tables.counted,
+        duration=duration,
+        json=lambda value, **more: json.dumps(plain(value), ensure_ascii=False, **more),
+        listed=listed,
+        number=number_of,
+        percent=lambda value: f"{number_of(value):.2%}",
+        size=lambda value: size(number_of(value) or 0.0),
+        spell=lambda value, digits=4: spell(number_of(value), digits),
+        thousands="{:,}".format,
+    )
+    page.tests.update(
+        list=lambda value: isinstance(value, list),
+        numeric=lambda value: number_of(value) is not None,
+        whole=lambda value: whole_of(value) is not None,
+    )
+    style = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
+    page.globals.update(
+        credit=f"{1000 * CREDIT:.0f} ms",
+        icon=marks.icon,
+        kinds=WORDS,
+        lane=marks.LANE,
+        shapes=marks.shapes(),
+        style=Markup(style),  # noqa: S704 - our own
+        tail=TAIL,
+        version=__version__,
+    )
+    return page.get_template("page.html.j2")

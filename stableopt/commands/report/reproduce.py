@@ -6,8 +6,6 @@ import ast
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from stableopt.recorded.run import Run
 
 
@@ -42,13 +40,17 @@ def recipe_of(run: Run) -> Recipe:
     """
     config: dict[str, Any] = {}
     beyond: list[str] = []
-    guard = run.setting("guard")
-    if guard is not None:
+    if (guard := run.setting("guard")) is not None:
         config["guard"] = guard
     transforms = run.setting("transforms")
     if isinstance(transforms, list) and transforms:
-        found = [_transform(entry, beyond) for entry in transforms if isinstance(entry, dict)]
-        config["transforms"] = [entry for entry in found if entry is not None]
+        config["transforms"] = []
+        for entry in (entry for entry in transforms if isinstance(entry, dict)):
+            text = str(entry.get("transform", ""))
+            if "group" in entry:
+                beyond.append(f"{text} belongs to parameter group {entry['group']}.")
+            else:
+                config["transforms"] += _read(text, beyond)
     sensors = run.setting("sensors")
     if sensors is False:
         config["sensors"] = False
@@ -58,31 +60,20 @@ def recipe_of(run: Run) -> Recipe:
             known["budget"] = None  # no limit, which is not the default
         if "judged_by" in sensors:
             known["risk"] = sensors["judged_by"]
-        config["sensors"] = {"use": list(_sensors(sensors.get("use"), beyond)), **known}
-    compiled = run.setting("compiled")
-    if compiled:
+        use = sensors.get("use")
+        use = [str(text) for text in use] if isinstance(use, list) else []
+        config["sensors"] = {"use": [e for text in use for e in _read(text, beyond)], **known}
+    if run.setting("compiled"):
         config["compile"] = True
     return Recipe(config, beyond)
 
 
-def _transform(entry: dict[str, Any], beyond: list[str]) -> dict[str, Any] | None:
-    text = str(entry.get("transform", ""))
-    if "group" in entry:
-        beyond.append(f"{text} belongs to parameter group {entry['group']}.")
-        return None
+def _read(text: str, beyond: list[str]) -> list[dict[str, Any]]:
+    """Return the entry of a config that an object's ``repr`` stands for, or none."""
     found = read_call(text)
     if found is None:
         beyond.append(f"{text} has options that a config cannot hold.")
-    return found
-
-
-def _sensors(use: Any, beyond: list[str]) -> Iterable[dict[str, Any]]:
-    for text in use if isinstance(use, list) else ():
-        found = read_call(str(text))
-        if found is None:
-            beyond.append(f"{text} has options that a config cannot hold.")
-        else:
-            yield found
+    return [] if found is None else [found]
 
 
 def read_call(text: str) -> dict[str, Any] | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stableopt.commands.report.frame import figure, percent, plot, stretched
-from stableopt.commands.report.markup import Html, el, join
-from stableopt.recorded.values import count
+from stableopt.commands.report.frame import figure, percent, plot, stretched, stretches
+from stableopt.commands.report.markup import el, join
+from stableopt.runtime.words import count
 from stableopt.types import RiskLevel
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
+
     from stableopt.commands.report.axes import Axis
     from stableopt.recorded.run import Run
 
@@ -19,7 +21,7 @@ LEVELS = tuple(level.value for level in RiskLevel)
 """From the calmest up."""
 
 
-def draw_risk(run: Run, x: Axis) -> Html | None:
+def draw_risk(run: Run, x: Axis) -> Markup | None:
     """Draw the level of the risk; ``None`` if it was never known.
 
     Args:
@@ -53,7 +55,7 @@ def draw_risk(run: Run, x: Axis) -> Html | None:
     return figure("Risk", says, drawing, name="risk", level="h2")
 
 
-def _bar(start: int, end: int, level: str) -> Html:
+def _bar(start: int, end: int, level: str) -> Markup:
     top = _row(level) + 0.1
     return el("rect", x=start, width=end - start, y=top, height=0.8, class_=f"r-{level}")
 
@@ -73,15 +75,7 @@ def _bars(run: Run, x: Axis) -> list[tuple[int, int, str]]:
             there = columns[column]
             if there is None or LEVELS.index(level) > LEVELS.index(there):
                 columns[column] = level
-    bars: list[tuple[int, int, str]] = []
-    for column, here in enumerate(columns):
-        if here is None:
-            continue
-        if bars and bars[-1][2] == here and bars[-1][1] == column:
-            bars[-1] = (bars[-1][0], column + 1, here)
-        else:
-            bars.append((column, column + 1, here))
-    return bars
+    return stretches(columns)
 
 
 def _describe(run: Run) -> str:

@@ -12,7 +12,7 @@ from stableopt.commands.report.axes import fitted, span
 from stableopt.recorded.interventions import WORDS, Kind
 from stableopt.recorded.offenders import top_offenders
 from stableopt.recorded.status import BROKEN, ENDED
-from stableopt.recorded.values import count, duration, printable, spell
+from stableopt.runtime.words import count, duration, printable, spell
 from stableopt.types import Standing
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ def draw_frame(
     ]
     layers = _layers(run, 3 if width < _NARROW or (rows or 99) < 20 else 5)
     room = None if rows is None else max(3, rows - len(head) - len(body) - len(layers) - 5)
-    told = _interventions(run, room)
-    lines = [*head, Text(""), *body, *layers, *told]
+    listed = _interventions(run, room)
+    lines = [*head, Text(""), *body, *layers, *listed]
     for line in lines:
         line.truncate(width, overflow="ellipsis")
         line.no_wrap = True
@@ -132,10 +132,10 @@ def _curve(
     number = Text(f"{spell(value):<{_NUMBER - 1}} ", style="bold")
     if value is not None and not math.isfinite(value):
         number.stylize("red")
-    told = "" if best is None else f"  best {spell(best)}"
-    room = max(0, min(60, console.width - _LABEL - len(number) - len(told) - 1))
+    beside = "" if best is None else f"  best {spell(best)}"
+    room = max(0, min(60, console.width - _LABEL - len(number) - len(beside) - 1))
     ramp = _RAMP if console.encoding.lower().startswith("utf") else _PLAIN_RAMP
-    return [_row(label, number, sparkline(trace, room, ramp), told)]
+    return [_row(label, number, sparkline(trace, room, ramp), beside)]
 
 
 def sparkline(trace: Trace, columns: int, ramp: str = _RAMP) -> Text:
@@ -190,8 +190,8 @@ def _layers(run: Run, most: int) -> list[Text]:
         sign, style = _SIGNS.get(offender.standing, ("  ", ""))
         tally = offender.tally
         counts = {"faults": tally.faults, "risks": tally.risks, "corrections": tally.acts}
-        told = ", ".join(f"{what} {number}" for what, number in counts.items() if number)
-        says = "; ".join(filter(None, (offender.reading, told)))
+        named = ", ".join(f"{what} {number}" for what, number in counts.items() if number)
+        says = "; ".join(filter(None, (offender.reading, named)))
         line = Text(f"{sign} ", style=style).append(printable(offender.name), style="default")
         lines.append(line.append(f"  {says}", style="dim default not bold"))
     return lines

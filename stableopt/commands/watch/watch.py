@@ -14,7 +14,7 @@ from stableopt.commands.watch.terminal import draw_frame, tell_line
 from stableopt.errors import ConfigError, require_number
 from stableopt.recorded.files import Follower, Place, find_run, list_runs, runs_below
 from stableopt.recorded.status import ENDED, Status, status_of
-from stableopt.recorded.values import printable
+from stableopt.runtime.words import printable
 from stableopt.telemetry.encode import encode
 
 if TYPE_CHECKING:
@@ -91,23 +91,24 @@ def watch_run(
         else:
             console.print(_frame(follower, status, console, rows=None))
         return status.exit_code
-    view = _follow_live if console.is_terminal else _follow_lines
-    status = view(options, follower, console, sleep)
-    return status.exit_code
+    if not console.is_terminal:
+        return _follow(options, follower, console, None, sleep).exit_code
+    with Live(console=console, auto_refresh=False) as live:
+        return _follow(options, follower, console, live, sleep).exit_code
 
 
 def _await(options: WatchOptions, console: Console, sleep: Callable[[float], None]) -> Place:
     """Return the run, once it is there."""
     left = options.patience
-    told = False
+    announced = False
     while True:
         try:
             return find_run(options.where, options.number)
         except ConfigError:
             if (left is not None and left <= 0) or _can_not_come(options.where):
                 raise
-        if not told:
-            told = True
+        if not announced:
+            announced = True
             where = printable(str(options.where))
             console.print(Text(f"Waiting for a run in {where} …", style="dim"), soft_wrap=True)
         pause = options.every if left is None else min(options.every, left)
@@ -116,35 +117,27 @@ def _await(options: WatchOptions, console: Console, sleep: Callable[[float], Non
 
 
 def _can_not_come(path: Path) -> bool:
-    """Tell whether a path is a file, or a directory with other runs than the one asked for."""
+    """Return whether a path is a file, or a directory with other runs than the one asked for."""
     try:
         return path.is_file() or bool(runs_below(path))
     except ConfigError:
         return False
 
 
-def _follow_live(
-    options: WatchOptions, follower: Follower, console: Console, sleep: Callable[[float], None]
+def _follow(
+    options: WatchOptions,
+    follower: Follower,
+    console: Console,
+    live: Live | None,
+    sleep: Callable[[float], None],
 ) -> Status:
-    with Live(console=console, auto_refresh=False, screen=False, transient=False) as live:
-        while True:
-            follower.poll()
-            status = status_of(follower.run)
-            live.update(_frame(follower, status, console, rows=console.height), refresh=True)
-            if status.state in ENDED:
-                return status
-            sleep(options.every)
-            follower = _newer(options, follower)
-
-
-def _follow_lines(
-    options: WatchOptions, follower: Follower, console: Console, sleep: Callable[[float], None]
-) -> Status:
-    """Print a line whenever there is news, where nothing can be drawn anew."""
+    """Show news until the run ends: drawn anew on a terminal, else as a line each."""
     while True:
         fresh = follower.poll()
         status = status_of(follower.run)
-        if fresh:
+        if live is not None:
+            live.update(_frame(follower, status, console, rows=console.height), refresh=True)
+        elif fresh:
             console.print(Text(tell_line(follower.run, status)), soft_wrap=True)
         if status.state in ENDED:
             return status
@@ -153,7 +146,7 @@ def _follow_lines(
 
 
 def _newer(options: WatchOptions, follower: Follower) -> Follower:
-    """Return who follows the run that has begun since in the same directory."""
+    """Return a follower of the run that has begun since in the same directory, if any."""
     if options.number is not None or options.where.is_file():
         return follower
     try:

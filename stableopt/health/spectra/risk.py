@@ -71,10 +71,8 @@ def _tell(reading: Reading) -> str:
         return "it is not finite"
     if not reading.defined:
         return f"{reading.metric} does not exist any more"
-    tier = TIERS[reading.metric]
-    limit = tier.danger if reading.standing is Standing.DANGER else tier.warning
-    side = "below" if tier.low_is_bad else "above"
-    return f"{reading.metric} {reading.value:.3g} {side} {limit:g}"
+    limit = TIERS[reading.metric].passed(reading.standing)
+    return f"{reading.metric} {reading.value:.3g} {limit}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,6 +43,15 @@ class Tier:
             return Standing.DANGER
         return Standing.WARNING if sign * (value - self.warning) > 0 else Standing.HEALTHY
 
+    def passed(self, standing: Standing) -> str:
+        """Return which limit a value of that standing has passed, e.g. ``"below 0.45"``.
+
+        Args:
+            standing: ``WARNING`` or ``DANGER``.
+        """
+        limit = self.danger if standing is Standing.DANGER else self.warning
+        return f"{'below' if self.low_is_bad else 'above'} {limit:g}"
+
 
 TIERS: Mapping[str, Tier] = {
     "relative_rank": Tier(warning=0.6, danger=0.45, low_is_bad=True),

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stableopt.functional import safe_norm
-from stableopt.health.describe import shown
 from stableopt.runtime.positions import Position
 from stableopt.runtime.scalars import read_scalars
 
@@ -71,7 +70,7 @@ class Culprits:
             return findings
         where = tuple(name for name, _ in told)
         first = f" (x{told[0][1]:.3g})" if math.isfinite(told[0][1]) else ""
-        most = f", most of it in {shown(where[:1])}{first}"
+        most = f", most of it in {where[0]}{first}"
         if len(where) > 1:
             most += f" and {len(where) - 1} more"
         return tuple(

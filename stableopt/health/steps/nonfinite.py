@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from stableopt.health.describe import shown
+from stableopt.runtime.words import listed
 from stableopt.types import Finding, Scope
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _in_gradients(gradients: GradientNorms, names: Mapping[tuple[int, int], str]
     where = tuple(names[gradients.owners[i]] for i in gradients.nonfinite)
     return Finding(
         kind="nonfinite_gradient",
-        message=f"the gradient of {shown(where)} is not finite",
+        message=f"the gradient of {listed(where)} is not finite",
         where=where,
         value=gradients.total_value,
     )

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from stableopt.health.describe import shown
 from stableopt.runtime.bit_sum import bit_sum
 from stableopt.runtime.names import without_wrappers
 from stableopt.runtime.storage import has_data
+from stableopt.runtime.words import listed
 from stableopt.types import Finding, Scope
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class FrozenWatch:
         self._asked = []
         if not changed:
             return ()
-        message = f"the frozen weights of {shown(changed)} have changed, which nobody trains"
+        message = f"the frozen weights of {listed(changed)} have changed, which nobody trains"
         return (
             Finding(
                 kind="changed_frozen", message=message, scope=Scope.NOTICE, where=tuple(changed)

@@ -16,7 +16,8 @@ import torch
 from typer.testing import CliRunner
 
 import stableopt
-from stableopt import ConfigError, __main__, cli
+from stableopt import ConfigError, __main__
+from stableopt.commands import command_line as cli
 from stableopt.commands.demo import train as training
 from stableopt.commands.demo.corpus import Corpus, load_corpus
 from stableopt.commands.demo.faults import Fault, Inject
@@ -283,6 +284,7 @@ def test_as_a_module(tmp_path):
 def test_missing_cli_extra(monkeypatch, capsys, package):
     for name in [name for name in sys.modules if name.startswith("stableopt.commands")]:
         monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(stableopt, "commands")  # comes back with the modules
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SystemExit) as exit_:
         __main__.main()

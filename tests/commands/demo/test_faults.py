@@ -9,11 +9,11 @@ import re
 import pytest
 import torch
 
-from stableopt.commands.demo import gremlin, scenario
+from stableopt.commands.demo import scenario
 from stableopt.commands.demo import train as training
 from stableopt.commands.demo.curves import _call_of, _window
 from stableopt.commands.demo.faults import KINDS, POISONED, Fault, Inject, Stage, announce_fault
-from stableopt.commands.demo.inject import Gremlin, scars
+from stableopt.commands.demo.inject import Injector, scars
 from stableopt.commands.demo.model import GPT
 from stableopt.commands.demo.options import DemoOptions
 from stableopt.commands.demo.outcome import judge_outcome
@@ -136,7 +136,7 @@ def test_without_the_guard_the_fault_is_told(demo):
     assert result.exit_code == 1
     assert re.search(r"no guard .* UNCHECKED +survived, with the fault in it", result.stdout)
     assert re.search(r"survived, with the fault in it: exp_avg_sq of \S+ is damaged", result.stdout)
-    assert "found      by nobody: there was no guard" in result.stdout
+    assert "found      never: there was no guard" in result.stdout
     assert "undone     nothing" in result.stdout
     assert summary(demo)["fate"] == "survived, with the fault in it"
 
@@ -146,7 +146,7 @@ def test_a_fault_that_is_found_too_late_is_told(demo):
     result = demo("--inject", "moments", "--steps", "30", "--at", "29")
 
     assert result.exit_code == 1
-    assert "found      by nobody: the run ended before the guard had looked" in result.stdout
+    assert "found      never: the run ended before the guard had looked" in result.stdout
     last = result.stdout.splitlines()[-2]
     assert last.startswith("Survived, with the fault in it: integrity OK (as far as the guard had")
 
@@ -176,7 +176,7 @@ def test_every_fault_is_announced():
         assert f"tep {7}" in sentence
 
 
-# The gremlin
+# The injector
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind].stage is Stage.STATE])
@@ -189,7 +189,7 @@ def test_a_state_is_damaged_once_and_seen(kind, tiny_recipe):
     adamw.step()
     told = []
     fault = Fault(kind=kind, at=2)
-    imp = Gremlin(fault, model=model, optimizer=adamw, seed=5, tell=told.append)
+    imp = Injector(fault, model=model, optimizer=adamw, seed=5, tell=told.append)
     assert scars(model, adamw) == ()
     for step in (1, 2, 3):
         batch = text, text
@@ -208,14 +208,9 @@ def test_a_bit_flip_is_finite(tiny_recipe):
         model = GPT(tiny_recipe().model)
         fault = Fault(kind=Inject.BIT_FLIP, at=1)
         sgd = torch.optim.SGD(model.parameters())
-        Gremlin(fault, model=model, optimizer=sgd, seed=seed, tell=str).on_state(1)
+        Injector(fault, model=model, optimizer=sgd, seed=seed, tell=str).on_state(1)
         assert len(scars(model, sgd)) == 1
         assert all(bool(p.isfinite().all()) for p in model.parameters())
-
-
-def test_numbers_are_spelled_as_people_do():
-    spelled = [gremlin._spell(x) for x in (math.nan, math.inf, -math.inf, 0.012345)]
-    assert spelled == ["NaN", "Inf", "-Inf", "0.0123"]
 
 
 # What is told
