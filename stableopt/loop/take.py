@@ -100,7 +100,8 @@ class Take:
         loss = self.evaluate(attempt.closure)
         losses, signals = self._signals.take()
         losses = losses or loss_of(loss)
-        gradients, values = measure_gradients(self._optimizer.param_groups, beside=losses)
+        with torch.no_grad():
+            gradients, values = measure_gradients(self._optimizer.param_groups, beside=losses)
         mean = sum(values) / len(values) if values else None
         observation = Observation(loss=mean, gradients=gradients, signals=signals)
         if decider is not None and (findings := decider.spoils(observation)):

@@ -103,7 +103,6 @@ def start_gradients(param_groups: Sequence[dict[str, Any]]) -> GradientMeasureme
     return GradientMeasurement(owners, values, norms, total_norm(norms), groups)
 
 
-@torch.no_grad()
 def measure_gradients(
     param_groups: Sequence[dict[str, Any]], beside: Sequence[float | Tensor] = ()
 ) -> tuple[GradientNorms | None, list[float]]:
@@ -117,7 +116,8 @@ def measure_gradients(
         The norms, ``None`` where no parameter has a gradient, and ``beside`` as floats.
 
     Cost:
-        One read of the gradients and one host synchronisation while all is finite.
+        One read of the gradients and one host synchronisation while all is finite. Call it under
+        :func:`torch.no_grad`.
     """
     started = start_gradients(param_groups)
     if started is None:

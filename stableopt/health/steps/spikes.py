@@ -116,8 +116,7 @@ class SpikeDetector:
         score = base.score(loss, LOSS_FLOOR * abs(base.first_median or 0.0))
         out = loss - base.median
         # Of a loss that falls, even the newest may lie below the median.
-        beyond = out > LOSS_REACH * max(0.0, base.largest - base.median)
-        if score <= limit or not beyond:
+        if score <= limit or out <= LOSS_REACH * max(0.0, base.largest - base.median):
             return []
         before = base.alike(base.median + out / LOSS_FURTHER)
         if before >= ALIKE_LOSS:
@@ -142,9 +141,11 @@ class SpikeDetector:
         enough = ALIKE if base.ready else ALIKE_EARLY
         if base.has(EARLIEST):
             score = base.score(value, GRADIENT_FLOOR)
+            if score <= limit:
+                return []
             first = -math.inf if base.first_median is None else base.first_median
-            beyond = value > max(base.largest + GRADIENT_REACH, first)
-            out, how = score > limit and beyond, f"robust z {score:.3g}"
+            out = value > max(base.largest + GRADIENT_REACH, first)
+            how = f"robust z {score:.3g}"
         else:
             out = base.has(1) and value > base.largest + EARLY_REACH and not self._explained
             how = "over a hundred times as large as all before it"

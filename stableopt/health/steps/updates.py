@@ -39,6 +39,9 @@ FACTOR = 8.0
 QUIET = 1_000
 """Calls after which a weight that does not move is told again, that one or another."""
 
+ROUND = 20
+"""Calls in which every weight is looked at once, if there are fewer weights than that."""
+
 KNOWN = 2
 """Looks at a weight after which its updates are judged."""
 
@@ -63,7 +66,7 @@ class _Look:
 
 
 class UpdateWatch:
-    """Looks at one matrix per step, before and after the inner update, in turn.
+    """Looks at one matrix at a time, before and after the inner update, in turn.
 
     The update-to-weight ratio ‖ΔW‖ / ‖W‖ is about 1e-3 in healthy training. Two things that it
     can be are told, and nothing is done about them unless somebody asks:
@@ -78,8 +81,9 @@ class UpdateWatch:
         optimizer: The inner optimizer.
 
     Cost:
-        A copy of, two norms and a count over, at most 65,536 elements per step; of a weight whose
-        last look has shown elements at rest two counts more.
+        A copy of, two norms and a count over, at most 65,536 elements per look; of a weight whose
+        last look has shown elements at rest two counts more. There is a look in every step, or in
+        every ``20 // n`` steps where there are ``n`` matrices.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -88,6 +92,7 @@ class UpdateWatch:
         self._courses: dict[Position, _Course] = {}
         self._look: _Look | None = None
         self._calls = 0
+        self._spacing = 1
         self._quiet_until = 0
         # What searches along a line stands still where it has arrived.
         self._looks = not requires_closure(optimizer)
@@ -95,11 +100,14 @@ class UpdateWatch:
     def before(self) -> None:
         """Copy a part of the weight whose turn it is; the inner update comes next."""
         self._look, self._calls = None, self._calls + 1
-        if not self._waiting and self._looks:
+        if not self._looks or self._calls % self._spacing:
+            return
+        if not self._waiting:
             known = positions(self._optimizer)
             self._waiting = [place for place, weight in known.items() if weight.dim() > 1][::-1]
-        if not self._waiting:
-            return
+            self._spacing = max(1, ROUND // max(1, len(self._waiting)))
+            if not self._waiting:
+                return
         place = self._waiting.pop()
         weight = parameter_at(self._optimizer, place)
         if weight is None or weight.grad is None or not _is_plain(weight, weight.grad):
