@@ -39,33 +39,28 @@ _Place: TypeAlias = "tuple[int, str]"
 class BufferShadow:
     """A copy of every buffer of a model, persistent or not, as of the last healthy step.
 
-    By the time a batch is judged, its forward pass has already written to the running
-    statistics of BatchNorm and its like: only a copy from before can undo that. In-place
-    updates by native kernels do not raise a tensor's version counter (measured on
-    BatchNorm, torch 2.13), so every buffer is copied every time: before the first forward pass
-    of a batch, so that what was changed between two steps (a switch, a mask, statistics that
-    were loaded) is none of the batch's doing; after the step, where the forward pass is compiled
-    and cannot be heard.
+    When a batch is judged, its forward pass has already written to the running statistics of
+    BatchNorm: only a copy from before can undo that. In-place writes under ``no_grad`` do not
+    change a tensor's ``_version`` (measured on BatchNorm, torch 2.13), so every buffer is copied
+    every time: before the first forward pass of a batch, so that what the user has changed between
+    two steps is kept; after the step where forward hooks do not run, as in compiled models.
 
-    What goes back is what most forward passes move: that is seen by comparing in the first batches,
-    every 50 steps and before every snapshot. What they do not move is a switch, a mask, a table or
-    a cache, and stays as it is unless it holds something that is not finite; or a flag that is in
-    checkpoints, which a skip puts back if it was this batch that moved it. A buffer that a forward
-    pass has made anew (the cache of a rotary embedding, grown for a longer sequence) stays as well:
-    other things, which are not in any buffer, have been made together with it. Only statistics that
-    are made anew for every batch and are in checkpoints go back.
+    Restored is what most forward passes change. That is found by comparing in the first batches,
+    every 50 steps and before every snapshot. The others are switches, masks, tables and caches:
+    they stay as they are, unless they hold something that is not finite, or are a flag in
+    checkpoints that the skipped batch has set. A buffer that was registered again in a forward pass
+    (the cache of a rotary embedding, grown for a longer sequence) stays as well, because other
+    attributes were computed together with it; except for statistics that are in checkpoints and
+    are new tensors after every batch.
 
     Args:
-        model: The model; its modules are walked at every refresh, so that buffers that are
-            added or rebound are seen. Buffers that have no data, or are sparse, nested or
-            quantized, do not count.
+        model: The model. Buffers without data, and sparse, nested or quantized ones, are left out.
 
     Attributes:
         loads: How often values were loaded into one of the modules.
 
     Cost:
-        One copy of the buffers in memory, one read and write of them per step, and about
-        0.2 µs per module.
+        One copy of the buffers in memory, one read and write of them per step.
     """
 
     def __init__(self, model: nn.Module) -> None:

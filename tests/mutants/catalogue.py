@@ -29,26 +29,26 @@ CLIP = "tests/transforms/test_clip_grad_norm.py"
 MUTANTS = {
     # Promise 1: bit-identical while nothing fires; a true Optimizer.
     "groups are copied": Mutant(
-        "stableopt.optimizer",
+        "stableopt.optimizer.wrapper",
         "return self if wrapper is None else getattr(wrapper.optimizer, self._name)",
         "value = None if wrapper is None else getattr(wrapper.optimizer, self._name)\n"
         "        return list(value) if isinstance(value, list) else value",
         (f"{OPTIMIZER}::test_it_is_an_optimizer_that_owns_nothing_of_the_inner_one",),
     ),
     "global hooks fire twice": Mutant(
-        "stableopt.optimizer",
+        "stableopt.optimizer.wrapper",
         "step.hooked = True",
         "step.hooked = False",
         (f"{OPTIMIZER}::test_global_hooks_fire_once_even_if_torch_patches_the_class_again",),
     ),
     "schedulers patch the instance": Mutant(
-        "stableopt.optimizer",
+        "stableopt.optimizer.wrapper",
         "step._wrapped_by_lr_sched = True",
         "step._not_wrapped = True",
         (f"{OPTIMIZER}::test_a_scheduler_does_not_patch_the_instance",),
     ),
     "the fused scaler protocol leaks": Mutant(
-        "stableopt.optimizer",
+        "stableopt.optimizer.wrapper",
         "return self._loop.scaler.must_step()",
         "return getattr(self.optimizer, '_step_supports_amp_scaling', False)",
         (f"{CHECKPOINT}::test_grad_scaler_sees_the_same_run_and_keeps_its_overflow_skips",),
@@ -452,13 +452,13 @@ MUTANTS = {
     ),
     # Promise 6: resume.
     "clocks are not loaded": Mutant(
-        "stableopt.optimizer",
+        "stableopt.optimizer.wrapper",
         "        load()\n",
         "        pass\n",
         (f"{CHECKPOINT}::test_clocks_survive_a_checkpoint",),
     ),
     "copies share the loop": Mutant(
-        "stableopt.optimizer",
+        "stableopt.optimizer.wrapper",
         'return {"optimizer": self.optimizer, "loop": self._loop}',
         'return {"optimizer": self.optimizer, "loop": _Same(self._loop)}\n\n'
         "class _Same:\n"

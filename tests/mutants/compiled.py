@@ -94,7 +94,7 @@ COMPILED_MUTANTS = {
         (f"{TRACED}::test_a_collector_may_close_it_while_somebodys_graph_runs",),
     ),
     "another thread's compiler has steps run unjudged": Mutant(
-        "stableopt.optimizer",
+        "stableopt.optimizer.wrapper",
         "compiling = torch.compiler.is_dynamo_compiling()",
         "compiling = torch.compiler.is_compiling()",
         (f"{TRACED}::test_a_step_while_another_thread_compiles_is_one_as_ever",),
@@ -130,7 +130,7 @@ COMPILED_MUTANTS = {
         (f"{TRACED}::test_what_recurs_lowers_the_learning_rate_inside_the_graph_and_then_ends",),
     ),
     "what a graph did is not told": Mutant(
-        "stableopt.optimizer",
+        "stableopt.optimizer.stable",
         "        self._loop.settle()\n        return tuple(self._loop.recorder.ledger.entries)",
         "        return tuple(self._loop.recorder.ledger.entries)",
         (f"{TRACED}::test_what_a_graph_did_is_in_the_ledger",),

@@ -110,7 +110,7 @@ HEALTHY_MUTANTS = {
         (f"{SYMPTOMS}::test_training_goes_on_bit_for_bit", "-k", "lagged"),
     ),
     "a graph leaves it out": Mutant(
-        "stableopt.optimizer",
+        "stableopt.optimizer.stable",
         "if loss is not None and self._loop.skips_losses:",
         "if loss is not None:",
         (f"{SYMPTOMS}::test_inside_of_a_graph",),
@@ -371,13 +371,13 @@ HEALTHY_MUTANTS = {
         (f"{FREED}::test_it_is_freed_at_once", "-k", "default"),
     ),
     "the end of a run keeps it alive": Mutant(
-        "stableopt.optimizer",
+        "stableopt.optimizer.wrapper",
         "weakref.finalize(self, _close, weakref.ref(self._loop))",
         "weakref.finalize(self, self._loop.close)",
         (f"{FREED}::test_what_the_user_ties_into_a_knot_is_left_to_the_collector",),
     ),
     "what the collector finds is not closed": Mutant(
-        "stableopt.optimizer",
+        "stableopt.optimizer.wrapper",
         "        if loop is not None:\n            loop.close()",
         "        if False:\n            loop.close()",
         (f"{FREED}::test_a_run_in_a_knot_is_closed_by_the_collector",),
@@ -395,7 +395,7 @@ HEALTHY_MUTANTS = {
     ),
     # Where a batch ends.
     "an overflow is no end of a batch": Mutant(
-        "stableopt.optimizer",
+        "stableopt.optimizer.wrapper",
         "        self._loop.signals.end_batch()\n        return self._loop.scaler",
         "        return self._loop.scaler",
         (f"{BATCH}::test_an_overflow_that_a_scaler_leaves_out",),
@@ -426,13 +426,13 @@ HEALTHY_MUTANTS = {
         (MESSAGES,),
     ),
     "trackers name the wrapper": Mutant(
-        "stableopt.optimizer",
+        "stableopt.optimizer.wrapper",
         "self.__class__ = _class_like(type(self), type(self.optimizer))",
         "pass",
         ("tests/integrations/test_lightning.py", "-k", "monitor"),
     ),
     "an optimizer is logged twice": Mutant(
-        "stableopt.optimizer",
+        "stableopt.optimizer.wrapper",
         'return other is self or other is self.__dict__.get("optimizer", self)',
         "return other is self",
         ("tests/integrations/test_lightning.py", "-k", "monitor"),
