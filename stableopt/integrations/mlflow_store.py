@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from stableopt.errors import ConfigError, MissingExtraError
+from stableopt.telemetry.channel import RefusedError
 from stableopt.telemetry.encode import encode
-from stableopt.telemetry.outbox import RefusedError
 
 try:
     import mlflow

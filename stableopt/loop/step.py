@@ -112,9 +112,8 @@ class StepLoop:
         self.adopt_group_transforms()
         self.look_at_graph()
         if telemetry is not None:
-            telemetry.claim()
-            telemetry.send_summary(self.summary)
-            telemetry.before_exit(_weakly(self.close))
+            telemetry.begin(_weakly(self.close))
+            telemetry.send_summary(self.summary())
 
     def __call__(self, closure: Callable[[], Any] | None) -> Any:
         """Run one step; see the module for its order."""
@@ -437,7 +436,7 @@ class StepLoop:
         if self.telemetry is not None:
             self.telemetry.send(event, always=always)
             if not routine:
-                self.telemetry.send_summary(self.summary)
+                self.telemetry.send_summary(self.summary())
         if verdict.action is Action.STOP:
             self._stop(event)
 
@@ -530,7 +529,7 @@ class StepLoop:
         if self.telemetry is not None and not self.telemetry.closed:
             with suppress(DivergenceError), _disable_current_modes():
                 self.settle()
-            self.telemetry.close(partial(self.summary, *self.telemetry.ending.tell()))
+            self.telemetry.close(self.summary(*self.telemetry.ending.tell()))
 
 
 class _BadEvaluationError(Exception):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
+from stableopt.telemetry.encode import plain
 from stableopt.types import Action
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 MANY = 32
 """Losses in a row that are not finite, though all gradients are, which are no coincidence."""
 
+NEWEST = 100
+"""How many entries of the ledger a summary lists; all of them would make it ever slower."""
+
 
 class Ledger:
     """The interventions and the two clocks of a run.
@@ -25,6 +29,7 @@ class Ledger:
         calls: Calls of ``step()``; never goes back.
         steps: Updates behind the weights; goes back with a rollback.
         entries: The event of every call that was not simply taken, or at which the risk rose.
+        newest: The newest entries as plain values, for summaries.
         last_loss: The loss of the last step that was taken, if it was observed.
         steps_lost: Updates that rollbacks have undone.
         back_offs: How often the learning rate was lowered without going back.
@@ -36,6 +41,7 @@ class Ledger:
         self.calls = 0
         self.steps = 0
         self.entries: list[Event] = []
+        self.newest: deque[dict[str, Any]] = deque(maxlen=NEWEST)
         self.last_loss: float | None = None
         self.steps_lost = 0
         self.back_offs = 0
@@ -48,6 +54,7 @@ class Ledger:
     def add(self, event: Event) -> None:
         """Keep an event that there is something to say about."""
         self.entries.append(event)
+        self.newest.append(plain(event.to_dict()))
         self._counts[event.action] += event.action is not Action.TAKE
         self.back_offs += event.backs_off
         self.tames += event.tames

@@ -151,18 +151,3 @@ class RunMetrics:
                 spread[f"readings/{metric}/median"] = float(median(values))
                 spread[f"readings/{metric}/max"] = max(values)
         return spread
-
-
-def check_prefix(prefix: object) -> str:
-    """Return ``prefix`` if names can begin with it.
-
-    Raises:
-        ConfigError: It is no string.
-    """
-    from stableopt.errors import ConfigError
-
-    if not isinstance(prefix, str):
-        raise ConfigError(
-            f"prefix={prefix!r} must be a string: what the names of all metrics begin with"
-        )
-    return prefix

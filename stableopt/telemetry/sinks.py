@@ -12,8 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from stableopt.errors import ConfigError, require_number
+from stableopt.telemetry.channel import RefusedError
 from stableopt.telemetry.encode import encode
-from stableopt.telemetry.outbox import RefusedError
 
 FILE_NAME = "ml_run_events.jsonl"
 """What the file is called where a directory is given."""
