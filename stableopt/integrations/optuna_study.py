@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,9 +78,10 @@ def _open_journal(path: Path) -> JournalStorage:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         storage = JournalStorage(JournalFileBackend(str(path)))
-        if path.read_bytes()[-1:] not in (b"", b"\n"):
-            # Optuna reads over it, and would write its next record into the same line.
-            raise ValueError("the last line is incomplete")
+        for last in path.read_bytes().splitlines(keepends=True)[-1:]:
+            # Optuna ignores half a record, and would write its next one into the same line.
+            if not last.endswith(b"\n") or not json.loads(last):
+                raise ValueError("the last line is incomplete")
         return storage
     except OSError as error:
         raise ConfigError(
@@ -89,8 +91,8 @@ def _open_journal(path: Path) -> JournalStorage:
     except _UNREADABLE as error:
         raise ConfigError(
             f"storage={str(path)!r} cannot be read as a journal of Optuna ({error!r}): if a "
-            f"process was killed while it wrote, remove the last, incomplete line of {path}; if "
-            "this is no journal, give another file"
+            "process was killed while it wrote, remove the line that is no whole record, usually "
+            f"the last line of {path}; if this is no journal, give another file"
         ) from error
 
 
