@@ -58,7 +58,7 @@ TRAINER_MUTANTS = {
     ),
     "the schedule goes back with the weights": Mutant(
         "stableopt.integrations.trainers",
-        "scheduler if rewind_schedule else None",
+        "scheduler if self._rewind_schedule else None",
         "scheduler",
         (f"{HF}::TestFaults::test_the_schedule_belongs_to_the_clock_of_the_trainer",),
     ),
@@ -113,11 +113,11 @@ TRAINER_MUTANTS = {
         "pass",
         (f"{HF}::TestRoutes::test_a_callback_that_was_removed_after_a_training",),
     ),
-    "half a record stays in the journal": Mutant(
-        "stableopt.integrations.optuna_journal",
-        "file.truncate(len(before))",
+    "half a record is written on": Mutant(
+        "stableopt.integrations.optuna_study",
+        'raise ValueError("the last line is incomplete")',
         "pass",
-        (f"{STUDY}::TestJournal::test_half_a_record_is_taken_off_and_the_search_goes_on",),
+        (f"{STUDY}::TestJournal::test_a_record_without_its_line_end_is_an_error",),
     ),
     "what was declined is asked for": Mutant(
         "stableopt.loop.guardian",
