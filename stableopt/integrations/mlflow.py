@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stableopt.errors import ConfigError, MissingExtraError, require_number
-from stableopt.integrations.mlflow_store import MLflowStore, check_tracking
+from stableopt.integrations import mlflow_store as store
 from stableopt.integrations.tracker import Tracker
 from stableopt.telemetry.encode import encode
 from stableopt.telemetry.ending import COMPLETED, KILLED, outcome
@@ -25,12 +25,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from stableopt.integrations.mlflow_store import Row
     from stableopt.telemetry.writer import Writer
     from stableopt.types import Event
-
-_BESIDE = 2.0
-"""Seconds to wait for the files that are written beside."""
 
 
 class MLflowWriter(Tracker):
@@ -113,8 +109,11 @@ class MLflowWriter(Tracker):
             )
         given = check_id("run_id", run_id) or _active_run(tracking_uri, experiment)
         self._owned = given is None
-        self._store = MLflowStore(
-            check_tracking(tracking_uri), run_id=given, experiment=experiment, run_name=run_name
+        self._store = store.MLflowStore(
+            store.check_tracking(tracking_uri),
+            run_id=given,
+            experiment=experiment,
+            run_name=run_name,
         )
         self._summary: dict[str, Any] | None = None
         self._set_tags: dict[str, str] = {}
@@ -131,47 +130,43 @@ class MLflowWriter(Tracker):
         super().begin(others, close)
         self._files.extend(writer for writer in others if isinstance(writer, JsonLines))
 
-    def write(self, event: Event) -> list[Row]:
+    def write(self, event: Event) -> list[store.Row]:
         """Log the metrics of an event."""
         if event.intervened:
             self._reason = event.reason
         return [(event.call, round(event.time * 1000), self._metrics.of(event))]
 
-    def write_summary(self, summary: dict[str, Any]) -> list[Callable[[], None]]:
+    def write_summary(self, summary: dict[str, Any]) -> list[store.Request]:
         """Log parameters with the first, and tags where they have changed."""
-        requests: list[Callable[[], None]] = []
+        requests: list[store.Request] = []
         if self._summary is None:
             parameters = {self._prefix + k: _text(v) for k, v in flat_setup(summary).items()}
-            requests.append(partial(self._store.log_parameters, parameters))
-            requests.append(partial(self._store.set_tags, {**self._tags, **self._ids}))
+            requests.append(partial(store.log_parameters, parameters))
+            requests.append(partial(store.set_tags, {**self._tags, **self._ids}))
         self._summary = summary
         tags = {"stable.status": summary["status"], "stable.integrity": summary["integrity"]}
         if self._reason is not None:
             tags["stable.last_intervention"] = self._reason
         if tags != self._set_tags:
             self._set_tags = tags
-            requests.append(partial(self._store.set_tags, tags))
+            requests.append(partial(store.set_tags, tags))
         return requests
 
-    def deliver(self, records: Sequence[Row | Callable[[], None]]) -> None:
+    def deliver(self, records: Sequence[store.Row | store.Request]) -> None:
         """Hand metrics and requests to MLflow."""
         self._store.deliver(records)
 
-    def close(self) -> list[Callable[[], None]]:
+    def close(self) -> list[store.Request]:
         """End the run if it was created here, and add the artifacts."""
-        requests: list[Callable[[], None]] = []
+        requests: list[store.Request] = []
         if self._owned:
             ends = {COMPLETED: "FINISHED", KILLED: "KILLED"}
             status = ends.get(outcome(self._summary), "FAILED")
-            requests.append(partial(self._store.terminate, status))
+            requests.append(partial(store.terminate, status))
         if self._summary is not None:
             text = encode(self._summary, indent=2)
-            requests.append(partial(self._store.log_text, "summary.json", text))
-        return [*requests, *(partial(self._copy, file) for file in self._files)]
-
-    def _copy(self, file: JsonLines) -> None:
-        file.closed.wait(_BESIDE)
-        self._store.log_file(file.path)
+            requests.append(partial(store.log_text, "summary.json", text))
+        return [*requests, *(partial(store.log_file, file) for file in self._files)]
 
 
 def _active_run(tracking_uri: str | None, experiment: str | None) -> str | None:

@@ -18,7 +18,7 @@ from stableopt.telemetry.encode import encode
 FILE_NAME = "ml_run_events.jsonl"
 """What the file is called where a directory is given."""
 
-_TRY_AGAIN = frozenset({408, 425, 429})
+TRY_AGAIN = frozenset({408, 425, 429})
 """The answers below 500 after which the same request may succeed."""
 
 
@@ -112,7 +112,7 @@ class HttpEndpoint:
                 answer.read()
         except urllib.error.HTTPError as error:
             with error:
-                if error.code >= 500 or error.code in _TRY_AGAIN:
+                if error.code >= 500 or error.code in TRY_AGAIN:
                     raise
                 shown = _without_secrets(self.url)
                 raise RefusedError(f"{shown} answers {error.code} {error.reason}") from error

@@ -119,5 +119,16 @@ class PlainWriter(BaseWriter):
     def __init__(self, writer: Writer) -> None:
         self.name = type(writer).__name__
         self.every = int(getattr(writer, "every", 1))
-        methods = {"write_summary": getattr(writer, "write_summary", self.write_summary)}
-        vars(self).update(write=writer.write, close=writer.close, **methods)
+        self._writer = writer
+
+    def write(self, event: Event) -> None:
+        """Record one event."""
+        self._writer.write(event)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Record a summary, if the writer takes one."""
+        getattr(self._writer, "write_summary", super().write_summary)(summary)
+
+    def close(self) -> None:
+        """Release what the writer holds."""
+        self._writer.close()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 import threading
 
 import pytest
@@ -227,6 +230,74 @@ def test_closing_waits_as_long_as_a_writer_asks_for(events, monkeypatch):
     threading.Timer(0.05, release.set).start()
     opt._loop.telemetry.close({}, timeout=0.0)
     assert writer.closed == 1
+
+
+def test_what_a_writer_returns_does_not_matter(events):
+    class Counting(type(events)):
+        def write(self, event):
+            super().write(event)
+            return len(self.seen)
+
+        def write_summary(self, summary):
+            super().write_summary(summary)
+            return 3
+
+        def close(self):
+            super().close()
+            return True
+
+    writer = Counting()
+    opt = make(writer)
+    opt.step()
+    opt.close()
+    assert (len(writer.seen), writer.closed) == (1, 1)
+    assert opt.summary()["telemetry"] == {"dropped": 0, "failed": 0}
+
+
+def test_a_summary_shows_the_run_as_it_was_when_it_was_sent(events):
+    entered, release = threading.Event(), threading.Event()
+
+    class Slow(type(events)):
+        def write(self, event):
+            entered.set()
+            release.wait()
+
+    writer = Slow()
+    opt = make(writer)
+    opt._loop.telemetry.flush()
+    opt.step()
+    entered.wait()
+    opt._loop.telemetry.send_summary(opt._loop.summary())
+    for _ in range(5):
+        opt.step()
+    release.set()
+    assert opt._loop.telemetry.flush()
+    assert writer.summaries[-1]["steps"] == 1
+    opt.close()
+
+
+def test_a_writer_that_hangs_does_not_keep_a_program_from_ending():
+    code = """
+        import threading, torch
+        from stableopt import StableOptimizer
+        from stableopt.telemetry import channel
+
+        class Stuck:
+            every = 1
+            def write(self, event):
+                threading.Event().wait()
+            def close(self):
+                pass
+
+        channel.PATIENCE = 0.2
+        w = torch.nn.Parameter(torch.ones(2))
+        opt = StableOptimizer(torch.optim.SGD([w], lr=0.1), telemetry=Stuck())
+        w.grad = torch.ones(2)
+        opt.step()
+    """
+    run = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(run, check=True, timeout=60, capture_output=True, text=True)
+    assert done.stderr.count("Stuck did not finish in time") == 1
 
 
 def test_writers_are_told_of_each_other_and_of_what_closes_the_run(events):
