@@ -37,12 +37,12 @@ class StableCallback(StableCallbackBase, Callback):
       ``stable/lr_scale`` and ``stable/risk``, every ``log_every_n_steps``.
     - A rollback takes back weights, optimizer state, buffers, random states and the gradient
       scaler. ``global_step``, the data and the learning rate schedules go on: the trainer counts
-      batches, and a schedule that goes back would not reach its end.
+      batches, and a schedule that is restored would not reach its end.
     - ``DivergenceError`` leaves ``fit()`` with the newest verified weights in the module, after
       ``on_exception`` of every callback: ``ModelCheckpoint(save_on_exception=True)`` saves them.
 
     Several optimizers (manual optimization) are for ``configure_optimizers`` to wrap, each with
-    the part of the module that it trains; whose loss it is nobody knows then, so call
+    the part of the module that it trains; which one a loss belongs to is unknown, so call
     ``observe()`` there.
 
     Args:
@@ -78,7 +78,7 @@ class StableCallback(StableCallbackBase, Callback):
     # hooks of the trainer
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Wrap the optimizer, and say what goes back with it."""
+        """Wrap the optimizer, and say what rollbacks restore."""
         strategy = trainer.strategy
         if not any(optimizer.param_groups for optimizer in strategy.optimizers):
             raise ConfigError(
@@ -110,17 +110,17 @@ class StableCallback(StableCallbackBase, Callback):
         self._stepped = trainer.global_step
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
-        """Tell the loss of a micro-batch, without the factors that a backward pass needs."""
+        """Observe the loss of a micro-batch, without the factors that a backward pass needs."""
         if not self._alone or self.optimizer is None:
-            return  # whose loss it is, of several optimizers, nobody knows
-        told = loss.detach().float()
+            return  # which of several optimizers the loss belongs to is unknown
+        loss = loss.detach().float()
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None:
-            told = told / scaler.get_scale()
+            loss = loss / scaler.get_scale()
         if pl_module.automatic_optimization:
-            told = told * trainer.accumulate_grad_batches
-        self._mean.add(told)
-        self.optimizer.observe(loss=told)
+            loss = loss * trainer.accumulate_grad_batches
+        self._mean.add(loss)
+        self.optimizer.observe(loss=loss)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

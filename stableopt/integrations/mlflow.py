@@ -38,7 +38,7 @@ class MLflowWriter(Tracker):
     is tried again; a run that was begun without it is created once it is there.
 
     Metrics have the call of ``step()`` for their step, the number that a trainer calls its global
-    step: it never goes back. Parameters are the options of the optimizer, the guard, sensors and
+    step: it never decreases. Parameters are the options of the optimizer, the guard, sensors and
     transforms. Tags: ``trial_id``, ``model_run_id``, ``stable.integrity``, ``stable.status``,
     ``stable.last_intervention``; ``stable.changed_params`` where a run that is continued has
     other parameters now, which MLflow cannot change. Artifacts in ``stable/``: ``summary.json``,

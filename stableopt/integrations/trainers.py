@@ -136,7 +136,7 @@ def options_on_top(chosen: Mapping[str, Any], known: Mapping[str, Any]) -> dict[
 
     Raises:
         ConfigError: Both have a guard: which of its options are meant, and which are only what
-            they are by default, nobody can tell.
+            they are by default, is unknown.
 
     Example:
         >>> from stableopt import ClipGradNorm, UpdateCap

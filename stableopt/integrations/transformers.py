@@ -48,7 +48,7 @@ class StableTrainerCallback(StableCallbackBase, TrainerCallback):
       ``stable/rollbacks``, ``stable/step``, ``stable/lr_scale`` and ``stable/risk``.
     - A rollback takes back weights, optimizer state, buffers, random states and the gradient
       scaler. ``global_step``, the data and the learning rate schedule go on: the trainer counts
-      batches, and stops after a number of them, so a schedule that goes back would not reach its
+      batches, and stops after a number of them, so a schedule that is restored would not reach its
       end.
     - ``DivergenceError`` leaves ``train()`` with the newest verified weights in the model
       (``trainer.save_model()`` saves them), after ``on_train_end`` of every callback. In a
@@ -129,12 +129,12 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
             setattr(trainer, name, wraps(method)(ours))
 
     def _is_among(self, trainer: Any) -> bool:
-        """Tell whether it is a callback of a trainer, and not one that was removed."""
+        """Return whether it is a callback of a trainer, and not one that was removed."""
         handler = getattr(trainer, "callback_handler", None)
         return any(callback is self for callback in getattr(handler, "callbacks", ()))
 
     def _holds(self, trainer: Any) -> bool:
-        """Tell whether the methods of a trainer call ours already, perhaps below another's."""
+        """Return whether the methods of a trainer call ours already, perhaps below another's."""
         method = vars(trainer).get("train")
         while method is not None:
             if isinstance(method, partial) and getattr(method.func, "__self__", None) is self:
@@ -157,7 +157,7 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
     def on_train_begin(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
     ) -> None:
-        """Make sure that it is our wrapper that trains, and say what goes back with it."""
+        """Make sure that it is our wrapper that trains, and say what rollbacks restore."""
         opt = stable_optimizer_of(optimizer)
         if opt is None or opt is not self._opt:
             raise ConfigError(
@@ -170,7 +170,7 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
         self._warn_clipped("max_grad_norm", args.max_grad_norm, "set it to 0")
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tell the loss of the step that comes."""
+        """Observe the loss of the step that comes."""
         loss, self._loss = self._loss, None
         if self._opt is not None and loss is not None:
             self._mean.add(loss)
@@ -243,8 +243,8 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
         if not self._is_among(trainer):
             return loss
         # The trainer has divided each by their number, or by all their tokens: the sum is the loss.
-        told = loss.detach().float()
-        self._loss = told if self._loss is None else self._loss + told
+        part = loss.detach().float()
+        self._loss = part if self._loss is None else self._loss + part
         return loss
 
     def _log(

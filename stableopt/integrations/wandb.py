@@ -35,11 +35,11 @@ class WandbWriter(Tracker):
 
     Into a run of its own, grouped with the one that is active, if there is one: a run has one
     counter of rows, and what is logged with ``step=`` below it is dropped, so that writing into a
-    run that somebody else logs to could cost them data. Where nobody gives ``step=``, as in the
+    run that others log to could cost them data. Where no caller gives ``step=``, as in the
     Hugging Face Trainer and in Lightning, hand over the run: ``WandbWriter(run=wandb.run)``.
 
     Each row has ``stable/call``, the call of ``step()``, as the x-axis of all our metrics: the
-    number that a trainer calls its global step; it never goes back. Configuration under
+    number that a trainer calls its global step; it never decreases. Configuration under
     ``stable``; in the summary of the run its integrity, status and counts; as a table,
     ``stable/ledger``, the newest thousand interventions.
 

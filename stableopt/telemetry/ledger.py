@@ -26,8 +26,8 @@ class Ledger:
     """The interventions and the two clocks of a run.
 
     Attributes:
-        calls: Calls of ``step()``; never goes back.
-        steps: Updates behind the weights; goes back with a rollback.
+        calls: Calls of ``step()``; never decreases.
+        steps: Updates that the weights contain; a rollback lowers it.
         entries: The event of every call that was not simply taken, or at which the risk rose.
         newest: The newest entries as plain values, for summaries.
         last_loss: The loss of the last step that was taken, if it was observed.
@@ -78,7 +78,7 @@ class Ledger:
 
         ``"OK"``: nothing harmful remained; steps that were skipped or undone are no harm.
         ``"COMPROMISED"``: the run was stopped, it trains on with losses that are not finite, or
-        something that is tracked did not go back. ``"UNCHECKED"``: there is no guard that
+        something that is tracked was not restored. ``"UNCHECKED"``: there is no guard that
         could know. With a guard, whose gradients are finite, that takes 32 such losses in a row.
         """
         bad_loss = self._bad_losses >= (MANY if guarded else 1)

@@ -89,7 +89,7 @@ def flat_numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float
 
 
 def interventions_of(event: Event) -> dict[str, int]:
-    """Return by how much an event raises each of :data:`COUNTERS`; empty if nobody intervened."""
+    """Return by how much an event raises each of :data:`COUNTERS`; empty if it is no intervention."""
     if not event.intervened:
         return {}
     kinds = {
@@ -120,7 +120,7 @@ class RunMetrics:
         self._prefix = prefix
         self._layers = layers
         self._counts: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
-        self._told: dict[str, int] = {}
+        self._sent: dict[str, int] = {}
         self._newest: dict[str, dict[str, float]] = {}
 
     def of(self, event: Event) -> dict[str, float]:
@@ -134,8 +134,8 @@ class RunMetrics:
 
     def _count(self, event: Event) -> dict[str, float]:
         self._counts.update(interventions_of(event))
-        changed = {n: float(c) for n, c in self._counts.items() if self._told.get(n) != c}
-        self._told = dict(self._counts)
+        changed = {n: float(c) for n, c in self._counts.items() if self._sent.get(n) != c}
+        self._sent = dict(self._counts)
         return changed
 
     def _spread(self, readings: Iterable[Reading]) -> dict[str, float]:

@@ -134,7 +134,7 @@ def _without_secrets(url: str) -> str:
 
 
 class _Each:
-    """Calls somebody with one event at a time."""
+    """Calls a function with one event at a time."""
 
     def __init__(self, call: Callable[[dict[str, Any]], object]) -> None:
         self._call = call
@@ -176,5 +176,5 @@ def make_sink(sink: object) -> Sink:
 
 
 def is_url(value: object) -> bool:
-    """Tell whether a value is the address of an HTTP server."""
+    """Return whether a value is the address of an HTTP server."""
     return isinstance(value, str) and value.lower().startswith(("http://", "https://"))
