@@ -89,7 +89,7 @@ def flat_numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float
 
 
 def interventions_of(event: Event) -> dict[str, int]:
-    """Return by how much an event raises each of :data:`COUNTERS`; empty if it is no intervention."""
+    """Return by how much an event raises each of :data:`COUNTERS`; empty if it is none."""
     if not event.intervened:
         return {}
     kinds = {

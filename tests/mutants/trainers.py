@@ -28,14 +28,14 @@ TRAINER_MUTANTS = {
     ),
     "the filtered loss is observed": Mutant(
         "stableopt.integrations.transformers",
-        "told = loss.detach().float()",
-        "told = loss.detach().float().nan_to_num()",
+        "part = loss.detach().float()",
+        "part = loss.detach().float().nan_to_num()",
         (f"{HF}::TestFaults::test_nan_weights_are_told_where_the_trainer_logs_zero",),
     ),
     "the last micro-batch is the step": Mutant(
         "stableopt.integrations.transformers",
-        "self._loss = told if self._loss is None else self._loss + told",
-        "self._loss = told",
+        "self._loss = part if self._loss is None else self._loss + part",
+        "self._loss = part",
         (f"{HF}::TestFaults::test_the_loss_of_a_step_is_what_the_trainer_says_it_is",),
     ),
     "a second training goes on with the first snapshots": Mutant(
@@ -73,13 +73,13 @@ TRAINER_MUTANTS = {
     ),
     "the loss is divided by the micro-batches": Mutant(
         "stableopt.integrations.lightning",
-        "told = told * trainer.accumulate_grad_batches",
+        "loss = loss * trainer.accumulate_grad_batches",
         "pass",
         (f"{LIGHTNING}::TestLoss::test_automatic",),
     ),
     "the loss is scaled": Mutant(
         "stableopt.integrations.lightning",
-        "told = told / scaler.get_scale()",
+        "loss = loss / scaler.get_scale()",
         "pass",
         (f"{LIGHTNING}::TestLoss::test_automatic",),
     ),
