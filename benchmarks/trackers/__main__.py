@@ -173,11 +173,12 @@ def _costs(
     rows: dict[str, dict[str, Any]] = {}
     for name, make in makers.items():
         dispatcher = Dispatcher(make())
-        dispatcher.send_summary(_summary)
+        dispatcher.begin(lambda: None)
+        dispatcher.send_summary(_summary())
         dispatcher.send(recorded[0])
         dispatcher.flush(60.0)
         blocks = [_send(dispatcher, _later(recorded, turn * events)) for turn in range(rounds)]
-        dispatcher.close(_summary)
+        dispatcher.close(_summary())
         rows[name] = {
             "writer": name,
             "events": events * rounds,

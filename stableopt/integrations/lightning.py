@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from stableopt.errors import ConfigError, MissingExtraError
 from stableopt.integrations.trainers import (
     MeanLoss,
-    check_options,
+    StableCallbackBase,
     stability_metrics,
     stable_optimizer_of,
-    track,
 )
 from stableopt.optimizer import StableOptimizer
 
@@ -23,10 +21,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     from torch import Tensor
 
-logger = logging.getLogger("stableopt")
 
-
-class StableCallback(Callback):
+class StableCallback(StableCallbackBase, Callback):
     """Wrap the optimizer of a ``LightningModule`` once it is configured.
 
     ``Trainer(…, callbacks=[StableCallback(telemetry="runs/x")])`` is all: what
@@ -41,12 +37,12 @@ class StableCallback(Callback):
       ``stable/lr_scale`` and ``stable/risk``, every ``log_every_n_steps``.
     - A rollback takes back weights, optimizer state, buffers, random states and the gradient
       scaler. ``global_step``, the data and the learning rate schedules go on: the trainer counts
-      batches, and a schedule that goes back would not reach its end.
+      batches, and a schedule that is restored would not reach its end.
     - ``DivergenceError`` leaves ``fit()`` with the newest verified weights in the module, after
       ``on_exception`` of every callback: ``ModelCheckpoint(save_on_exception=True)`` saves them.
 
     Several optimizers (manual optimization) are for ``configure_optimizers`` to wrap, each with
-    the part of the module that it trains; whose loss it is nobody knows then, so call
+    the part of the module that it trains; which one a loss belongs to is unknown, so call
     ``observe()`` there.
 
     Args:
@@ -69,15 +65,10 @@ class StableCallback(Callback):
     """
 
     def __init__(self, *, log: bool = True, rewind_schedule: bool = False, **options: Any) -> None:
-        self._options = check_options(type(self).__name__, options)
-        self._logs = log
-        self._rewind_schedule = rewind_schedule
+        super().__init__(log, rewind_schedule, options)
         self._opts: tuple[StableOptimizer, ...] = ()
         self._alone = True
-        self._made: StableOptimizer | None = None
-        self._mean = MeanLoss()
         self._stepped = 0
-        self._told_clipped = False
 
     @property
     def optimizer(self) -> StableOptimizer | None:
@@ -87,7 +78,7 @@ class StableCallback(Callback):
     # hooks of the trainer
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Wrap the optimizer, and say what goes back with it."""
+        """Wrap the optimizer, and say what rollbacks restore."""
         strategy = trainer.strategy
         if not any(optimizer.param_groups for optimizer in strategy.optimizers):
             raise ConfigError(
@@ -111,33 +102,25 @@ class StableCallback(Callback):
             for scheduler in mine:
                 scheduler.optimizer = opt  # it asks whether a step came before its own
             scaler = getattr(trainer.precision_plugin, "scaler", None)
-            track(opt, scheduler=mine, scaler=scaler, rewind_schedule=self._rewind_schedule)
-        if trainer.gradient_clip_val and not self._told_clipped:
-            self._told_clipped = True
-            logger.warning(
-                "gradient_clip_val=%g clips gradients before they are judged, which hides their "
-                "spikes: leave it out and use transforms=[ClipGradNorm(%g)] for the same numbers "
-                "with the spikes seen",
-                trainer.gradient_clip_val,
-                trainer.gradient_clip_val,
-            )
+            self._track(opt, mine, scaler)
+        self._warn_clipped("gradient_clip_val", trainer.gradient_clip_val, "leave it out")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin to count where a checkpoint left off."""
         self._stepped = trainer.global_step
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
-        """Tell the loss of a micro-batch, without the factors that a backward pass needs."""
+        """Observe the loss of a micro-batch, without the factors that a backward pass needs."""
         if not self._alone or self.optimizer is None:
-            return  # whose loss it is, of several optimizers, nobody knows
-        told = loss.detach().float()
+            return  # which of several optimizers the loss belongs to is unknown
+        loss = loss.detach().float()
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None:
-            told = told / scaler.get_scale()
+            loss = loss / scaler.get_scale()
         if pl_module.automatic_optimization:
-            told = told * trainer.accumulate_grad_batches
-        self._mean.add(told)
-        self.optimizer.observe(loss=told)
+            loss = loss * trainer.accumulate_grad_batches
+        self._mean.add(loss)
+        self.optimizer.observe(loss=loss)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -147,9 +130,7 @@ class StableCallback(Callback):
         due = stepped and trainer._logger_connector.should_update_logs
         if not (due and self._logs and self._opts):
             return
-        mean = self._mean.take()
-        told = {} if mean is None else {"stable/loss": mean}
-        metrics = {**told, **self._metrics()}
+        metrics = {**self._loss_logged(), **self._metrics()}
         for target in trainer.loggers:
             target.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
@@ -167,11 +148,7 @@ class StableCallback(Callback):
     def _wrapped(self, optimizer: Any, pl_module: Any) -> Any:
         known = stable_optimizer_of(optimizer)
         if known is not None:
-            if self._options:
-                raise ConfigError(
-                    f"options={sorted(self._options)} must not be given beside an optimizer that "
-                    "is a StableOptimizer already: give them to that one"
-                )
+            self._refuse_options(sorted(self._options))
             return optimizer
         self._made = StableOptimizer(optimizer, model=pl_module, **self._options)
         return self._made

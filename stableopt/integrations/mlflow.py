@@ -7,14 +7,14 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stableopt.errors import ConfigError, MissingExtraError, require_int, require_number
-from stableopt.integrations.mlflow_store import MLflowStore, check_tracking
+from stableopt.errors import ConfigError, MissingExtraError, require_number
+from stableopt.integrations import mlflow_store as store
+from stableopt.integrations.tracker import Tracker
 from stableopt.telemetry.encode import encode
 from stableopt.telemetry.ending import COMPLETED, KILLED, outcome
 from stableopt.telemetry.json_lines import JsonLines
-from stableopt.telemetry.lifecycle import LifecycleEvents, check_id
-from stableopt.telemetry.metrics import PREFIX, RunMetrics, check_prefix
-from stableopt.telemetry.outbox import Outbox
+from stableopt.telemetry.lifecycle import check_id
+from stableopt.telemetry.metrics import PREFIX
 from stableopt.telemetry.setup import flat_setup
 
 try:
@@ -25,15 +25,11 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from stableopt.integrations.mlflow_store import Row
     from stableopt.telemetry.writer import Writer
     from stableopt.types import Event
 
-_BESIDE = 2.0
-"""Seconds to wait for the files that are written beside."""
 
-
-class MLflowWriter:
+class MLflowWriter(Tracker):
     """Log a run to MLflow, in batches, on a thread of its own.
 
     Into the run that is active when this is made (``mlflow.start_run()`` in the same thread), into
@@ -42,7 +38,7 @@ class MLflowWriter:
     is tried again; a run that was begun without it is created once it is there.
 
     Metrics have the call of ``step()`` for their step, the number that a trainer calls its global
-    step: it never goes back. Parameters are the options of the optimizer, the guard, sensors and
+    step: it never decreases. Parameters are the options of the optimizer, the guard, sensors and
     transforms. Tags: ``trial_id``, ``model_run_id``, ``stable.integrity``, ``stable.status``,
     ``stable.last_intervention``; ``stable.changed_params`` where a run that is continued has
     other parameters now, which MLflow cannot change. Artifacts in ``stable/``: ``summary.json``,
@@ -82,6 +78,7 @@ class MLflowWriter:
     """
 
     patience = 15.0
+    batch = 1000
 
     def __init__(
         self,
@@ -98,16 +95,13 @@ class MLflowWriter:
         prefix: str = PREFIX,
         layers: bool = True,
     ) -> None:
-        require_int("every", every, 1, "log one healthy step out of so many")
+        super().__init__(
+            every=every, prefix=prefix, layers=layers, trial_id=trial_id, model_run_id=model_run_id
+        )
         require_number(
             "flush_every", flush_every, 3600, "seconds from one request to the next, at least"
         )
-        self.every = every
-        self._prefix = check_prefix(prefix)
-        self._ids = {
-            "trial_id": check_id("trial_id", trial_id),
-            "model_run_id": check_id("model_run_id", model_run_id),
-        }
+        self.interval = float(flush_every)
         self._tags = {str(key): str(value) for key, value in (tags or {}).items()}
         if run_id is not None and experiment is not None:
             raise ConfigError(
@@ -115,89 +109,64 @@ class MLflowWriter:
             )
         given = check_id("run_id", run_id) or _active_run(tracking_uri, experiment)
         self._owned = given is None
-        self._store = MLflowStore(
-            check_tracking(tracking_uri), run_id=given, experiment=experiment, run_name=run_name
+        self._store = store.MLflowStore(
+            store.check_tracking(tracking_uri),
+            run_id=given,
+            experiment=experiment,
+            run_name=run_name,
         )
-        self._metrics = RunMetrics(prefix, layers=layers)
         self._summary: dict[str, Any] | None = None
-        self._told: dict[str, str] = {}
+        self._set_tags: dict[str, str] = {}
         self._reason: str | None = None
         self._files: list[JsonLines] = []
-        self._outbox: Outbox[Row | Callable[[], None]] = Outbox(
-            self._store.deliver,
-            name=type(self).__name__,
-            batch=1000,
-            interval=float(flush_every),
-            keeps=callable,
-        )
 
     @property
     def run_id(self) -> str | None:
         """The run in MLflow; ``None`` until it is created."""
         return self._store.run_id
 
-    @property
-    def dropped(self) -> int:
-        """Events that were not logged, and will not be."""
-        return self._outbox.dropped
+    def begin(self, others: Sequence[Writer], close: Callable[[], None]) -> None:
+        """Adopt the ids of lifecycle events, and the event files for the artifacts."""
+        super().begin(others, close)
+        self._files.extend(writer for writer in others if isinstance(writer, JsonLines))
 
-    @property
-    def failed(self) -> int:
-        """Requests that failed; most of them are made up for later."""
-        return self._outbox.failed
-
-    def beside(self, writers: Sequence[Writer]) -> None:
-        """Adopt the ids of lifecycle events, and the files that are written beside."""
-        for writer in writers:
-            if isinstance(writer, JsonLines):
-                self._files.append(writer)
-            if isinstance(writer, LifecycleEvents):
-                self._ids["trial_id"] = self._ids["trial_id"] or writer.trial_id
-                self._ids["model_run_id"] = self._ids["model_run_id"] or writer.model_run_id
-
-    def write(self, event: Event) -> None:
+    def write(self, event: Event) -> list[store.Row]:
         """Log the metrics of an event."""
         if event.intervened:
             self._reason = event.reason
-        row = (event.call, round(event.time * 1000), self._metrics.of(event))
-        self._outbox.put(row)
+        return [(event.call, round(event.time * 1000), self._metrics.of(event))]
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
+    def write_summary(self, summary: dict[str, Any]) -> list[store.Request]:
         """Log parameters with the first, and tags where they have changed."""
+        requests: list[store.Request] = []
         if self._summary is None:
             parameters = {self._prefix + k: _text(v) for k, v in flat_setup(summary).items()}
-            ids = {key: value for key, value in self._ids.items() if value is not None}
-            self._outbox.put(partial(self._store.log_parameters, parameters))
-            self._outbox.put(partial(self._store.set_tags, {**self._tags, **ids}))
+            requests.append(partial(store.log_parameters, parameters))
+            requests.append(partial(store.set_tags, {**self._tags, **self._ids}))
         self._summary = summary
         tags = {"stable.status": summary["status"], "stable.integrity": summary["integrity"]}
         if self._reason is not None:
             tags["stable.last_intervention"] = self._reason
-        if tags != self._told:
-            self._told = tags
-            self._outbox.put(partial(self._store.set_tags, tags))
+        if tags != self._set_tags:
+            self._set_tags = tags
+            requests.append(partial(store.set_tags, tags))
+        return requests
 
-    def flush(self, timeout: float | None = None) -> bool:
-        """Wait until everything is logged; ``False`` if that took too long."""
-        return self._outbox.flush(self.patience if timeout is None else timeout)
+    def deliver(self, records: Sequence[store.Row | store.Request]) -> None:
+        """Hand metrics and requests to MLflow."""
+        self._store.deliver(records)
 
-    def close(self) -> None:
-        """End the run if it was created here, add the artifacts, log what is left."""
-        summary = self._summary
+    def close(self) -> list[store.Request]:
+        """End the run if it was created here, and add the artifacts."""
+        requests: list[store.Request] = []
         if self._owned:
             ends = {COMPLETED: "FINISHED", KILLED: "KILLED"}
-            status = ends.get(outcome(summary), "FAILED")
-            self._outbox.put(partial(self._store.terminate, status))
-        if summary is not None:
-            text = encode(summary, indent=2)
-            self._outbox.put(partial(self._store.log_text, "summary.json", text))
-        for file in self._files:
-            self._outbox.put(partial(self._copy, file))
-        self._outbox.close(self.patience - 1.0)
-
-    def _copy(self, file: JsonLines) -> None:
-        file.closed.wait(_BESIDE)
-        self._store.log_file(file.path)
+            status = ends.get(outcome(self._summary), "FAILED")
+            requests.append(partial(store.terminate, status))
+        if self._summary is not None:
+            text = encode(self._summary, indent=2)
+            requests.append(partial(store.log_text, "summary.json", text))
+        return [*requests, *(partial(store.log_file, file) for file in self._files)]
 
 
 def _active_run(tracking_uri: str | None, experiment: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""What is asked of an MLflow store: few requests, each within its limits, again if need be."""
+"""Requests to an MLflow store: few, each within its limits."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import posixpath
 import re
 import socket
 import urllib.request
-from contextlib import contextmanager
+from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from stableopt.errors import ConfigError, MissingExtraError
+from stableopt.telemetry.channel import RefusedError
 from stableopt.telemetry.encode import encode
-from stableopt.telemetry.outbox import RefusedError
+from stableopt.telemetry.sinks import TRY_AGAIN
 
 try:
     import mlflow
@@ -29,8 +31,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import TypeAlias, TypeVar
 
+    from stableopt.telemetry.json_lines import JsonLines
+
     Row: TypeAlias = tuple[int, int, Mapping[str, float]]
     """The call, milliseconds since the epoch, and the metrics of an event."""
+
+    Request: TypeAlias = Callable[[MlflowClient, str], None]
+    """Called with the client and the run; may be called again after it has raised."""
 
     T = TypeVar("T")
 
@@ -41,8 +48,9 @@ LONGEST_NAME = 250
 LONGEST_PARAMETER = 6000
 LONGEST_TAG = 5000
 _CONNECT = 2.0
-"""Seconds to wait for a connection, before MLflow itself would try for minutes."""
-_TRY_AGAIN = frozenset({408, 425, 429})
+"""Seconds to wait for a connection."""
+_COMPLETE = 2.0
+"""Seconds to wait for the event file of another writer to be closed."""
 _FOLDER = "stable"
 
 
@@ -75,7 +83,7 @@ def check_tracking(uri: str | None) -> str:
 
 
 class MLflowStore:
-    """One run in a store. Every method may be called again after it has raised.
+    """One run in a store.
 
     Args:
         uri: Of the server or database.
@@ -97,94 +105,39 @@ class MLflowStore:
         self._run_name = run_name
         self._client: MlflowClient | None = None
 
-    def deliver(self, items: Sequence[Row | Callable[[], None]]) -> None:
-        """Log rows of metrics together, and do what else there is to do, in order.
+    def deliver(self, items: Sequence[Row | Request]) -> None:
+        """Log rows of metrics together, and make the other requests, in order.
 
         Raises:
-            RefusedError: MLflow will never take it.
+            RefusedError: MLflow will never accept some of it; the rest is logged.
         """
-        refused = _Refused()
-        with refused(len(items)):
-            self._open()
-        if refused.lost:
-            items = ()
-        rows: list[Row] = []
-        for item in items:
-            if not callable(item):
-                rows.append(item)
-                continue
-            with refused(len(rows)):
-                self._log_rows(rows)
-            rows = []
-            with refused(1):
-                item()
-        with refused(len(rows)):
-            self._log_rows(rows)
-        refused.tell()
+        try:
+            client, run_id = self._open()
+        except MlflowException as error:
+            raise _refusal(error) from error
+        lost, why = 0, ""
+        for are_requests, group in groupby(items, callable):
+            found: list[Any] = list(group)
+            requests = found if are_requests else [partial(_log_rows, found)]
+            for request in requests:
+                try:
+                    request(client, run_id)
+                except (MlflowException, RefusedError) as error:
+                    lost, why = lost + len(found) // len(requests), why or str(_refusal(error))
+        if lost:
+            raise RefusedError(why, lost)
 
-    def log_parameters(self, parameters: Mapping[str, str]) -> None:
-        """Log parameters that the run does not have; tag it with those that are others now."""
-        client, run_id = self._opened()
-        known = client.get_run(run_id).data.params
-        wanted = {safe_name(k): v[:LONGEST_PARAMETER] for k, v in parameters.items()}
-        new = [Param(k, v) for k, v in wanted.items() if k not in known]
-        for chunk in _chunks(new, PARAMETERS_PER_REQUEST):
-            client.log_batch(run_id, params=chunk)
-        changed = {k: v for k, v in wanted.items() if known.get(k, v) != v}
-        if changed:
-            self.set_tags({"stable.changed_params": encode(changed)})
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags, some of them anew."""
-        client, run_id = self._opened()
-        made = [RunTag(safe_name(key), value[:LONGEST_TAG]) for key, value in tags.items()]
-        for chunk in _chunks(made, PARAMETERS_PER_REQUEST):
-            client.log_batch(run_id, tags=chunk)
-
-    def log_text(self, name: str, text: str) -> None:
-        """Keep a text as an artifact."""
-        client, run_id = self._opened()
-        client.log_text(run_id, text, f"{_FOLDER}/{name}")
-
-    def log_file(self, path: Path) -> None:
-        """Keep a file as an artifact."""
-        client, run_id = self._opened()
-        if not path.is_file():
-            raise RefusedError(f"{path} is not there any more")
-        client.log_artifact(run_id, str(path), _FOLDER)
-
-    def terminate(self, status: str) -> None:
-        """End the run: ``"FINISHED"``, ``"FAILED"`` or ``"KILLED"``."""
-        client, run_id = self._opened()
-        client.set_terminated(run_id, status)
-
-    def _log_rows(self, rows: Iterable[Row]) -> None:
-        client, run_id = self._opened()
-        metrics = [
-            Metric(safe_name(name), value, milliseconds, call)
-            for call, milliseconds, values in rows
-            for name, value in values.items()
-        ]
-        for chunk in _chunks(metrics, METRICS_PER_REQUEST):
-            client.log_batch(run_id, metrics=chunk)
-
-    def _open(self) -> None:
+    def _open(self) -> tuple[MlflowClient, str]:
         _reach(self._uri)
         if self._client is None:
             self._client = MlflowClient(self._uri)
         if self.run_id is None:
-            run = self._client.create_run(self._experiment_id(), run_name=self._run_name)
+            experiment = self._experiment_id(self._client)
+            run = self._client.create_run(experiment, run_name=self._run_name)
             self.run_id = str(run.info.run_id)
-
-    def _opened(self) -> tuple[MlflowClient, str]:
-        if self._client is None or self.run_id is None:
-            raise RuntimeError("nothing is logged before deliver() has opened the run")
         return self._client, self.run_id
 
-    def _experiment_id(self) -> str:
-        client = self._client
-        if client is None:
-            raise RuntimeError("there is no client yet")
+    def _experiment_id(self, client: MlflowClient) -> str:
         if self._experiment is None:
             return _active_experiment() if self._is_default else "0"
         found = client.get_experiment_by_name(self._experiment)
@@ -200,33 +153,61 @@ class MLflowStore:
             return str(found.experiment_id)
 
 
-class _Refused:
-    """Counts what MLflow will never take, and lets the rest go on."""
+def log_parameters(parameters: Mapping[str, str], client: MlflowClient, run_id: str) -> None:
+    """Log parameters that the run does not have; tag it with those that differ now."""
+    known = client.get_run(run_id).data.params
+    wanted = {safe_name(k): v[:LONGEST_PARAMETER] for k, v in parameters.items()}
+    new = [Param(k, v) for k, v in wanted.items() if k not in known]
+    for chunk in _chunks(new, PARAMETERS_PER_REQUEST):
+        client.log_batch(run_id, params=chunk)
+    changed = {k: v for k, v in wanted.items() if known.get(k, v) != v}
+    if changed:
+        set_tags({"stable.changed_params": encode(changed)}, client, run_id)
 
-    def __init__(self) -> None:
-        self.lost = 0
-        self._why = ""
 
-    @contextmanager
-    def __call__(self, count: int) -> Iterator[None]:
-        try:
-            yield
-        except RefusedError as error:
-            self._note(count, error)
-        except MlflowException as error:
-            status = error.get_http_status_code()  # type: ignore[no-untyped-call]
-            if not 400 <= status < 500 or status in _TRY_AGAIN:
-                raise
-            self._note(count, error)
+def set_tags(tags: Mapping[str, str], client: MlflowClient, run_id: str) -> None:
+    """Set tags, or change them."""
+    made = [RunTag(safe_name(key), value[:LONGEST_TAG]) for key, value in tags.items()]
+    for chunk in _chunks(made, PARAMETERS_PER_REQUEST):
+        client.log_batch(run_id, tags=chunk)
 
-    def _note(self, count: int, error: Exception) -> None:
-        self.lost += count
-        self._why = self._why or str(error)
 
-    def tell(self) -> None:
-        """Raise ``RefusedError`` if there was anything."""
-        if self.lost:
-            raise RefusedError(self._why, self.lost)
+def log_text(name: str, text: str, client: MlflowClient, run_id: str) -> None:
+    """Keep a text as an artifact."""
+    client.log_text(run_id, text, f"{_FOLDER}/{name}")
+
+
+def log_file(file: JsonLines, client: MlflowClient, run_id: str) -> None:
+    """Keep an event file as an artifact, once it is complete."""
+    file.closed.wait(_COMPLETE)
+    if not file.path.is_file():
+        raise RefusedError(f"{file.path} does not exist any more")
+    client.log_artifact(run_id, str(file.path), _FOLDER)
+
+
+def terminate(status: str, client: MlflowClient, run_id: str) -> None:
+    """End the run: ``"FINISHED"``, ``"FAILED"`` or ``"KILLED"``."""
+    client.set_terminated(run_id, status)
+
+
+def _log_rows(rows: Iterable[Row], client: MlflowClient, run_id: str) -> None:
+    metrics = [
+        Metric(safe_name(name), value, milliseconds, call)
+        for call, milliseconds, values in rows
+        for name, value in values.items()
+    ]
+    for chunk in _chunks(metrics, METRICS_PER_REQUEST):
+        client.log_batch(run_id, metrics=chunk)
+
+
+def _refusal(error: MlflowException | RefusedError) -> Exception:
+    """Return an error if it is final; raise it if the same request may succeed later."""
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+        if not 400 <= status < 500 or status in TRY_AGAIN:
+            raise error
+        return RefusedError(str(error))
+    return error
 
 
 def safe_name(name: str) -> str:
@@ -253,7 +234,11 @@ def _active_experiment() -> str:
 
 
 def _reach(uri: str) -> None:
-    """Raise ``OSError`` if nobody listens at the address of a server."""
+    """Raise ``OSError`` if no server listens at an address.
+
+    MLflow itself would try for minutes, and log a warning for each attempt; its settings for that
+    belong to the process, and so to the user's own calls, too.
+    """
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") or parts.hostname is None:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,15 +11,17 @@ from stableopt.errors import ConfigError, MissingExtraError
 
 try:
     import optuna
-    from optuna.storages import BaseStorage
+    from optuna.storages import BaseStorage, JournalStorage
+    from optuna.storages.journal import JournalFileBackend
     from optuna.study import StudyDirection
 except ImportError as error:
     raise MissingExtraError("stableopt.integrations.optuna", "optuna") from error
 
-from stableopt.integrations.optuna_journal import open_journal
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
+"""What Optuna raises for lines that are not its records."""
 
 
 def open_study(
@@ -58,12 +61,39 @@ def open_study(
     if not isinstance(place, (str, os.PathLike, BaseStorage)):
         raise ConfigError(f"storage={place!r} must be a path, a URL or a storage of Optuna")
     if not isinstance(place, BaseStorage) and "://" not in os.fspath(place):
-        place = open_journal(Path(place))
+        place = _open_journal(Path(place))
     study = optuna.create_study(
         study_name=name, **{"storage": place, "load_if_exists": True, **options}
     )
     _check_directions(study, options)
     return study
+
+
+def _open_journal(path: Path) -> JournalStorage:
+    """Open a journal, or begin one.
+
+    Raises:
+        ConfigError: It cannot be written, or has lines that Optuna cannot read.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage = JournalStorage(JournalFileBackend(str(path)))
+        for last in path.read_bytes().splitlines(keepends=True)[-1:]:
+            # Optuna ignores half a record, and would write its next one into the same line.
+            if not last.endswith(b"\n") or not json.loads(last):
+                raise ValueError("the last line is incomplete")
+        return storage
+    except OSError as error:
+        raise ConfigError(
+            f"storage={str(path)!r} cannot be written ({error.strerror or error}): give a file in "
+            "a directory that this process may create and write, or a URL"
+        ) from error
+    except _UNREADABLE as error:
+        raise ConfigError(
+            f"storage={str(path)!r} cannot be read as a journal of Optuna ({error!r}): if a "
+            "process was killed while it wrote, remove the line that is no whole record, usually "
+            f"the last line of {path}; if this is no journal, give another file"
+        ) from error
 
 
 def _check_directions(study: optuna.Study, options: Mapping[str, Any]) -> None:

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import os
-import socket
 import time
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stableopt.errors import ConfigError, MissingExtraError, require_int
+from stableopt.errors import ConfigError, MissingExtraError
+from stableopt.integrations.tracker import Tracker
 from stableopt.telemetry.encode import encode
-from stableopt.telemetry.metrics import PREFIX, RunMetrics, check_prefix
+from stableopt.telemetry.metrics import PREFIX
 
 try:
-    from tensorboard.compat.proto.event_pb2 import (  # type: ignore[import-untyped]
-        Event as Record,
-    )
-    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
-    from tensorboard.summary.writer.record_writer import (  # type: ignore[import-untyped]
-        RecordWriter,
-    )
-    from torch.utils.tensorboard.summary import text as text_summary
+    from torch.utils.tensorboard import SummaryWriter
 except ImportError as error:
     raise MissingExtraError("TensorBoardWriter", "tensorboard") from error
 
@@ -30,15 +21,13 @@ if TYPE_CHECKING:
     from stableopt.types import Event
 
 _SUFFIX = ".stableopt"
-_CLOSED = -1
-"""No file: the number of a closed one may by now be that of another."""
 
 
-class TensorBoardWriter:
+class TensorBoardWriter(Tracker):
     """Write scalars and texts that TensorBoard shows, live.
 
     The x-axis is the call of ``step()``, the number that a trainer calls its global step: it never
-    goes back. Texts: ``stable/ledger``, every intervention as a sentence, and ``stable/summary``.
+    decreases. Texts: ``stable/ledger``, every intervention as a sentence, and ``stable/summary``.
     A directory that holds a run of ours already gets ``run-2``, ``run-3``, …, as two runs in one
     would be drawn as one zigzag; event files of others do not matter.
 
@@ -51,14 +40,14 @@ class TensorBoardWriter:
 
     Attributes:
         directory: Where the event file is.
-        path: The event file.
+        path: The event file; after a full disk there is another one beside it.
 
     Raises:
         ConfigError: The directory cannot be written, or an option is out of range.
         MissingExtraError: On import, if TensorBoard is not installed.
 
     Cost:
-        One write to the file per event, on a thread of its own; values are stored as float32.
+        One write to the file per scalar, on a thread of its own; values are stored as float32.
 
     Example:
         ``StableOptimizer(optimizer, telemetry=[TensorBoardWriter("runs/x")])``, then
@@ -73,19 +62,15 @@ class TensorBoardWriter:
         prefix: str = PREFIX,
         layers: bool = True,
     ) -> None:
-        require_int("every", every, 1, "record one healthy step out of so many")
+        super().__init__(every=every, prefix=prefix, layers=layers)
         if not isinstance(directory, (str, os.PathLike)) or not os.fspath(directory):
             raise ConfigError(f"directory={directory!r} must be a path")
-        self.every = every
-        self._prefix = check_prefix(prefix)
-        self._metrics = RunMetrics(prefix, layers=layers)
         self._call = 0
-        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._closed = False
         try:
             self.directory = _unused(Path(directory))
-            self.path = self.directory / f"{name}.{uuid.uuid4().hex[:8]}{_SUFFIX}"
-            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            self._append(Record(wall_time=time.time(), file_version="brain.Event:2"))
+            self._board: SummaryWriter | None = self._open()
+            self.path = next(self.directory.glob(f"*{_SUFFIX}"))
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"directory={str(directory)!r} cannot be written ({error}): give a directory that "
@@ -95,43 +80,34 @@ class TensorBoardWriter:
     def write(self, event: Event) -> None:
         """Write the scalars of an event, and its sentence if there is one."""
         self._call = event.call
-        values = [
-            Summary.Value(tag=name, simple_value=value)
-            for name, value in self._metrics.of(event).items()
-        ]
-        self._append(Record(wall_time=event.time, step=event.call, summary=Summary(value=values)))
-        if event.reason:
-            sentence = f"call {event.call}: **{event.action.value}**, because {event.reason}"
-            self._append_text("ledger", sentence, event.time)
+        sentence = f"call {event.call}: **{event.action.value}**, because {event.reason}"
+        texts = {"ledger": sentence} if event.reason else {}
+        self._append(self._metrics.of(event), texts, event.time)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the summary as a text."""
         block = "\n".join(f"    {line}" for line in encode(summary, indent=2).splitlines())
-        self._append_text("summary", block, time.time())
+        self._append({}, {"summary": block}, time.time())
 
     def close(self) -> None:
         """Close the file."""
-        file, self._file = self._file, _CLOSED
-        os.close(file)
+        board, self._board, self._closed = self._board, None, True
+        if board is not None:
+            board.close()
 
-    def _append_text(self, name: str, sentence: str, when: float) -> None:
-        summary = text_summary(  # type: ignore[no-untyped-call]
-            f"{self._prefix}{name}", sentence
-        )
-        self._append(Record(wall_time=when, step=self._call, summary=summary))
+    def _append(self, scalars: dict[str, float], texts: dict[str, str], when: float) -> None:
+        board, self._board = self._board or self._open(), None
+        for name, value in scalars.items():
+            board.add_scalar(name, value, self._call, when)
+        for name, text in texts.items():
+            board.add_text(f"{self._prefix}{name}", text, self._call, when)
+        board.flush()
+        self._board = board  # one that failed is dead: the next event begins another file
 
-    def _append(self, record: Record) -> None:
-        """Write a whole record, or none of it: TensorBoard stops reading at half a one."""
-        buffer = io.BytesIO()
-        RecordWriter(buffer).write(record.SerializeToString())
-        data = buffer.getvalue()
-        before = os.lseek(self._file, 0, os.SEEK_END)
-        try:
-            if (written := os.write(self._file, data)) < len(data):
-                raise OSError(f"only {written} of {len(data)} bytes fitted into {self.path}")
-        except OSError:
-            os.ftruncate(self._file, before)
-            raise
+    def _open(self) -> SummaryWriter:
+        if self._closed:
+            raise ValueError("the event file is closed: make a new writer for each training")
+        return SummaryWriter(self.directory, filename_suffix=_SUFFIX)
 
 
 def _unused(directory: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
+
+logger = logging.getLogger("stableopt")
 
 GIVEN = frozenset({"self", "optimizer", "model"})
 """Arguments of ``StableOptimizer`` that a trainer brings."""
@@ -65,6 +68,63 @@ def check_options(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, "transforms": transforms} if "transforms" in options else dict(options)
 
 
+class StableCallbackBase:
+    """What the callbacks for trainers share.
+
+    Args:
+        log: Whether the logs of the trainer get ``stable/…``.
+        rewind_schedule: Whether a rollback restores the learning rate schedule, too.
+        options: Those of :class:`~stableopt.StableOptimizer`, but for ``optimizer`` and ``model``.
+
+    Raises:
+        ConfigError: An option is unknown or out of range.
+    """
+
+    def __init__(self, log: bool, rewind_schedule: bool, options: Mapping[str, Any]) -> None:
+        self._options = check_options(type(self).__name__, options)
+        self._logs = log
+        self._rewind_schedule = rewind_schedule
+        self._made: StableOptimizer | None = None
+        self._mean = MeanLoss()
+        self._warned_clipped = False
+
+    def _track(self, opt: StableOptimizer, scheduler: object, scaler: object) -> None:
+        """Have rollbacks restore the scaler, and the schedule if that is asked for.
+
+        A trainer counts batches up, and so does its schedule, which would not reach its end
+        otherwise. What the user tracks already stays tracked.
+        """
+        summary = opt.summary()
+        if summary["guard"] is False:
+            return
+        wanted = {"scheduler": scheduler if self._rewind_schedule else None, "scaler": scaler}
+        opt.track(**{name: item for name, item in wanted.items() if name not in summary["tracked"]})
+
+    def _warn_clipped(self, option: str, value: float | None, instead: str) -> None:
+        """Warn once that the trainer clips gradients itself."""
+        if value and not self._warned_clipped:
+            self._warned_clipped = True
+            logger.warning(
+                "%s=%g clips gradients before they are judged, which hides their spikes: %s and "
+                "use transforms=[ClipGradNorm(%g)] for the same numbers with the spikes seen",
+                option,
+                value,
+                instead,
+                value,
+            )
+
+    def _refuse_options(self, given: object) -> None:
+        if given:
+            raise ConfigError(
+                f"options={given} must not be given beside an optimizer that is a StableOptimizer "
+                "already: give them to that one"
+            )
+
+    def _loss_logged(self) -> dict[str, float]:
+        mean = self._mean.take()
+        return {} if mean is None else {"stable/loss": mean}
+
+
 def options_on_top(chosen: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a trial on top of those that all trials have.
 
@@ -76,7 +136,7 @@ def options_on_top(chosen: Mapping[str, Any], known: Mapping[str, Any]) -> dict[
 
     Raises:
         ConfigError: Both have a guard: which of its options are meant, and which are only what
-            they are by default, nobody can tell.
+            they are by default, is unknown.
 
     Example:
         >>> from stableopt import ClipGradNorm, UpdateCap
@@ -101,21 +161,6 @@ def options_on_top(chosen: Mapping[str, Any], known: Mapping[str, Any]) -> dict[
     return merged
 
 
-def track(
-    opt: StableOptimizer, *, scheduler: object, scaler: object, rewind_schedule: bool
-) -> None:
-    """Have the scaler go back with the weights, and the schedule too if that is asked for.
-
-    A trainer counts batches, and never goes back: neither does its schedule, which would end
-    before its end otherwise. What the user tracks already stays tracked.
-    """
-    summary = opt.summary()
-    if summary["guard"] is False:
-        return
-    wanted = {"scheduler": scheduler if rewind_schedule else None, "scaler": scaler}
-    opt.track(**{name: item for name, item in wanted.items() if name not in summary["tracked"]})
-
-
 def stability_metrics(opt: StableOptimizer) -> dict[str, float]:
     """Return the numbers of a run that a trainer logs, by the keys they have there.
 
@@ -125,8 +170,7 @@ def stability_metrics(opt: StableOptimizer) -> dict[str, float]:
         once it is known.
 
     Cost:
-        One :meth:`~stableopt.StableOptimizer.summary`: below a millisecond where little has
-        happened, some where the ledger is long.
+        One :meth:`~stableopt.StableOptimizer.summary`: below a millisecond.
 
     Example:
         >>> import torch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from contextlib import contextmanager, nullcontext
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from stableopt.errors import ConfigError, DivergenceError, MissingExtraError
 from stableopt.integrations.trainers import (
     MeanLoss,
+    StableCallbackBase,
     check_options,
     options_on_top,
     stability_metrics,
     stable_optimizer_of,
-    track,
 )
 from stableopt.optimizer import StableOptimizer
 
@@ -32,10 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-logger = logging.getLogger("stableopt")
 
-
-class StableTrainerCallback(TrainerCallback):
+class StableTrainerCallback(StableCallbackBase, TrainerCallback):
     """Wrap the optimizer of a ``Trainer`` as soon as the trainer has made it.
 
     ``Trainer(…, callbacks=[StableTrainerCallback(telemetry="runs/x")])`` is all: whatever the
@@ -51,7 +48,7 @@ class StableTrainerCallback(TrainerCallback):
       ``stable/rollbacks``, ``stable/step``, ``stable/lr_scale`` and ``stable/risk``.
     - A rollback takes back weights, optimizer state, buffers, random states and the gradient
       scaler. ``global_step``, the data and the learning rate schedule go on: the trainer counts
-      batches, and stops after a number of them, so a schedule that goes back would not reach its
+      batches, and stops after a number of them, so a schedule that is restored would not reach its
       end.
     - ``DivergenceError`` leaves ``train()`` with the newest verified weights in the model
       (``trainer.save_model()`` saves them), after ``on_train_end`` of every callback. In a
@@ -101,19 +98,14 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
         rewind_schedule: bool = False,
         **options: Any,
     ) -> None:
-        self._options = check_options(type(self).__name__, options)
+        super().__init__(log, rewind_schedule, options)
         self._per_trial = per_trial
         self._prune = prune
-        self._logs = log
-        self._rewind_schedule = rewind_schedule
         self._trainer: Any = None
         self._trial: Any = None
         self._opt: StableOptimizer | None = None
-        self._made: StableOptimizer | None = None
         self._ended = True
         self._loss: Tensor | None = None
-        self._mean = MeanLoss()
-        self._told_clipped = False
 
     @property
     def optimizer(self) -> StableOptimizer | None:
@@ -137,12 +129,12 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
             setattr(trainer, name, wraps(method)(ours))
 
     def _is_among(self, trainer: Any) -> bool:
-        """Tell whether it is a callback of a trainer, and not one that was removed."""
+        """Return whether it is a callback of a trainer, and not one that was removed."""
         handler = getattr(trainer, "callback_handler", None)
         return any(callback is self for callback in getattr(handler, "callbacks", ()))
 
     def _holds(self, trainer: Any) -> bool:
-        """Tell whether the methods of a trainer call ours already, perhaps below another's."""
+        """Return whether the methods of a trainer call ours already, perhaps below another's."""
         method = vars(trainer).get("train")
         while method is not None:
             if isinstance(method, partial) and getattr(method.func, "__self__", None) is self:
@@ -165,7 +157,7 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
     def on_train_begin(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
     ) -> None:
-        """Make sure that it is our wrapper that trains, and say what goes back with it."""
+        """Make sure that it is our wrapper that trains, and say what rollbacks restore."""
         opt = stable_optimizer_of(optimizer)
         if opt is None or opt is not self._opt:
             raise ConfigError(
@@ -174,21 +166,11 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
                 "Trainer(callbacks=[...]), or call callback.attach(trainer) before train()"
             )
         self._loss, self._mean = None, MeanLoss()
-        scaler = self._trainer.accelerator.scaler
-        schedule = kwargs.get("lr_scheduler")
-        track(opt, scheduler=schedule, scaler=scaler, rewind_schedule=self._rewind_schedule)
-        if args.max_grad_norm and not self._told_clipped:
-            self._told_clipped = True
-            logger.warning(
-                "max_grad_norm=%g clips gradients before they are judged, which hides their "
-                "spikes: use max_grad_norm=0 and transforms=[ClipGradNorm(%g)] for the same "
-                "numbers with the spikes seen",
-                args.max_grad_norm,
-                args.max_grad_norm,
-            )
+        self._track(opt, kwargs.get("lr_scheduler"), self._trainer.accelerator.scaler)
+        self._warn_clipped("max_grad_norm", args.max_grad_norm, "set it to 0")
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tell the loss of the step that comes."""
+        """Observe the loss of the step that comes."""
         loss, self._loss = self._loss, None
         if self._opt is not None and loss is not None:
             self._mean.add(loss)
@@ -241,11 +223,8 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
 
     def _adopt(self, known: StableOptimizer, optimizer: Optimizer) -> Optimizer:
         """Use an optimizer that the user has wrapped."""
-        if self._options or self._per_trial is not None:
-            raise ConfigError(
-                f"options={sorted(self._options) or ['per_trial']} must not be given beside an "
-                "optimizer that is a StableOptimizer already: give them to that one"
-            )
+        per_trial = [] if self._per_trial is None else ["per_trial"]
+        self._refuse_options(sorted(self._options) or per_trial)
         if known is self._opt:
             known.load_state_dict(known.state_dict())  # begin with the weights that are there now
         self._opt = known
@@ -264,8 +243,8 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
         if not self._is_among(trainer):
             return loss
         # The trainer has divided each by their number, or by all their tokens: the sum is the loss.
-        told = loss.detach().float()
-        self._loss = told if self._loss is None else self._loss + told
+        part = loss.detach().float()
+        self._loss = part if self._loss is None else self._loss + part
         return loss
 
     def _log(
@@ -273,9 +252,7 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
     ) -> None:
         wanted = self._logs and "loss" in logs and self._is_among(trainer)
         if wanted and self._opt is not None:
-            mean = self._mean.take()
-            told = {} if mean is None else {"stable/loss": mean}
-            logs = {**logs, **told, **stability_metrics(self._opt)}
+            logs = {**logs, **self._loss_logged(), **stability_metrics(self._opt)}
         log(logs, *args, **kw)
 
     def _train(self, trainer: Any, train: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -7,11 +7,11 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from stableopt.errors import ConfigError, MissingExtraError, require_int
+from stableopt.errors import ConfigError, MissingExtraError
+from stableopt.integrations.tracker import Tracker
 from stableopt.telemetry.encode import plain
 from stableopt.telemetry.ending import COMPLETED, outcome
-from stableopt.telemetry.lifecycle import LifecycleEvents, check_id
-from stableopt.telemetry.metrics import PREFIX, RunMetrics, check_prefix
+from stableopt.telemetry.metrics import PREFIX
 from stableopt.telemetry.setup import flat_setup
 
 try:
@@ -30,16 +30,16 @@ _NEWEST = 1000
 """Interventions that the table of the ledger lists."""
 
 
-class WandbWriter:
+class WandbWriter(Tracker):
     """Log a run to Weights & Biases, on a thread of its own.
 
     Into a run of its own, grouped with the one that is active, if there is one: a run has one
     counter of rows, and what is logged with ``step=`` below it is dropped, so that writing into a
-    run that somebody else logs to could cost them data. Where nobody gives ``step=``, as in the
+    run that others log to could cost them data. Where no caller gives ``step=``, as in the
     Hugging Face Trainer and in Lightning, hand over the run: ``WandbWriter(run=wandb.run)``.
 
     Each row has ``stable/call``, the call of ``step()``, as the x-axis of all our metrics: the
-    number that a trainer calls its global step; it never goes back. Configuration under
+    number that a trainer calls its global step; it never decreases. Configuration under
     ``stable``; in the summary of the run its integrity, status and counts; as a table,
     ``stable/ledger``, the newest thousand interventions.
 
@@ -84,24 +84,19 @@ class WandbWriter:
         prefix: str = PREFIX,
         layers: bool = True,
     ) -> None:
-        require_int("every", every, 1, "log one healthy step out of so many")
+        super().__init__(
+            every=every, prefix=prefix, layers=layers, trial_id=trial_id, model_run_id=model_run_id
+        )
         if mode is not None and mode not in _MODES:
             raise ConfigError(f"mode={mode!r} must be one of {', '.join(_MODES)}, or None")
         if run is not None and not callable(getattr(run, "log", None)):
             raise ConfigError(f"run={run!r} must be a run of W&B: what wandb.init() returns")
         if run is None:
             _check_key(mode)
-        self.every = every
-        self._prefix = check_prefix(prefix)
         self._run, self._owned = run, run is None
         self._options: dict[str, Any] = {"project": project, "name": name, "mode": mode, **_group()}
         if directory is not None:
             self._options["dir"] = os.fspath(directory)
-        self._ids = {
-            "trial_id": check_id("trial_id", trial_id),
-            "model_run_id": check_id("model_run_id", model_run_id),
-        }
-        self._metrics = RunMetrics(prefix, layers=layers)
         self._ledger: list[tuple[int, str, str]] = []
         self._summary: dict[str, Any] | None = None
         self._close_run: Callable[[], None] | None = None
@@ -111,15 +106,9 @@ class WandbWriter:
         """The run that is logged into; ``None`` until it is begun."""
         return self._run
 
-    def beside(self, writers: Sequence[Writer]) -> None:
-        """Adopt the ids of lifecycle events."""
-        for writer in writers:
-            if isinstance(writer, LifecycleEvents):
-                self._ids["trial_id"] = self._ids["trial_id"] or writer.trial_id
-                self._ids["model_run_id"] = self._ids["model_run_id"] or writer.model_run_id
-
-    def before_exit(self, close: Callable[[], None]) -> None:
+    def begin(self, others: Sequence[Writer], close: Callable[[], None]) -> None:
         """Remember what closes the run: W&B ends its process in the exit of the interpreter."""
+        super().begin(others, close)
         self._close_run = close
 
     def write(self, event: Event) -> None:
@@ -136,10 +125,8 @@ class WandbWriter:
         first, self._summary = self._summary is None, summary
         run = self._opened()
         if first:
-            known = {key: value for key, value in self._ids.items() if value is not None}
-            run.config.update(
-                {**known, "stable": plain(flat_setup(summary))}, allow_val_change=True
-            )
+            config = {**self._ids, "stable": plain(flat_setup(summary))}
+            run.config.update(config, allow_val_change=True)
         for key in ("status", "integrity", "steps_lost", "rollbacks", "skips", "tamed"):
             run.summary[f"{self._prefix}run/{key}"] = summary[key]
 

@@ -118,9 +118,6 @@ class Parts:
             check_lagged(optimizer, guard, self.update, transforms=bool(self.transforms))
         self.adopt_group_transforms()
         self.look_at_graph()
-        if telemetry is not None:
-            telemetry.claim()
-            telemetry.send_summary(self.summary)
 
     def _add_guard(self, guard: Guard, model: nn.Module | None) -> None:
         buffers, tracked = None if model is None else BufferShadow(model), Tracked()

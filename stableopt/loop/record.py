@@ -121,7 +121,7 @@ class Recorder:
         if telemetry is not None:
             telemetry.send(event, always=always)
             if not routine:
-                telemetry.send_summary(summary)
+                telemetry.send_summary(summary())
         return event
 
     def stop(self, event: Event) -> DivergenceError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import weakref
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,7 +45,8 @@ class StepLoop(Parts):
     def __init__(self, optimizer: Optimizer, **options: Any) -> None:
         super().__init__(optimizer, **options)
         if (telemetry := self.recorder.telemetry) is not None:
-            telemetry.before_exit(_weakly(self.close))
+            telemetry.begin(_weakly(self.close))
+            telemetry.send_summary(self.summary())
 
     def __call__(self, closure: Callable[[], Any] | None) -> Any:
         """Run one step."""
@@ -299,7 +299,7 @@ class StepLoop(Parts):
         if telemetry is not None and not telemetry.closed:
             with suppress(DivergenceError), _disable_current_modes():
                 self.settle()
-            telemetry.close(partial(self.summary, *telemetry.ending.tell()))
+            telemetry.close(self.summary(*telemetry.ending.tell()))
 
 
 def _weakly(method: Callable[[], None]) -> Callable[[], None]:

@@ -1,28 +1,29 @@
-"""What to tell about a run: the ledger, the summary, and writers that never get in the way."""
+"""What is recorded of a run: the ledger, the summary, and writers that never block training."""
 
 from typing import TYPE_CHECKING
 
 from stableopt.runtime.lazy import lazily
 
 if TYPE_CHECKING:
+    from stableopt.telemetry.channel import RefusedError
     from stableopt.telemetry.json_lines import JsonLines, read_events
     from stableopt.telemetry.lifecycle import LifecycleEvents
     from stableopt.telemetry.logging_writer import LoggingWriter
     from stableopt.telemetry.ml_run_events import InvalidEventError, schema, validate_event
-    from stableopt.telemetry.outbox import RefusedError
     from stableopt.telemetry.sinks import EventFile, HttpEndpoint, Sink
-    from stableopt.telemetry.writer import Writer
+    from stableopt.telemetry.writer import BaseWriter, Writer
 
 __getattr__, __dir__ = lazily(
     __name__,
     {
+        "BaseWriter": "writer",
         "EventFile": "sinks",
         "HttpEndpoint": "sinks",
         "InvalidEventError": "ml_run_events",
         "JsonLines": "json_lines",
         "LifecycleEvents": "lifecycle",
         "LoggingWriter": "logging_writer",
-        "RefusedError": "outbox",
+        "RefusedError": "channel",
         "Sink": "sinks",
         "Writer": "writer",
         "read_events": "json_lines",
@@ -32,6 +33,7 @@ __getattr__, __dir__ = lazily(
 )
 
 __all__ = [
+    "BaseWriter",
     "EventFile",
     "HttpEndpoint",
     "InvalidEventError",

@@ -1,4 +1,4 @@
-"""Which writers have a run already: each tells of one, once."""
+"""Which writers have a run already: each records one, once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _states: dict[int, str] = {}
 
 
 def check_free(writers: Sequence[Writer]) -> None:
-    """Refuse writers that tell of a run, or have told of one.
+    """Refuse writers that record a run, or have recorded one.
 
     Raises:
         ConfigError: One of them does, or is there twice.
@@ -60,5 +60,5 @@ def release(writer: Writer) -> None:
     try:
         weakref.finalize(writer, _states.pop, number, None).atexit = False
     except TypeError:
-        return  # no weak reference, and so nobody to tell when its number is free again
+        return  # no weak reference, so it is not known when its number is free again
     _states[number] = _CLOSED

@@ -13,7 +13,7 @@ CLOSED, INTERRUPTED, FAILED = "closed", "interrupted", "failed"
 """Statuses of a summary that is the last one; beside ``"stopped"``, which the guard brings."""
 
 COMPLETED, STOPPED, KILLED = "completed", "stopped", "killed"
-"""How trackers are told, beside ``"failed"``."""
+"""What trackers record, beside ``"failed"``."""
 
 _OUTCOMES = {STOPPED: STOPPED, FAILED: FAILED, INTERRUPTED: KILLED}
 
@@ -22,10 +22,10 @@ class Ending:
     """Knows how a run ended that began when this was made.
 
     A run that is closed while an exception is handled, in an ``except`` or a ``finally``, has
-    ended by it. One that nobody closes is closed while the interpreter exits, and there the
+    ended by it. One that is not closed is closed while the interpreter exits, and there the
     exception that was printed last is its cause. (In a notebook it is that of any cell.) What was
     there before the run began is not its end. ``sys.exit`` with a code that is not 0 is a failure
-    where somebody closes on the way out; of one that nobody handles Python keeps no trace.
+    where the run is closed on the way out; of one that is not handled Python keeps no trace.
     """
 
     def __init__(self) -> None:
@@ -69,20 +69,20 @@ def reason(summary: Mapping[str, Any] | None) -> str | None:
     """Return why a run did not come to its end, if it did not."""
     summary = summary or {}
     if outcome(summary) == STOPPED:
-        told = (summary.get("ledger") or [{}])[-1].get("reason")
-        return None if told is None else str(told)
+        why = (summary.get("ledger") or [{}])[-1].get("reason")
+        return None if why is None else str(why)
     error = summary.get("ended_by")
     return None if error is None else f"the program ended with {error}"
 
 
 def succeeded(summary: Mapping[str, Any] | None) -> bool:
-    """Tell whether a run came to its end, and no fault is known to remain."""
+    """Return whether a run came to its end, and no fault is known to remain."""
     remains = (summary or {}).get("integrity") == "COMPROMISED"
     return outcome(summary) == COMPLETED and not remains
 
 
 def _is_meant(error: BaseException) -> bool:
-    """Tell whether somebody raises this to end what has done its work, or is not wanted."""
+    """Return whether an exception ends a program as planned."""
     if isinstance(error, SystemExit):
         return error.code in (None, 0)
     if isinstance(error, (StopIteration, StopAsyncIteration, GeneratorExit)):

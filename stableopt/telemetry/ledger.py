@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
+from stableopt.telemetry.encode import plain
 from stableopt.types import Action
 
 if TYPE_CHECKING:
@@ -17,14 +18,18 @@ if TYPE_CHECKING:
 MANY = 32
 """Losses in a row that are not finite, though all gradients are, which are no coincidence."""
 
+NEWEST = 100
+"""How many entries of the ledger a summary lists; all of them would make it ever slower."""
+
 
 class Ledger:
     """The interventions and the two clocks of a run.
 
     Attributes:
-        calls: Calls of ``step()``; never goes back.
-        steps: Updates behind the weights; goes back with a rollback.
+        calls: Calls of ``step()``; never decreases.
+        steps: Updates that the weights contain; a rollback lowers it.
         entries: The event of every call that was not simply taken, or at which the risk rose.
+        newest: The newest entries as plain values, for summaries.
         last_loss: The loss of the last step that was taken, if it was observed.
         steps_lost: Updates that rollbacks have undone.
         back_offs: How often the learning rate was lowered without going back.
@@ -36,6 +41,7 @@ class Ledger:
         self.calls = 0
         self.steps = 0
         self.entries: list[Event] = []
+        self.newest: deque[dict[str, Any]] = deque(maxlen=NEWEST)
         self.last_loss: float | None = None
         self.steps_lost = 0
         self.back_offs = 0
@@ -48,6 +54,7 @@ class Ledger:
     def add(self, event: Event) -> None:
         """Keep an event that there is something to say about."""
         self.entries.append(event)
+        self.newest.append(plain(event.to_dict()))
         self._counts[event.action] += event.action is not Action.TAKE
         self.back_offs += event.backs_off
         self.tames += event.tames
@@ -71,7 +78,7 @@ class Ledger:
 
         ``"OK"``: nothing harmful remained; steps that were skipped or undone are no harm.
         ``"COMPROMISED"``: the run was stopped, it trains on with losses that are not finite, or
-        something that is tracked did not go back. ``"UNCHECKED"``: there is no guard that
+        something that is tracked was not restored. ``"UNCHECKED"``: there is no guard that
         could know. With a guard, whose gradients are finite, that takes 32 such losses in a row.
         """
         bad_loss = self._bad_losses >= (MANY if guarded else 1)

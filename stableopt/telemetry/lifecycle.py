@@ -1,27 +1,27 @@
-"""A telemetry writer that tells the lifecycle of a run to other systems."""
+"""A telemetry writer that reports the lifecycle of a run to other systems."""
 
 from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stableopt.errors import ConfigError, require_int
 from stableopt.telemetry.ending import outcome, reason, succeeded
 from stableopt.telemetry.metrics import COUNTERS, RunMetrics, flat_numbers
 from stableopt.telemetry.ml_run_events import make_event
-from stableopt.telemetry.outbox import Outbox
 from stableopt.telemetry.setup import flat_setup, uses_spectral_norm
 from stableopt.telemetry.sinks import make_sink
+from stableopt.telemetry.writer import BaseWriter
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from stableopt.telemetry.sinks import Sink
     from stableopt.types import Event
@@ -36,12 +36,12 @@ _NOT_FINAL = ("readings/", "acts/")
 _OURS = frozenset({"step", "risk", "train_loss", "grad_norm", "lr", "lr_scale", *COUNTERS})
 
 
-class LifecycleEvents:
+class LifecycleEvents(BaseWriter):
     """Emit ``ml.run.start``, ``ml.run.metric`` and ``ml.run.stop`` for every run.
 
     They are described by a JSON schema (:func:`~stableopt.telemetry.ml_run_events.schema`), have
     a version, and carry numbers and short strings only: no tensors, no samples. They wait in a
-    bounded queue, are delivered in batches on a thread of its own, and again if that failed; the
+    bounded queue, are delivered in batches on a thread of their own, and again if that failed; the
     start and the stop of a run are never dropped to make room.
 
     Args:
@@ -53,8 +53,8 @@ class LifecycleEvents:
         hyperparams: Added to those of the optimizer, the guard and the transforms. With
             ``spectral_norm`` among them, that is the flag of the events, for a model that bounds
             its spectral norms itself.
-        every: Tell of one healthy step out of so many; the first step of a run and interventions
-            are always told.
+        every: Report one healthy step out of so many; the first step of a run and interventions
+            are always reported.
         capacity: Events that may wait.
 
     Attributes:
@@ -85,6 +85,7 @@ class LifecycleEvents:
     """
 
     first = True
+    batch = 100
 
     def __init__(
         self,
@@ -97,9 +98,9 @@ class LifecycleEvents:
         every: int = 100,
         capacity: int = 10_000,
     ) -> None:
-        require_int("every", every, 1, "tell of one healthy step out of so many")
+        require_int("every", every, 1, "report one healthy step out of so many")
         require_int("capacity", capacity, 1, "events that may wait")
-        self.every = every
+        self.every, self.capacity = every, capacity
         self.trial_id = check_id("trial_id", trial_id) or str(uuid.uuid4())
         self.model_run_id = check_id("model_run_id", model_run_id) or self.trial_id
         self._ids = {
@@ -110,35 +111,18 @@ class LifecycleEvents:
         self._hyperparams = _checked_hyperparams(hyperparams)
         self._metrics = RunMetrics(prefix="", layers=False)
         self._final: dict[str, Any] = {}
-        self._summary: dict[str, Any] | None = None
+        self._summary: dict[str, Any] = {}
         self._began = time.monotonic()
-        self._started = self._told = self._ended = False
-        self._late = 0
+        self._started = self._reported = self._warned_late = False
         self._early: deque[dict[str, Any]] = deque(maxlen=capacity)
-        self._lock = threading.Lock()
-        self._outbox: Outbox[dict[str, Any]] = Outbox(
-            make_sink(sink).deliver,
-            name=type(self).__name__,
-            capacity=capacity,
-            keeps=lambda event: event["name"] != "ml.run.metric",
-        )
-
-    @property
-    def dropped(self) -> int:
-        """Events that were not delivered, and will not be."""
-        return self._outbox.dropped + self._late
-
-    @property
-    def failed(self) -> int:
-        """Deliveries that failed; most of them are made up for later."""
-        return self._outbox.failed
+        self._sink = make_sink(sink)
 
     def metric(self, *, epoch: int | None = None, **measurements: float) -> None:
         """Emit ``ml.run.metric`` with what the training loop knows, e.g. of an epoch.
 
         May be called from any thread; never blocks. The last value of each is in
-        ``ml.run.stop``, with ``final_`` before its name. After that it is too late: it says so
-        once, and counts what is lost in :attr:`dropped`.
+        ``ml.run.stop``, with ``final_`` before its name. After that it is too late: that is logged
+        once, and what is lost is counted in :attr:`dropped`.
 
         Args:
             epoch: Its number, from 0.
@@ -150,18 +134,27 @@ class LifecycleEvents:
         if epoch is not None:
             require_int("epoch", epoch, 0, "the number of an epoch")
         numbers = flat_numbers({name: _number(name, value) for name, value in measurements.items()})
-        if self._is_late():
-            return
-        self._final.update(numbers)
-        self._put(make_event("metric", {**self._ids, "epoch": epoch}, numbers))
+        record = make_event("metric", {**self._ids, "epoch": epoch}, numbers)
+        if not self.channel.put(partial(self._metric, record, numbers)) and not self._warned_late:
+            self._warned_late = True
+            logger.warning(
+                "telemetry: %s.metric() was called after the run had ended, and ml.run.stop was "
+                "sent: its values are lost, and this is not reported again; call it before "
+                "opt.close(), which a trainer does at the end of its training",
+                type(self).__name__,
+            )
 
-    def write(self, event: Event) -> None:
+    def write(self, event: Event) -> list[dict[str, Any]]:
         """Emit ``ml.run.metric`` for a call of ``step()``."""
-        measurements = self._measurements(event)
+        found = {_renamed(name): value for name, value in self._metrics.of(event).items()}
+        for name in ("step", "risk"):  # in the metadata
+            found.pop(name, None)
+        final = (n for n in found if n not in COUNTERS and not n.startswith(_NOT_FINAL))
+        self._final.update((name, found[name]) for name in final)
         # Every writer gets the steps at which sensors were read; here they would be a flood.
-        if event.routine and self._told and event.step % self.every:
-            return
-        self._told = True
+        if event.routine and self._reported and event.step % self.every:
+            return []
+        self._reported = True
         metadata = {
             **self._ids,
             "call": event.call,
@@ -170,37 +163,32 @@ class LifecycleEvents:
             "reason": event.reason or None,
             "risk": None if event.risk is None else event.risk.value,
         }
-        self._put(make_event("metric", metadata, measurements, event.time or None))
+        return self._in_order(make_event("metric", metadata, found, event.time or None))
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
+    def write_summary(self, summary: dict[str, Any]) -> list[dict[str, Any]]:
         """Emit ``ml.run.start`` for the first, and remember the last."""
         self._summary = summary
-        if not self._started:
-            self._start(summary)
+        return [] if self._started else self._start(summary)
 
-    def flush(self, timeout: float | None = None) -> bool:
-        """Wait until all events are delivered; ``False`` if that took too long."""
-        return self._outbox.flush(timeout)
+    def deliver(self, records: Sequence[dict[str, Any]]) -> None:
+        """Hand events to the sink."""
+        self._sink.deliver(records)
 
-    def close(self) -> None:
-        """Emit ``ml.run.stop`` and deliver what is left."""
+    def close(self) -> list[dict[str, Any]]:
+        """Emit ``ml.run.stop``."""
         summary = self._summary
-        if not self._started:
-            self._start(summary or {})
-        with self._lock:
-            self._ended = True
+        start = [] if self._started else self._start(summary)
         metadata = {
             **self._ids,
-            "spectral_norm": self._spectral_norm(summary or {}),
+            "spectral_norm": self._spectral_norm(summary),
             "success": succeeded(summary),
             "status": outcome(summary),
-            "integrity": (summary or {}).get("integrity"),
+            "integrity": summary.get("integrity"),
             "reason": reason(summary),
         }
-        self._outbox.put(make_event("stop", metadata, self._stop_measurements(summary or {})))
-        self._outbox.close()
+        return [*start, make_event("stop", metadata, self._stop_measurements(summary))]
 
-    def _start(self, summary: Mapping[str, Any]) -> None:
+    def _start(self, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         hyperparams = {**flat_setup(summary), **self._hyperparams}
         hyperparams.pop("spectral_norm", None)
         metadata = {
@@ -209,40 +197,21 @@ class LifecycleEvents:
             "hyperparams": hyperparams,
         }
         measurements = {k: summary[k] for k in ("parameters",) if k in summary}
-        with self._lock:
-            start = make_event("start", metadata, measurements)
-            self._outbox.put_all([start, *self._early])
-            self._early.clear()
-            self._started = True
+        self._started = True
+        return [make_event("start", metadata, measurements), *self._early]
 
     def _spectral_norm(self, summary: Mapping[str, Any]) -> bool:
         return bool(self._hyperparams.get("spectral_norm", uses_spectral_norm(summary)))
 
-    def _is_late(self) -> bool:
-        with self._lock:
-            self._late += self._ended
-            told = self._late
-        if told == 1:
-            logger.warning(
-                "telemetry: %s.metric() was called after the run had ended, and ml.run.stop was "
-                "told: what it is given is lost, and this is not reported again; call it before "
-                "opt.close(), which a trainer does at the end of its training",
-                type(self).__name__,
-            )
-        return told > 0
+    def _metric(self, record: dict[str, Any], numbers: Mapping[str, float]) -> list[dict[str, Any]]:
+        self._final.update(numbers)
+        return self._in_order(record)
 
-    def _put(self, event: dict[str, Any]) -> None:
-        # The start of a run comes first, whoever is the quickest.
-        with self._lock:
-            (self._outbox.put if self._started else self._early.append)(event)
-
-    def _measurements(self, event: Event) -> dict[str, Any]:
-        found = {_renamed(name): value for name, value in self._metrics.of(event).items()}
-        for name in ("step", "risk"):  # in the metadata
-            found.pop(name, None)
-        final = (n for n in found if n not in COUNTERS and not n.startswith(_NOT_FINAL))
-        self._final.update((name, found[name]) for name in final)
-        return found
+    def _in_order(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        if self._started:
+            return [record]
+        self._early.append(record)  # the start of a run comes first
+        return []
 
     def _stop_measurements(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         final = dict(self._final)

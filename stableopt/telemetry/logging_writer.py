@@ -62,7 +62,7 @@ class LoggingWriter:
         self._level = level
         self._logger = logging.getLogger(logger) if isinstance(logger, str) else logger
         self._ended: str | None = None
-        self._told_elsewhere = self._logger.name.partition(".")[0] == "stableopt"
+        self._explained = self._logger.name.partition(".")[0] == "stableopt"
 
     def write(self, event: Event) -> None:
         """Log one event."""
@@ -76,7 +76,7 @@ class LoggingWriter:
         numbers = [f"{n} {v:.6g}" for n, v in metrics.items() if _is_shown(n, v)]
         if event.risk is not None:
             numbers.append(f"risk {event.risk.value}")
-        reason = f", because {event.reason}" if event.reason and not self._told_elsewhere else ""
+        reason = f", because {event.reason}" if event.reason and not self._explained else ""
         line = ", ".join([f"call {event.call}: {event.action.value}, step {event.step}", *numbers])
         extra = {"stable": {"call": event.call, "action": event.action.value, **metrics}}
         self._logger.log(level, "%s", line + reason, extra=extra)

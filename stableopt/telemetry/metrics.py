@@ -89,7 +89,7 @@ def flat_numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float
 
 
 def interventions_of(event: Event) -> dict[str, int]:
-    """Return by how much an event raises each of :data:`COUNTERS`; empty if nobody intervened."""
+    """Return by how much an event raises each of :data:`COUNTERS`; empty if it is none."""
     if not event.intervened:
         return {}
     kinds = {
@@ -120,7 +120,7 @@ class RunMetrics:
         self._prefix = prefix
         self._layers = layers
         self._counts: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
-        self._told: dict[str, int] = {}
+        self._sent: dict[str, int] = {}
         self._newest: dict[str, dict[str, float]] = {}
 
     def of(self, event: Event) -> dict[str, float]:
@@ -134,8 +134,8 @@ class RunMetrics:
 
     def _count(self, event: Event) -> dict[str, float]:
         self._counts.update(interventions_of(event))
-        changed = {n: float(c) for n, c in self._counts.items() if self._told.get(n) != c}
-        self._told = dict(self._counts)
+        changed = {n: float(c) for n, c in self._counts.items() if self._sent.get(n) != c}
+        self._sent = dict(self._counts)
         return changed
 
     def _spread(self, readings: Iterable[Reading]) -> dict[str, float]:
@@ -151,18 +151,3 @@ class RunMetrics:
                 spread[f"readings/{metric}/median"] = float(median(values))
                 spread[f"readings/{metric}/max"] = max(values)
         return spread
-
-
-def check_prefix(prefix: object) -> str:
-    """Return ``prefix`` if names can begin with it.
-
-    Raises:
-        ConfigError: It is no string.
-    """
-    from stableopt.errors import ConfigError
-
-    if not isinstance(prefix, str):
-        raise ConfigError(
-            f"prefix={prefix!r} must be a string: what the names of all metrics begin with"
-        )
-    return prefix

@@ -90,7 +90,7 @@ def flat_setup(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def uses_spectral_norm(summary: Mapping[str, Any]) -> bool:
-    """Tell whether the transforms of a run bound the spectral norm of weights."""
+    """Return whether the transforms of a run bound the spectral norm of weights."""
     names = [str(entry["transform"]) for entry in summary.get("transforms") or ()]
     return any(name.partition("(")[0] in NORMALIZERS for name in names)
 

@@ -12,13 +12,13 @@ from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from stableopt.errors import ConfigError, require_number
+from stableopt.telemetry.channel import RefusedError
 from stableopt.telemetry.encode import encode
-from stableopt.telemetry.outbox import RefusedError
 
 FILE_NAME = "ml_run_events.jsonl"
 """What the file is called where a directory is given."""
 
-_TRY_AGAIN = frozenset({408, 425, 429})
+TRY_AGAIN = frozenset({408, 425, 429})
 """The answers below 500 after which the same request may succeed."""
 
 
@@ -112,7 +112,7 @@ class HttpEndpoint:
                 answer.read()
         except urllib.error.HTTPError as error:
             with error:
-                if error.code >= 500 or error.code in _TRY_AGAIN:
+                if error.code >= 500 or error.code in TRY_AGAIN:
                     raise
                 shown = _without_secrets(self.url)
                 raise RefusedError(f"{shown} answers {error.code} {error.reason}") from error
@@ -134,7 +134,7 @@ def _without_secrets(url: str) -> str:
 
 
 class _Each:
-    """Calls somebody with one event at a time."""
+    """Calls a function with one event at a time."""
 
     def __init__(self, call: Callable[[dict[str, Any]], object]) -> None:
         self._call = call
@@ -176,5 +176,5 @@ def make_sink(sink: object) -> Sink:
 
 
 def is_url(value: object) -> bool:
-    """Tell whether a value is the address of an HTTP server."""
+    """Return whether a value is the address of an HTTP server."""
     return isinstance(value, str) and value.lower().startswith(("http://", "https://"))

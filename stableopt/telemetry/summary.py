@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from stableopt.telemetry.dispatch import Dispatcher
     from stableopt.telemetry.ledger import Ledger
 
-NEWEST = 100
-"""How many entries of the ledger a summary lists."""
-
 
 def summarize(
     ledger: Ledger,
@@ -59,6 +56,5 @@ def summarize(
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        # The whole ledger is in the event file; here it would make every rewrite slower.
-        "ledger": [plain(event.to_dict()) for event in ledger.entries[-NEWEST:]],
+        "ledger": list(ledger.newest),
     }

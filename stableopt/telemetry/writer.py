@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from stableopt.telemetry import channel
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from stableopt.types import Event
 
@@ -14,67 +17,118 @@ if TYPE_CHECKING:
 class Writer(Protocol):
     """Receives events on a thread of its own, in order.
 
-    An exception from a writer is reported once and counted; it never reaches the training
-    loop. An optional attribute ``every`` (an int, 1 if absent) says how often healthy steps
-    are wanted; interventions always come, and where an optional attribute ``first`` is true, so
-    does the first step of the run. An optional method ``write_summary(summary)`` receives the
-    summary at the start, at each intervention and at the end.
-
-    A writer that hands events on may have more: a method ``flush()`` that returns once they are
-    there; attributes ``dropped`` and ``failed``, counts that join those of the summary; an
-    attribute ``patience``, seconds that closing the run waits for it (5 if absent); a method
-    ``beside(writers)`` that is told once, before the first event, who else receives events; a
-    method ``before_exit(close)`` that is given what closes the telemetry of the run, for a writer
-    whose library shuts down earlier in the exit of the interpreter than the run is closed.
+    An exception from a writer is logged once and counted; it never reaches the training loop. Two
+    members are optional: an attribute ``every`` (an int, 1 if absent), one healthy step out of so
+    many is recorded, interventions always; and a method ``write_summary(summary)``, which receives
+    the summary at the start, at interventions and at the end. A writer that needs more derives from
+    :class:`BaseWriter`.
     """
 
-    def write(self, event: Event) -> None:
+    def write(self, event: Event) -> object:
         """Record one event."""
 
-    def close(self) -> None:
+    def close(self) -> object:
         """Release what the writer holds; called once: a writer has one run."""
 
 
-def wants(writer: Writer, step: int, *, first: bool = False) -> bool:
-    """Tell whether ``writer`` wants a healthy step, which may be the first of its run."""
-    if first and getattr(writer, "first", False) is True:
-        return True
-    return step % int(getattr(writer, "every", 1)) == 0
+class BaseWriter:
+    """Base class of writers that hand events to another system.
+
+    All methods but :meth:`begin` and :meth:`flush` are called on the thread of the writer.
+    :meth:`write`, :meth:`write_summary` and :meth:`close` may return records: these are handed to
+    :meth:`deliver` in batches, and again if that fails.
+
+    Attributes:
+        name: What a warning calls the writer; its type if empty.
+        every: One healthy step out of so many is recorded; interventions always.
+        first: Whether the first step of a run is recorded, too.
+        patience: Seconds that closing the run waits; 5 if ``None``.
+        batch: Events at most in one delivery.
+        interval: Seconds from one delivery to the next, at least.
+        capacity: Events that may wait; 10,000 if ``None``.
+    """
+
+    name: str = ""
+    every: int = 1
+    first: bool = False
+    patience: float | None = None
+    batch: int = 1
+    interval: float = 0.0
+    capacity: int | None = None
+
+    @cached_property
+    def channel(self) -> channel.Channel:
+        """The queue and the thread of this writer, started on first use."""
+        return channel.Channel(
+            self.deliver,
+            name=self.name or type(self).__name__,
+            batch=self.batch,
+            interval=self.interval,
+            capacity=self.capacity,
+        )
+
+    @property
+    def dropped(self) -> int:
+        """Events that were lost."""
+        return self.channel.dropped
+
+    @property
+    def failed(self) -> int:
+        """Calls and deliveries that failed; deliveries are tried again."""
+        return self.channel.failed
+
+    def begin(self, others: Sequence[Writer], close: Callable[[], None]) -> None:
+        """Prepare for a run, before its first event, on the thread that trains.
+
+        Args:
+            others: The other writers of the run.
+            close: Closes the telemetry of the run.
+        """
+
+    def write(self, event: Event) -> Iterable[Any] | None:
+        """Record one event."""
+        raise NotImplementedError
+
+    def write_summary(self, summary: dict[str, Any]) -> Iterable[Any] | None:
+        """Record a summary."""
+
+    def close(self) -> Iterable[Any] | None:
+        """Release what the writer holds."""
+
+    def deliver(self, records: Sequence[Any]) -> None:
+        """Take records.
+
+        Raises:
+            RefusedError: They will never be accepted.
+            Exception: They may be accepted later; the same records are delivered again.
+        """
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until everything is delivered; ``False`` if that took too long."""
+        self.channel.hurry()
+        return self.channel.wait(timeout or self.patience or channel.PATIENCE)
 
 
-def flush(writer: Writer) -> None:
-    """Have a writer that hands events on hand them on now."""
-    method = getattr(writer, "flush", None)
-    if method is not None:
-        method()
+class PlainWriter(BaseWriter):
+    """Any other writer, with the members that it lacks.
 
+    Args:
+        writer: Has ``write`` and ``close``.
+    """
 
-def introduce(writers: Sequence[Writer]) -> None:
-    """Tell the writers that ask who else receives events."""
-    for writer in writers:
-        method = getattr(writer, "beside", None)
-        if method is not None:
-            method([other for other in writers if other is not writer])
+    def __init__(self, writer: Writer) -> None:
+        self.name = type(writer).__name__
+        self.every = int(getattr(writer, "every", 1))
+        self._writer = writer
 
+    def write(self, event: Event) -> None:
+        """Record one event."""
+        self._writer.write(event)
 
-def losses(writer: Writer) -> tuple[int, int]:
-    """Return how many events a writer has dropped, and how often it failed, as it says."""
-    return int(_number(writer, "dropped", 0)), int(_number(writer, "failed", 0))
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Record a summary, if the writer takes one."""
+        getattr(self._writer, "write_summary", super().write_summary)(summary)
 
-
-def patience(writer: Writer, usual: float) -> float:
-    """Return how many seconds closing the run waits for a writer."""
-    return _number(writer, "patience", usual)
-
-
-def _number(writer: Writer, name: str, usual: float) -> float:
-    # A writer of somebody else's may mean something else by the name.
-    value = getattr(writer, name, usual)
-    return value if isinstance(value, (int, float)) else usual
-
-
-def write_summary(writer: Writer, summary: dict[str, Any]) -> None:
-    """Hand ``summary`` to a writer that takes one."""
-    method = getattr(writer, "write_summary", None)
-    if method is not None:
-        method(summary)
+    def close(self) -> None:
+        """Release what the writer holds."""
+        self._writer.close()

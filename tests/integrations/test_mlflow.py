@@ -23,7 +23,7 @@ from stableopt import (
     MissingExtraError,
     StableOptimizer,
 )
-from stableopt.telemetry import LifecycleEvents, outbox, read_events
+from stableopt.telemetry import LifecycleEvents, channel, read_events
 from stableopt.telemetry.setup import flat_setup
 from tests.integrations.mlflow_server import serve
 from tests.telemetry.runs import rows, same, train
@@ -255,7 +255,7 @@ def test_one_request_that_is_refused_does_not_cost_the_others(server, make, capl
 
 @pytest.mark.compatibility("MLflow", "a server that is down costs a warning")
 def test_a_server_that_is_down_costs_a_warning_and_nothing_else(caplog, monkeypatch, make):
-    monkeypatch.setattr(outbox, "PATIENCE", 0.3)
+    monkeypatch.setattr(channel, "PATIENCE", 0.3)
     writer = make(tracking_uri="http://127.0.0.1:9")
     opt, without_server = train(writer, faults=False)
     lines = [r.getMessage() for r in caplog.records]
@@ -280,7 +280,7 @@ def test_a_server_that_hangs_costs_a_warning_and_nothing_else(caplog, make):
         taking.join()
         _, request = held  # the first was to see whether anybody listens
         request.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
-        writer._outbox._thread.join()
+        writer.channel._thread.join()
         for connection in held:
             connection.close()
     _, bare = train(None, faults=False)

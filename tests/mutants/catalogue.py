@@ -486,8 +486,8 @@ MUTANTS = {
         (f"{JSON}::test_long_strings_are_redacted",),
     ),
     "a failing writer is reported every time": Mutant(
-        "stableopt.telemetry.dispatch",
-        "self._reported = True",
+        "stableopt.telemetry.channel",
+        "self._warned = True",
         "pass",
         (f"{DISPATCH}::test_a_writer_that_raises_is_reported_once_and_counted",),
     ),

@@ -6,7 +6,7 @@ from tests.mutants.mutant import Mutant
 
 HEATMAP = "tests/commands/report/test_heatmap.py"
 METRICS = "tests/telemetry/test_metrics.py"
-OUTBOX = "tests/telemetry/test_outbox.py"
+CHANNEL = "tests/telemetry/test_channel.py"
 PAGE = "tests/commands/report/test_page.py"
 
 TELLING_MUTANTS = {
@@ -23,16 +23,16 @@ TELLING_MUTANTS = {
         (f"{METRICS}::test_the_sums_over_events_are_those_of_the_summary",),
     ),
     "a queue has no bound": Mutant(
-        "stableopt.telemetry.outbox",
-        "                    self._make_room()\n",
-        "                    pass\n",
-        (f"{OUTBOX}::test_what_does_not_fit_is_dropped_the_oldest_first",),
+        "stableopt.telemetry.channel",
+        "                self._queue.popleft()\n",
+        "                pass\n",
+        (f"{CHANNEL}::test_what_does_not_fit_is_dropped_the_oldest_first",),
     ),
     "what was lost is not counted": Mutant(
-        "stableopt.telemetry.outbox",
+        "stableopt.telemetry.channel",
         "            self.dropped += count\n",
         "            pass\n",
-        (f"{OUTBOX}::test_what_is_refused_is_not_tried_again",),
+        (f"{CHANNEL}::test_what_is_refused_is_not_tried_again",),
     ),
     "names write markup": Mutant(
         "stableopt.commands.report.markup",

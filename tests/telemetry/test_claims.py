@@ -96,6 +96,7 @@ def test_a_copy_takes_nothing(events):
 
 
 def test_a_writer_that_is_gone_leaves_no_trace(events):
+    gc.collect()
     before = dict(claims._states)
     writer = LifecycleEvents(lambda event: None)
     train(writer, faults=False, steps=1)

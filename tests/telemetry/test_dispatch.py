@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 import threading
 
 import pytest
 import torch
 
 from stableopt import DivergenceError, Guard, StableOptimizer
-from stableopt.telemetry import dispatch
+from stableopt.telemetry import channel
+from stableopt.telemetry.writer import BaseWriter
 
 
 def make(telemetry):
@@ -55,7 +59,7 @@ def test_a_writer_that_raises_is_reported_once_and_counted(events, caplog):
 
 
 def test_a_writer_that_hangs_does_not_stop_the_loop(caplog, monkeypatch):
-    monkeypatch.setattr(dispatch, "CAPACITY", 4)
+    monkeypatch.setattr(channel, "CAPACITY", 4)
     release, entered = threading.Event(), threading.Event()
 
     class Stuck:
@@ -73,9 +77,26 @@ def test_a_writer_that_hangs_does_not_stop_the_loop(caplog, monkeypatch):
         opt.step()
     assert opt.summary()["telemetry"]["dropped"] == 16
     assert sum("too slow" in r.message for r in caplog.records) == 1
-    opt._loop.recorder.telemetry.close(dict, timeout=0.01)
-    assert any("did not finish" in r.message for r in caplog.records)
-    assert opt.summary()["telemetry"]["dropped"] == 20
+    opt._loop.recorder.telemetry.close({}, timeout=0.01)
+    assert opt.summary()["telemetry"]["dropped"] == 21  # the last summary, too
+    assert sum("telemetry: Stuck" in r.message for r in caplog.records) == 1
+    release.set()
+
+
+def test_a_writer_that_hangs_at_the_end_is_reported(caplog):
+    release = threading.Event()
+
+    class Stuck:
+        def write(self, event):
+            release.wait()
+
+        def close(self):
+            pass
+
+    opt = make(Stuck())
+    opt.step()
+    opt._loop.recorder.telemetry.close({}, timeout=0.01)
+    assert sum("Stuck did not finish in time" in r.message for r in caplog.records) == 1
     release.set()
 
 
@@ -91,12 +112,12 @@ def test_after_close_the_optimizer_goes_on_and_tells_nobody(events):
         opt.step()
     assert len(events.seen) == 1
     assert opt.summary()["skips"] == 6
-    (channel,) = opt._loop.recorder.telemetry._channels
-    assert all(item is None for item in channel._queue.queue)
+    (writer,) = opt._loop.recorder.telemetry._writers
+    assert not writer.channel._queue
 
 
 def test_a_slow_writer_holds_nobody_else_up(events, monkeypatch):
-    monkeypatch.setattr(dispatch, "PATIENCE", 0.01)
+    monkeypatch.setattr(channel, "PATIENCE", 0.01)
     release = threading.Event()
 
     class Stuck(type(events)):
@@ -106,9 +127,9 @@ def test_a_slow_writer_holds_nobody_else_up(events, monkeypatch):
     opt = make([Stuck(), events])
     for _ in range(30):
         opt.step()
-    opt._loop.recorder.telemetry.close(lambda: {"status": "closed"}, timeout=2.0)
+    opt._loop.recorder.telemetry.close({"status": "closed"}, timeout=2.0)
     assert len(events.seen) == 30
-    assert events.summaries[-1] == {"status": "closed"}
+    assert events.summaries[-1]["status"] == "closed"
     assert events.closed == 1
     release.set()
 
@@ -152,38 +173,52 @@ def test_the_event_that_stops_a_run_is_written_before_the_error(events):
 
 
 def test_what_a_writer_has_lost_itself_is_in_the_summary(events):
-    class Lossy(type(events)):
-        dropped, failed = 3, 2
+    class Lossy(BaseWriter):
+        def write(self, event):
+            return [event, event]
+
+        def deliver(self, records):
+            raise channel.RefusedError("not mine")
 
     class Foreign(type(events)):
         dropped, failed, patience = [], None, "long"
 
-    opt = make([Lossy(), Foreign(), events])
+    lossy = Lossy()
+    opt = make([lossy, Foreign(), events])
     opt.step()
     opt.close()
-    assert opt.summary()["telemetry"] == {"dropped": 3, "failed": 2}
+    assert opt.summary()["telemetry"] == {"dropped": 2, "failed": 0}
+    assert events.summaries[-1]["status"] == "closed"
+    assert (lossy.dropped, lossy.failed) == (2, 0)
 
 
 def test_a_flush_reaches_what_a_writer_holds_back(events):
-    class Holding(type(events)):
-        flushed = 0
+    class Holding(BaseWriter):
+        batch, interval = 10, 3600.0
 
-        def flush(self):
-            self.flushed = len(self.seen)
+        def __init__(self):
+            self.batches = []
+
+        def write(self, event):
+            return [event.step]
+
+        def deliver(self, records):
+            self.batches.append(records)
 
     writer = Holding()
     opt = make(writer)
+    assert opt._loop.recorder.telemetry.flush()
     opt.step()
     opt.step()
     assert opt._loop.recorder.telemetry.flush()
-    assert writer.flushed == 2
+    assert [step for batch in writer.batches for step in batch] == [1, 2]
     opt.close()
 
 
 def test_closing_waits_as_long_as_a_writer_asks_for(events, monkeypatch):
     release = threading.Event()
 
-    class Slow(type(events)):
+    class Slow(type(events), BaseWriter):
         patience = 60.0
 
         def close(self):
@@ -193,17 +228,82 @@ def test_closing_waits_as_long_as_a_writer_asks_for(events, monkeypatch):
     writer = Slow()
     opt = make(writer)
     threading.Timer(0.05, release.set).start()
-    opt._loop.recorder.telemetry.close(dict, timeout=0.0)
+    opt._loop.recorder.telemetry.close({}, timeout=0.0)
     assert writer.closed == 1
 
 
-def test_writers_are_told_of_each_other_and_of_what_closes_the_run(events):
-    class Curious(type(events)):
-        def beside(self, writers):
-            self.others = list(writers)
+def test_what_a_writer_returns_does_not_matter(events):
+    class Counting(type(events)):
+        def write(self, event):
+            super().write(event)
+            return len(self.seen)
 
-        def before_exit(self, close):
-            self.close_run = close
+        def write_summary(self, summary):
+            super().write_summary(summary)
+            return 3
+
+        def close(self):
+            super().close()
+            return True
+
+    writer = Counting()
+    opt = make(writer)
+    opt.step()
+    opt.close()
+    assert (len(writer.seen), writer.closed) == (1, 1)
+    assert opt.summary()["telemetry"] == {"dropped": 0, "failed": 0}
+
+
+def test_a_summary_shows_the_run_as_it_was_when_it_was_sent(events):
+    entered, release = threading.Event(), threading.Event()
+
+    class Slow(type(events)):
+        def write(self, event):
+            entered.set()
+            release.wait()
+
+    writer = Slow()
+    opt = make(writer)
+    opt._loop.recorder.telemetry.flush()
+    opt.step()
+    entered.wait()
+    opt._loop.recorder.telemetry.send_summary(opt._loop.summary())
+    for _ in range(5):
+        opt.step()
+    release.set()
+    assert opt._loop.recorder.telemetry.flush()
+    assert writer.summaries[-1]["steps"] == 1
+    opt.close()
+
+
+def test_a_writer_that_hangs_does_not_keep_a_program_from_ending():
+    code = """
+        import threading, torch
+        from stableopt import StableOptimizer
+        from stableopt.telemetry import channel
+
+        class Stuck:
+            every = 1
+            def write(self, event):
+                threading.Event().wait()
+            def close(self):
+                pass
+
+        channel.PATIENCE = 0.2
+        w = torch.nn.Parameter(torch.ones(2))
+        opt = StableOptimizer(torch.optim.SGD([w], lr=0.1), telemetry=Stuck())
+        w.grad = torch.ones(2)
+        opt.step()
+    """
+    run = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(run, check=True, timeout=60, capture_output=True, text=True)
+    assert done.stderr.count("Stuck did not finish in time") == 1
+
+
+def test_writers_are_told_of_each_other_and_of_what_closes_the_run(events):
+    class Curious(type(events), BaseWriter):
+        def begin(self, others, close):
+            self.others, self.close_run = others, close
 
     writer = Curious()
     opt = make([writer, events])

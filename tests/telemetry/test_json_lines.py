@@ -131,13 +131,13 @@ def test_exit_without_close_writes_the_summary(tmp_path):
 
 
 def test_a_full_disk_is_reported_once_and_training_goes_on(tmp_path, monkeypatch, caplog):
-    opt, w = make(JsonLines(tmp_path, every=1))
+    lines = JsonLines(tmp_path, every=1)
+    opt, w = make(lines)
     real = os.write
     full = True
-    (channel,) = opt._loop.recorder.telemetry._channels
 
     def write(fd, data):
-        if full and fd == channel.writer._file:
+        if full and fd == lines._file:
             real(fd, data[:7])  # a disk fills in the middle of a line
             raise OSError(28, "No space left on device")
         return real(fd, data)

@@ -20,7 +20,7 @@ from stableopt.telemetry import (
     InvalidEventError,
     LifecycleEvents,
     RefusedError,
-    outbox,
+    channel,
     read_events,
     schema,
     validate_event,
@@ -32,7 +32,7 @@ from tests.telemetry.runs import STEPS, make, same, train
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(outbox, "PATIENCE", 0.5)
+    monkeypatch.setattr(channel, "PATIENCE", 0.5)
 
 
 @pytest.fixture
@@ -284,7 +284,7 @@ def test_http_takes_arrays(endpoint):
 
 
 def test_http_that_is_overloaded_gets_everything_later(endpoint, caplog, monkeypatch):
-    monkeypatch.setattr(outbox, "PATIENCE", 30.0)
+    monkeypatch.setattr(channel, "PATIENCE", 30.0)
     endpoint.answers = [503, 429, 500]
     opt, _ = train(LifecycleEvents(endpoint.url, every=1), faults=False)
     assert names(endpoint.events) == ["start", *["metric"] * STEPS, "stop"]

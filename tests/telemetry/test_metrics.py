@@ -6,11 +6,9 @@ import math
 
 import pytest
 
-from stableopt import ConfigError
 from stableopt.telemetry.metrics import (
     COUNTERS,
     RunMetrics,
-    check_prefix,
     flat_numbers,
     interventions_of,
     metrics_of,
@@ -165,8 +163,3 @@ def test_layers_may_be_left_out():
     event = Event(call=1, step=1, action=Action.TAKE, readings=(reading("a", "fiedler", 1.0),))
     with_layers, without = RunMetrics().of(event), RunMetrics(layers=False).of(event)
     assert set(with_layers) - set(without) == {"stable/layers/a/fiedler"}
-
-
-def test_a_prefix_is_text():
-    with pytest.raises(ConfigError, match="prefix=3"):
-        check_prefix(3)
