@@ -182,7 +182,8 @@ class Judge:
 
     def damage(self) -> tuple[Finding, ...]:
         """Look at all weights, state and buffers; return what is wrong with them."""
-        return describe(self._faults(self._everything()), self._names())
+        faults = self._faults(self._everything())
+        return describe(faults, self._names()) if faults else ()
 
     def has_same_parameters(self) -> bool:
         """Return whether the optimizer has the parameters that are known."""

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-@torch.no_grad()
 def bit_sum(tensor: Tensor) -> Tensor:
     """Return the sum of all values, read as integers, modulo the size of an integer.
 
@@ -28,8 +27,9 @@ def bit_sum(tensor: Tensor) -> Tensor:
     Cost:
         One read of the tensor, about half as long as its 2-norm; no host synchronisation.
     """
-    values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    values = values.detach()
+    values = tensor.detach()
+    if values.is_complex():
+        values = torch.view_as_real(values)
     size, offset = values.itemsize, values.storage_offset() * values.itemsize
     if values.is_contiguous() and values.numel() * size % 8 == 0 and offset % 8 == 0:
         return values.view(-1).view(torch.int64).sum()

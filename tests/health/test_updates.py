@@ -43,7 +43,7 @@ class TestStalled:
         run = Run()
         assert run.steps(50) == []
         run.group["lr"] = 1e-20
-        assert run.steps(9) == STALLED
+        assert run.steps(16) == STALLED
         assert {event.action for event in run.opt.ledger} == {Action.TAKE}
         assert not any(event.intervened for event in run.opt.ledger)
         assert "its learning rate (1e-20) is too small" in run.opt.ledger[0].reason
@@ -52,12 +52,12 @@ class TestStalled:
         run.group["lr"] = 1e-3
         run.steps(QUIET - 50)
         run.group["lr"] = 1e-20
-        run.steps(10)
+        run.steps(16)
         assert len(run.opt.ledger) == 2  # and again, much later
 
     def test_bfloat16_that_rounds_every_update_away(self):
         run = Run(lr=1e-6, make=torch.optim.SGD, dtype=torch.bfloat16)
-        assert run.steps(12) == STALLED
+        assert run.steps(16) == STALLED
 
     def test_an_embedding_of_which_little_is_used_is_not_still(self):
         """Most of its rows have no gradient: of those that have one all move."""
@@ -91,7 +91,7 @@ class TestStalled:
     def test_stopping_instead(self):
         run = Run(lr=1e-20, responses={"stalled_weight": "stop"})
         with pytest.raises(DivergenceError, match="have not moved by a bit"):
-            run.steps(12)
+            run.steps(16)
 
 
 class TestLarge:

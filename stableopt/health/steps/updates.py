@@ -39,8 +39,8 @@ FACTOR = 8.0
 QUIET = 1_000
 """Calls after which a weight that does not move is told again, that one or another."""
 
-ROUND = 20
-"""Calls in which every weight is looked at once, if there are fewer weights than that."""
+COUNTS = 3
+"""Looks at a weight from one count of the elements that moved to the next."""
 
 KNOWN = 2
 """Looks at a weight after which its updates are judged."""
@@ -66,7 +66,7 @@ class _Look:
 
 
 class UpdateWatch:
-    """Looks at one matrix at a time, before and after the inner update, in turn.
+    """Looks at one matrix per step, before and after the inner update, in turn.
 
     The update-to-weight ratio ‖ΔW‖ / ‖W‖ is about 1e-3 in healthy training. Two things that it
     can be are told, and nothing is done about them unless somebody asks:
@@ -81,9 +81,8 @@ class UpdateWatch:
         optimizer: The inner optimizer.
 
     Cost:
-        A copy of, two norms and a count over, at most 65,536 elements per look; of a weight whose
-        last look has shown elements at rest two counts more. There is a look in every step, or in
-        every ``20 // n`` steps where there are ``n`` matrices.
+        A copy of, and two norms over, at most 65,536 elements per step; a count of those that moved
+        in every third look at a weight, and two counts more after some did not.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -92,7 +91,6 @@ class UpdateWatch:
         self._courses: dict[Position, _Course] = {}
         self._look: _Look | None = None
         self._calls = 0
-        self._spacing = 1
         self._quiet_until = 0
         # What searches along a line stands still where it has arrived.
         self._looks = not requires_closure(optimizer)
@@ -100,14 +98,11 @@ class UpdateWatch:
     def before(self) -> None:
         """Copy a part of the weight whose turn it is; the inner update comes next."""
         self._look, self._calls = None, self._calls + 1
-        if not self._looks or self._calls % self._spacing:
-            return
-        if not self._waiting:
+        if not self._waiting and self._looks:
             known = positions(self._optimizer)
             self._waiting = [place for place, weight in known.items() if weight.dim() > 1][::-1]
-            self._spacing = max(1, ROUND // max(1, len(self._waiting)))
-            if not self._waiting:
-                return
+        if not self._waiting:
+            return
         place = self._waiting.pop()
         weight = parameter_at(self._optimizer, place)
         if weight is None or weight.grad is None or not _is_plain(weight, weight.grad):
@@ -115,13 +110,12 @@ class UpdateWatch:
         course = self._courses.get(place)
         if course is None:
             course = self._courses[place] = _Course(since=self._calls)
-        first = MOST * (course.looks % max(1, weight.numel() // MOST))
-        part = weight.detach().reshape(-1)[first : first + MOST]
-        slope = None
-        if course.rests:
-            slope = weight.grad.detach().reshape(-1)[first : first + MOST] != 0
+        parts = weight.numel() // MOST
+        first = MOST * (course.looks % parts) if parts > 1 else 0
+        part = _part(weight, first)
+        slope = _part(weight.grad, first) != 0 if course.rests else None
         rate = self._optimizer.param_groups[place.group].get("lr", math.nan)
-        unit = math.sqrt(part.numel() / weight[0].numel())
+        unit = math.sqrt(part.numel() * weight.shape[0] / weight.numel())
         self._look = _Look(place, part.clone(), unit, first, slope, [rate])
 
     def after(self) -> None:
@@ -130,14 +124,16 @@ class UpdateWatch:
             return
         look = self._look
         weight = parameter_at(self._optimizer, look.place)
-        part = None if weight is None else weight.detach().reshape(-1)[look.first :][:MOST]
+        part = None if weight is None else _part(weight, look.first)
         if part is None or part.shape != look.old.shape:
             self._look = None
             return
         moved = part - look.old
-        look.asked += [torch.count_nonzero(moved), *tensor_norms([moved, look.old])]
+        look.asked += tensor_norms([moved, look.old])
         if look.slope is not None:
-            look.asked += [look.slope.sum(), (look.slope & (part == look.old)).sum()]
+            look.asked += [look.slope.sum(), (look.slope & (moved == 0)).sum()]
+        elif self._courses[look.place].looks % COUNTS == 0:
+            look.asked.append(torch.count_nonzero(moved))
 
     def start(self) -> list[float | Tensor]:
         """Return the numbers that :meth:`findings` needs read."""
@@ -153,16 +149,20 @@ class UpdateWatch:
             names: Returns those of the parameters.
         """
         look, self._look = self._look, None
-        if look is None or len(numbers) < 4:
+        if look is None or len(numbers) < 3:
             return ()
-        rate, changed, moved, size, *counts = numbers
+        rate, moved, size, *counts = numbers
         course = self._courses[look.place]
         course.looks += 1
         if not all(map(math.isfinite, (moved, size))) or size == 0:
             return ()
-        course.rests = changed < look.old.numel()
-        sloped, unmoved = counts or (0.0, 0.0)
-        still = rate > 0 and sloped > 0 and unmoved >= SHARE * sloped
+        still = False
+        if len(counts) == 1:
+            course.rests = counts[0] < look.old.numel()
+        elif counts:
+            sloped, unmoved = counts
+            still = rate > 0 and sloped > 0 and unmoved >= SHARE * sloped
+            course.rests = unmoved > 0
         course.still = course.still + 1 if still else 0
         if course.still == 0:
             course.since = self._calls
@@ -200,6 +200,13 @@ class UpdateWatch:
     def __getstate__(self) -> dict[str, object]:
         """Give copies no look that is under way."""
         return {**self.__dict__, "_look": None}
+
+
+def _part(tensor: Tensor, first: int) -> Tensor:
+    """Return some elements, from ``first`` on; all of a small tensor."""
+    if tensor.numel() <= MOST:
+        return tensor.detach()
+    return tensor.detach().reshape(-1)[first : first + MOST]
 
 
 def _is_plain(weight: Tensor, gradient: Tensor) -> bool:

@@ -51,6 +51,9 @@ class Inspection:
     )
     _floors: list[tuple[Label, Tensor]] = field(default_factory=list)
     _bounds: list[_Bound] = field(default_factory=list)
+    _known_bounds: dict[tuple[int, torch.dtype], tuple[float, float] | None] = field(
+        default_factory=dict
+    )
     _tables: set[Label] = field(default_factory=set)
 
     def add_parameter(self, place: Position, value: Tensor, state: Mapping[str, Any]) -> None:
@@ -164,7 +167,10 @@ class Inspection:
             return
         if first.shape != second.shape or not second.dtype.is_floating_point | second.is_complex():
             return
-        bound = self.inspector.bound(place.group, second.dtype)
+        known = place.group, second.dtype
+        if known not in self._known_bounds:
+            self._known_bounds[known] = self.inspector.bound(*known)
+        bound = self._known_bounds[known]
         if bound is None:
             return
         whole = first.shape != value.shape or not (first.is_contiguous() and second.is_contiguous())
@@ -243,7 +249,7 @@ class Inspection:
 
 def _inputs(weight: Tensor) -> int:
     """Return the fan-in of a matrix or a convolution, and the size of anything else."""
-    return weight[0].numel() if weight.dim() > 1 else weight.numel()
+    return weight.numel() // weight.shape[0] if weight.dim() > 1 else weight.numel()
 
 
 def spans(parameter: Tensor) -> Iterator[tuple[int, int] | None]:
