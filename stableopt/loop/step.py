@@ -64,10 +64,12 @@ class StepLoop(Parts):
         loss = self.take.evaluate(closure)
         with torch.no_grad():
             attempt = self.observe(closure, loss)
-            if closure is None and self._is_priming(attempt.observation):
-                return self.optimizer.step()
-            attempt.sensed = self._sense()
-            verdict = self.judge(attempt)
+            primes = closure is None and self._is_priming(attempt.observation)
+            if not primes:
+                attempt.sensed = self._sense()
+                verdict = self.judge(attempt)
+        if primes:
+            return self.optimizer.step()
         self.conclude(attempt, verdict)
         return attempt.result if closure is None else loss
 

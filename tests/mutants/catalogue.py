@@ -122,15 +122,15 @@ MUTANTS = {
     ),
     "gradients are transformed before they are judged": Mutant(
         "stableopt.loop.step",
-        "            verdict = self.judge(attempt)\n        self.conclude",
-        "            self.transforms.change_gradients(attempt.observation)\n"
-        "            verdict = self.judge(attempt)\n        self.conclude",
+        "                verdict = self.judge(attempt)\n        if primes:",
+        "                self.transforms.change_gradients(attempt.observation)\n"
+        "                verdict = self.judge(attempt)\n        if primes:",
         (f"{CLIP}::test_a_skipped_step_leaves_the_gradients_as_they_were",),
     ),
     "priming counts as a step": Mutant(
         "stableopt.loop.step",
-        "if closure is None and self._is_priming(attempt.observation):",
-        "if False:",
+        "primes = closure is None and self._is_priming(attempt.observation)",
+        "primes = False",
         (f"{CHECKPOINT}::test_distributed_checkpoint_primes_without_a_trace", "-k", "AdamW"),
     ),
     "signals go stale": Mutant(
