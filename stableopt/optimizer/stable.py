@@ -28,34 +28,41 @@ if TYPE_CHECKING:
 class StableOptimizer(Wrapper):
     """Wrap a torch optimizer; training stays bit-identical to it while nothing is wrong.
 
-    Every call of :meth:`step` observes the loss and the gradients, judges them, and either
-    takes the step of the inner optimizer or leaves everything as it was. A NaN or Inf in a
-    gradient skips the step: parameters, optimizer state and, with ``model=``, buffers stay
-    untouched, so that the batch never happened. Gradients that spike are scaled down.
+    Every call of :meth:`step` observes the loss and the gradients, judges them, and then does one
+    of these:
 
-    The wrapper is a true :class:`torch.optim.Optimizer` for schedulers, gradient scalers
-    and trainers, and shares ``param_groups``, ``state``, ``defaults`` and hooks with the
-    inner one: either may be used to build a scheduler or to register a hook.
+    - takes the step of the inner optimizer, in the usual case;
+    - takes it with gradients that are scaled down, if the loss or a gradient norm spikes;
+    - skips it, if a gradient is NaN or Inf: parameters, optimizer state and, with ``model=``,
+      buffers are as they were before the batch;
+    - restores a snapshot, if weights, optimizer state or buffers are damaged: not finite, or out
+      of all proportion;
+    - restores the newest verified snapshot and raises :class:`~stableopt.DivergenceError`, if
+      nothing of this helps.
+
+    The wrapper is a :class:`torch.optim.Optimizer` for schedulers, gradient scalers and trainers.
+    It shares ``param_groups``, ``state``, ``defaults`` and hooks with the inner one: either may be
+    used to build a scheduler or to register a hook.
 
     Args:
         optimizer: Any :class:`torch.optim.Optimizer`, kept as ``self.optimizer``.
-        model: The module it trains. Gives parameters their names in messages, and lets a
-            skipped step restore the buffers (BatchNorm statistics) that its forward pass
-            has already changed, to what they were before it. Hooks on modules with buffers
-            see when that pass begins; :meth:`close` removes them.
+        model: The module it trains. Gives parameters their names in messages. With it, a skipped
+            step also restores the buffers (BatchNorm statistics) that the forward pass has
+            changed. Forward pre-hooks on modules with buffers note when that pass begins;
+            :meth:`close` removes them.
         sensors: What is measured on the weights between steps: ``None`` for the default set,
             a list of sensors (empty for none), or :class:`~stableopt.sensors.Sensors` with a
-            schedule of its own. They read; they change nothing.
+            schedule of its own. Sensors change nothing.
         transforms: What changes gradients before a step that is taken, and weights after it, in
             this order. A parameter group may have its own: ``{"params": …, "transforms": […]}``;
             they act after these, and the key is taken out of the group.
         guard: ``None`` for the default :class:`~stableopt.Guard`, or ``False`` for none.
         telemetry: ``None``, a directory for ``telemetry.jsonl`` and ``summary.json``, or a
             writer or list of writers.
-        compile: ``True`` to have the inner update compiled, in one graph that no learning rate
-            breaks, while all that is decided about it stays Python; or a dict of options for
-            :func:`torch.compile` (``backend``, ``mode``, ``options``). What cannot be traced (fused
-            kernels, Adafactor) says so once, and runs as it is.
+        compile: ``True`` to compile the inner update, in one graph that is not compiled again when
+            the learning rate changes; or a dict of options for :func:`torch.compile` (``backend``,
+            ``mode``, ``options``). What cannot be compiled (fused kernels, Adafactor) logs one
+            warning, and runs as it is.
 
     Attributes:
         optimizer: The inner optimizer.
@@ -66,8 +73,13 @@ class StableOptimizer(Wrapper):
             directory cannot be written; several ranks without ``guard=False``.
 
     Cost:
-        One read of the gradients and one host synchronisation per step; with ``model=``,
-        a copy of the model's buffers in memory and one read and write of them per step.
+        Memory: three snapshots of parameters, optimizer state and buffers (``Guard(slots=3)``);
+        with ``model=`` one more copy of the buffers. ``opt.summary()["snapshots"]`` has the bytes;
+        ``stableopt memory`` estimates them beforehand.
+
+        Time: one read of the gradients and one host synchronisation per step; one read of weights
+        and state per 20 steps; one snapshot per 100 steps; and the sensors, at most
+        ``Sensors.budget`` of the training time.
 
     Example:
         >>> import torch
@@ -145,12 +157,11 @@ class StableOptimizer(Wrapper):
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def observe(self, **signals: Any) -> None:
-        """Tell the next :meth:`step` what is known about it.
+        """Pass the loss, and other signals, to the next :meth:`step`.
 
-        May be called many times before a step. ``loss`` is averaged over the calls and a
-        value that is not finite wins; it takes the place of the closure's loss. Any other
-        signal keeps its last value and goes to the telemetry. Everything is consumed by
-        the next step.
+        May be called many times before a step. ``loss`` is averaged over the calls, is NaN or
+        infinite if one of them is, and takes the place of the closure's loss. Any other signal
+        keeps its last value and is recorded by the telemetry. The next step consumes them all.
 
         Args:
             **signals: Numbers, tensors of any shape, dicts of these, or ``None`` for not
@@ -168,19 +179,19 @@ class StableOptimizer(Wrapper):
             self._loop.traced.hear(loss)
 
     def track(self, **items: Any) -> None:
-        """Have objects go back together with the weights in a rollback.
+        """Have a rollback restore objects together with the weights.
 
         A scheduler, a gradient scaler, an EMA, generators, a stateful data loader: anything
         with ``state_dict`` and ``load_state_dict``, a module, a generator of torch, Python or
-        numpy, or a list of these. Global random states and, with ``model=``, buffers go back
-        without being tracked. A learning rate goes back only if its scheduler does. A copy or
+        numpy, or a list of these. Global random states and, with ``model=``, buffers are restored
+        without being tracked. A learning rate is restored only if its scheduler is. A copy or
         a pickle of the optimizer tracks nothing.
 
         Args:
-            **items: Objects by name; ``None`` ends the tracking of a name, and says of a
-                scheduler or a scaler that it is meant to stay as it is. What is called
-                ``dataloader`` or ``generators`` goes back in the first rollback of an
-                episode alone, so that a batch that fails twice is passed by.
+            **items: Objects by name. ``None`` ends the tracking of a name; for a scheduler or a
+                scaler it also means that none is to be tracked, and no warning is logged. What is
+                called ``dataloader`` or ``generators`` is restored only in the first rollback of an
+                episode, so that a batch that fails twice is not drawn a third time.
 
         Raises:
             ConfigError: An object has no state; nothing of the call is then tracked. There
@@ -201,8 +212,8 @@ class StableOptimizer(Wrapper):
     def snapshot(self) -> None:
         """Ask for a snapshot after the next step that is taken.
 
-        It is kept until the next one that is asked for, and a place to go back to for
-        :meth:`rollback` at once, for the guard once it is verified.
+        It is kept until the next one that is asked for. :meth:`rollback` may restore it at once,
+        the guard once it is verified.
 
         Raises:
             ConfigError: There is no guard, or it has no slots.
@@ -244,16 +255,16 @@ class StableOptimizer(Wrapper):
 
     @property
     def risk(self) -> RiskLevel | None:
-        """How much the run is in danger of spectral collapse; ``None`` while nothing is known."""
+        """The risk of spectral collapse; ``None`` before the first readings."""
         return self._loop.risk
 
     @property
     def is_stable(self) -> bool:
         """Whether the run has been calm for ``Guard.cooldown`` calls of :meth:`step`.
 
-        Calm is a call at which nothing intervened, no :class:`~stableopt.SignalRule` holds (or
-        was told NaN), no episode of rollbacks is open, and :attr:`risk` is below ``WARNING``. It
-        is lost at once and regained slowly: what a curriculum asks before it escalates, see
+        A call is calm if nothing intervened, no :class:`~stableopt.SignalRule` holds (or has NaN as
+        its signal), no episode of rollbacks is open, and :attr:`risk` is below ``WARNING``. One
+        call that is not ends it. Ask it before a curriculum escalates: see
         :class:`~stableopt.StabilityGate`. A run that has just begun is not stable yet.
         """
         self._loop.settle()
@@ -262,10 +273,10 @@ class StableOptimizer(Wrapper):
     def summary(self) -> dict[str, Any]:
         """Return what happened so far as a dict of plain values.
 
-        Among them ``integrity``: ``"OK"`` while nothing harmful remained (skipped steps
-        included), ``"COMPROMISED"`` once the run was stopped, its weights were found not to
-        be finite or it trains on a loss that is not, ``"UNCHECKED"`` where ``guard=False``
-        left nobody to know. ``ledger`` lists the newest hundred interventions.
+        Among them ``integrity``: ``"OK"`` while no known fault remains (skipped and undone steps
+        are none), ``"COMPROMISED"`` once the run was stopped, something that is tracked could not
+        be restored, or 32 losses in a row were not finite; ``"UNCHECKED"`` with ``guard=False``.
+        ``ledger`` lists the newest hundred interventions.
         """
         self._loop.settle()
         return self._loop.summary()
@@ -273,12 +284,11 @@ class StableOptimizer(Wrapper):
     def close(self) -> None:
         """Write the last summary and close the telemetry; the optimizer remains usable.
 
-        Hooks on the model are removed. Done at garbage collection and at interpreter exit for those
-        who forget; a second call does nothing. The status of the
-        last summary is ``"closed"``, ``"stopped"`` if the guard has stopped the run, and otherwise
-        ``"interrupted"`` or ``"failed"`` where this is called while a ``KeyboardInterrupt`` or
-        another exception is handled, in an ``except`` or a ``finally``, or where that ended the
-        program. Exits with code 0, ``StopIteration`` and Optuna's ``TrialPruned`` are no failure.
+        Hooks on the model are removed. It is also called at garbage collection and at interpreter
+        exit; a second call does nothing. The status of the last summary is ``"closed"``;
+        ``"stopped"`` if the guard has stopped the run; ``"interrupted"`` or ``"failed"`` if a
+        ``KeyboardInterrupt`` or another exception is being handled, or has ended the program. Exits
+        with code 0, ``StopIteration`` and Optuna's ``TrialPruned`` are no failure.
         """
         if (telemetry := self._loop.recorder.telemetry) is not None:
             telemetry.ending.note()

@@ -53,7 +53,7 @@ class Wrapper(Optimizer):
     _optimizer_load_state_dict_post_hooks = _Inner()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step of the inner optimizer, or leave everything as it was.
+        """Take one step of the inner optimizer, skip it, or restore a snapshot.
 
         Args:
             closure: Reevaluates the model and returns the loss. It is evaluated before the
@@ -63,7 +63,9 @@ class Wrapper(Optimizer):
             The closure's loss, else what the inner optimizer returns.
 
         Raises:
-            DivergenceError: More than ``Guard.max_skips`` steps in a row were bad.
+            DivergenceError: The run cannot go on: more than ``Guard.max_rollbacks`` rollbacks in
+                an episode did not help, no rollback or no snapshot is left, or a rule or a
+                response asks to stop. (More than ``Guard.max_skips`` skips in a row roll back.)
         """
         compiling = torch.compiler.is_dynamo_compiling()  # the other one asks for all threads
         if compiling and closure is None and not self._loop.traced.obstacle:
@@ -91,7 +93,7 @@ class Wrapper(Optimizer):
         self._loop.signals.end_batch()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group to the inner optimizer, with transforms of its own if it has some.
+        """Add a parameter group to the inner optimizer; it may have ``transforms`` of its own.
 
         Raises:
             ConfigError: A transform cannot work with it; the group is then not added.
@@ -109,16 +111,20 @@ class Wrapper(Optimizer):
             raise
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the inner optimizer's state dict, with our clocks beside it.
+        """Return the inner optimizer's state dict, with ours under the key ``"stableopt"``.
 
-        A bare optimizer loads it as well; it is plain data (``weights_only=True``).
+        A bare optimizer loads it as well. It is plain data (``weights_only=True``).
         """
         self._loop.wait()
         self._loop.settle()
         return {**self.optimizer.state_dict(), KEY: self._loop.register.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict of a wrapped or of a bare optimizer."""
+        """Load a state dict of a wrapped or of a bare optimizer; the ring of snapshots is emptied.
+
+        Raises:
+            ConfigError: What is under ``"stableopt"`` is broken; nothing was loaded then.
+        """
         load = self._loop.prepare(state_dict.get(KEY, {}))  # refuses before anything moves
         self._loop.settle()
         self._loop.wait()

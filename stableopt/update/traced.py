@@ -6,6 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.optim import Optimizer
 
 from stableopt.functional import widest_real
 
@@ -15,19 +16,20 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-_OF_TORCH = (
-    torch.optim.Adam,
-    torch.optim.NAdam,
-    torch.optim.RAdam,
-    torch.optim.Adamax,
-    torch.optim.Adadelta,
-    torch.optim.Adagrad,
-    torch.optim.RMSprop,
-    torch.optim.Rprop,
-    torch.optim.SGD,
-    torch.optim.Muon,
-)
-"""Optimizers whose ``_init_group`` gives every tensor that a step of theirs writes to."""
+_WRITTEN: dict[type[Optimizer], tuple[str, ...]] = {
+    torch.optim.Adam: ("exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps"),
+    torch.optim.NAdam: ("exp_avgs", "exp_avg_sqs", "mu_products", "state_steps"),
+    torch.optim.RAdam: ("exp_avgs", "exp_avg_sqs", "state_steps"),
+    torch.optim.Adamax: ("exp_avgs", "exp_infs", "state_steps"),
+    torch.optim.Adadelta: ("square_avgs", "acc_deltas", "state_steps"),
+    torch.optim.Adagrad: ("state_sums", "state_steps"),
+    torch.optim.RMSprop: ("square_avgs", "momentum_buffer_list", "grad_avgs", "state_steps"),
+    torch.optim.Rprop: ("prevs", "step_sizes", "state_steps"),
+    torch.optim.SGD: ("momentum_buffer_list",),
+    torch.optim.Muon: ("muon_momentum_bufs",),
+}
+"""What ``_init_group`` of an optimizer lists, beside parameters and gradients: every tensor that a
+step of its writes to."""
 
 
 class Counts(NamedTuple):
@@ -70,9 +72,7 @@ class TracedStep:
         self._update: Any = inspect.unwrap(type(optimizer).step)
         self.called = self.used = False
         self.obstacle = ""
-        if isinstance(optimizer, _OF_TORCH):
-            parameters = inspect.signature(type(optimizer)._init_group).parameters
-            self._lists = len(parameters) - 2  # beside self and the group
+        self._lists = _lists_of(optimizer)
         devices = {p.device for group in optimizer.param_groups for p in group["params"]}
         device = next(iter(devices), torch.device("cpu"))
         self._together = len(devices) <= 1
@@ -107,10 +107,7 @@ class TracedStep:
             "transforms are not traced": transforms,
             "its step has hooks": bool(hooks),
             "its parameters are on several devices": not self._together,
-            "it is not known which tensors its step writes to": (
-                not isinstance(optimizer, _OF_TORCH)
-                or isinstance(optimizer, torch.optim.SparseAdam)
-            ),
+            "it is not known which tensors its step writes to": self._lists is None,
             "its kernels are fused": any(group.get("fused") for group in groups),
             "its first momentum depends on dampening": any(g.get("dampening") for g in groups),
         }
@@ -127,7 +124,7 @@ class TracedStep:
             weights: list[bool] = []
             begun: list[Tensor] = []
             for group in optimizer.param_groups:
-                lists: list[list[Any]] = [[] for _ in range(self._lists)]
+                lists: list[list[Any]] = [[] for _ in range(self._lists or 0)]
                 optimizer._init_group(group, *lists)  # type: ignore[attr-defined]
                 if isinstance(optimizer, torch.optim.SGD) and group["momentum"]:
                     begun += [p for p, m in zip(lists[0], lists[2], strict=True) if m is None]
@@ -203,3 +200,16 @@ class TracedStep:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["optimizer"])  # type: ignore[misc]
         self._buffers = state["buffers"]
+
+
+def _lists_of(optimizer: Optimizer) -> int | None:
+    """Return how many lists ``_init_group`` fills; ``None`` where it is not as it is known here.
+
+    It is private to torch: another version, or a subclass, may list something else.
+    """
+    known = next((names for kind, names in _WRITTEN.items() if isinstance(optimizer, kind)), None)
+    if known is None:
+        return None
+    names = list(inspect.signature(type(optimizer)._init_group).parameters)  # type: ignore[attr-defined]
+    fits = names[2:3] in (["params"], ["params_with_grad"]) and names[3:] == ["grads", *known]
+    return len(names) - 2 if fits else None

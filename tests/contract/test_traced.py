@@ -19,6 +19,7 @@ from stableopt import (
     UpdateCap,
 )
 from stableopt.testing import corrupt_weight
+from stableopt.update.traced import _WRITTEN, TracedStep
 from tests.contract.bits import assert_same
 from tests.contract.scenario import copied
 from tests.contract.test_compiled_update import OPTIMIZERS, TWO_GRAPHS, Graphs, bare_update
@@ -308,6 +309,23 @@ def test_what_is_not_traced_says_so_once_and_runs_as_python(options, reason, cap
         run.steps(1, first=4, bad=(4,))
         assert run.opt.verdict.action is Action.SKIP
         assert_same(run.everything(), before)
+
+
+class Renamed(optim.AdamW):
+    """As another version of torch may have it: one list more."""
+
+    def _init_group(self, group, params, grads, exp_avgs, exp_avg_sqs, maxima, steps, more):
+        return super()._init_group(group, params, grads, exp_avgs, exp_avg_sqs, maxima, steps)
+
+
+@pytest.mark.parametrize("kind", _WRITTEN, ids=lambda kind: kind.__name__)
+def test_what_torch_lists_is_what_is_known(kind):
+    assert not TracedStep(kind([nn.Parameter(torch.ones(2, 2))], lr=LR)).obstacle
+
+
+def test_another_list_is_refused():
+    inner = Renamed([nn.Parameter(torch.ones(2, 2))])
+    assert "it is not known which tensors" in TracedStep(inner).obstacle
 
 
 def test_compiled_and_eager_steps_may_alternate():
