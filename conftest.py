@@ -6,7 +6,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
-    patterns=["README.md", "docs/*.md"],
+    patterns=["README.md", "docs/*/*.md", "docs/*.md"],
 ).pytest()
 
 OTHERS_WARN = {"trainers.md", "optuna.md", "trackers.md"}
