@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 SOURCES := stableopt tests benchmarks examples conftest.py
 
 .PHONY: help demo test test-all mutants lint format
-.PHONY: bench learning-rate gauntlet zoo soak compatibility gpu docs clean
+.PHONY: gallery bench learning-rate gauntlet zoo soak compatibility gpu docs clean
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -76,6 +76,10 @@ soak: $(VENV)/.installed-bench ## 100,000 healthy steps, in which nothing may ha
 
 gpu: ## tests and measurements on a GPU, with the python at hand; installs nothing
 	PYTHONPATH=. $(PYTHON) -m benchmarks.gpu $(ARGS)
+
+gallery: $(VENV)/.installed-cli,report ## draw the pictures of the documentation (two minutes)
+	$(BIN)/python examples/gallery.py docs/gallery
+	cp benchmarks/results/lr_sensitivity.svg docs/gallery/learning-rate.svg
 
 docs: $(VENV)/.installed-docs ## build the documentation into site/
 	$(BIN)/mkdocs build --strict

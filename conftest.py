@@ -6,8 +6,11 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
-    patterns=["README.md", "docs/*.md"],
+    patterns=["README.md", "docs/*/*.md", "docs/*.md"],
 ).pytest()
+
+collect_ignore = ["docs/example_sections.py"]
+"""It is for mkdocs."""
 
 OTHERS_WARN = {"trainers.md", "optuna.md", "trackers.md"}
 """Pages on which libraries warn of what they do to each other."""

@@ -13,15 +13,19 @@ from benchmarks.closed_loop import report as closed_loop
 from benchmarks.collapse import report as collapse
 from benchmarks.common.environment import ROOT
 from benchmarks.compatibility import report as compatibility
+from benchmarks.compiles import report as compiles
 from benchmarks.faults import report as faults
 from benchmarks.fixed_cost import report as fixed_cost
+from benchmarks.headlines import headlines
 from benchmarks.learning_rate import report as learning_rate
 from benchmarks.overhead import report as overhead
 from benchmarks.sensor_cost import report as sensor_cost
 from benchmarks.sensors import report as sensors
 from benchmarks.snapshots import report as snapshots
 from benchmarks.soak import report as soak
+from benchmarks.trackers import report as trackers
 from benchmarks.zoo import report as zoo
+from stableopt.commands.memory.estimate import estimate_memory
 from stableopt.guard.responses import CAUSES, ON_RISK
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -39,6 +43,33 @@ def causes() -> str:
     return "\n".join(lines)
 
 
+def memory() -> str:
+    """Return what common trainings take in memory, from the code of ``stableopt memory``."""
+    lines = [
+        "| training | without stableopt | a snapshot | 3 snapshots | 2 snapshots |",
+        "|---|---|---|---|---|",
+    ]
+    for title, options in _TRAININGS.items():
+        three, two = estimate_memory(**options), estimate_memory(**options, slots=2)
+        sizes = [three.bare, three.slot, three.snapshots, two.snapshots]
+        lines.append("| " + " | ".join([title, *(f"{n / 1e9:,.3g} GB" for n in sizes)]) + " |")
+    return "\n".join(lines)
+
+
+_TRAININGS: dict[str, dict[str, Any]] = {
+    "ResNet-50, 25.6M, SGD with momentum": {"params": 25.6e6, "optimizer": "sgd-momentum"},
+    "GPT-2, 124M, AdamW": {"params": 124e6},
+    "1.3B, AdamW": {"params": 1.3e9},
+    "7B, AdamW, float32": {"params": 7e9},
+    "7B, AdamW, bfloat16": {"params": 7e9, "dtype": "bfloat16"},
+    "7B, Lion, bfloat16": {"params": 7e9, "dtype": "bfloat16", "optimizer": "lion"},
+    "7B, Adafactor, bfloat16": {"params": 7e9, "dtype": "bfloat16", "optimizer": "adafactor"},
+    "7B, LoRA of 20M, AdamW, bfloat16": {"params": 7e9, "trainable": 20e6, "dtype": "bfloat16"},
+    "70B, LoRA of 200M, AdamW, bfloat16": {"params": 7e10, "trainable": 2e8, "dtype": "bfloat16"},
+}
+"""By title, the options of ``estimate_memory``."""
+
+
 DIGESTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "overhead": overhead.digest,
     "fixed_cost": fixed_cost.digest,
@@ -52,13 +83,19 @@ DIGESTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "collapse": collapse.digest,
     "soak": soak.digest,
     "closed_loop": closed_loop.digest,
+    "compiles": compiles.digest,
+    "trackers": trackers.digest,
 }
 """What is quoted, by the name of its result file and of its marks in a page."""
 
-TABLES: dict[str, Callable[[], str]] = {"causes": causes}
+TABLES: dict[str, Callable[[], str]] = {
+    "causes": causes,
+    "headlines": lambda: headlines(RESULTS),
+    "memory": memory,
+}
 """What pages have from the code itself."""
 
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 """Where there may be marks."""
 
 _MARKED = re.compile(

@@ -27,6 +27,7 @@ SHOWS = {
         "compiled: True",
         "graphs since step 30: 0",
     ),
+    "gallery.py": ("wrote runs/gallery/report-loss.svg", "wrote runs/gallery/collapse.svg"),
     "hf_trainer.py": (
         "'stable/loss': 'nan'",
         "call 71: roll_back, because",
@@ -82,7 +83,7 @@ def test_every_example_is_listed():
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(SHOWS)
 
 
-SLOW = {"robust_gpt.py", "optuna_study.py"}
+SLOW = {"gallery.py", "robust_gpt.py", "optuna_study.py"}
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def render(result: Mapping[str, Any]) -> str:
 
 
 def digest(result: Mapping[str, Any]) -> str:
-    """Return what the README quotes: a row for each variant, in µs per step."""
+    """Return what the documentation quotes: a row for each variant, in µs per step."""
     rows = {(row["implementation"], row["variant"]): row for row in result["rows"]}
     kinds = list(dict.fromkeys(kind for kind, _ in rows))
     head = ["µs per step", *(f"AdamW, {kind}" for kind in kinds)]

@@ -53,7 +53,7 @@ def render(result: Mapping[str, Any]) -> str:
 
 
 def digest(result: Mapping[str, Any]) -> str:
-    """Return what the README quotes: the main tasks side by side, and the picture."""
+    """Return what the documentation quotes: the main tasks side by side, and the picture."""
     rows = {(row["task"], row["method"]): row for row in result["rows"]}
     methods = dict.fromkeys(row["method"] for row in result["rows"] if row["task"] == MAIN[1])
     head = [f"{task}: {what}" for task in MAIN for what in ("LRS", "LRS+", "best", "logit")]
@@ -63,7 +63,7 @@ def digest(result: Mapping[str, Any]) -> str:
     )
     lines = grid([" ", *head], cells)
     lines += ["", _schedule(result["rows"]).strip(), ""]
-    lines += ["![Validation loss over learning rate](benchmarks/results/lr_sensitivity.svg)"]
+    lines += ["![Validation loss over learning rate](../gallery/learning-rate.svg)"]
     return "\n".join(lines)
 
 

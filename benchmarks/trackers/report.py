@@ -71,11 +71,16 @@ _COSTS: dict[str, Callable[[Any], str]] = {
 
 def render(result: Mapping[str, Any]) -> str:
     """Return the Markdown of a result, what ``trackers.json`` holds."""
+    used = f"{result['environment']['threads']} thread(s) used"
+    preface = heading("Trackers", "trackers") + _PREFACE
+    return "\n".join([preface, facts(result, machine(result), used), digest(result) + "\n"])
+
+
+def digest(result: Mapping[str, Any]) -> str:
+    """Return what the documentation quotes: all tables."""
     targets, recording = result["targets"], result["recording"]
     added = 1e6 * (recording["with"] - recording["without"])
     parts = [
-        heading("Trackers", "trackers") + _PREFACE,
-        facts(result, machine(result), f"{result['environment']['threads']} thread(s) used"),
         _INGESTION.format(target=1e3 * targets["ingestion"]),
         table(_EVENTS, result["ingestion"]),
         _SYNC.format(target=1e3 * targets["sync"]),
@@ -83,7 +88,7 @@ def render(result: Mapping[str, Any]) -> str:
         _COST.format(recording=added),
         table(_COSTS, result["cost"]),
     ]
-    return "\n".join(parts)
+    return "\n".join(parts).rstrip()
 
 
 def _microseconds(figures: Mapping[str, float]) -> str:

@@ -52,7 +52,7 @@ def render(result: Mapping[str, Any]) -> str:
 
 
 def digest(result: Mapping[str, Any]) -> str:
-    """Return what the README quotes: a row for each training, and what misses a target."""
+    """Return what the documentation quotes: a row for each training, and what misses a target."""
     rows, missed = result["rows"], [t for t in result["targets"] if not t["met"]]
     lines = [table(_BRIEF, rows)]
     same, runs = sum(row["identical"] for row in rows), sum(row["runs"] for row in rows)

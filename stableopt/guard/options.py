@@ -63,7 +63,7 @@ class Guard:
             :class:`~stableopt.SignalRule`.
         sync: When a step is judged: ``"exact"`` before it is taken, for which the host waits until
             the gradients are known; ``"lagged"`` at the next call, for which it never waits while
-            all is well (see ``docs/compile.md`` for what that gives up).
+            all is well (see ``docs/how-to/compile.md`` for what that gives up).
         memory: Where snapshots lie: ``"device"``, ``"host"`` (pinned, for an accelerator) or
             ``"auto"``, the first of these where they fit.
 

@@ -38,16 +38,16 @@ _FROZEN = (_STOP,)
 
 CAUSES: dict[str, Cause] = {
     "nonfinite_gradient": Cause("a gradient is NaN or infinite", _SKIP, _BATCH),
-    "nonfinite_loss": Cause("the loss is, and no gradient", _WARN, _SYMPTOM),
+    "nonfinite_loss": Cause("the loss is NaN or infinite, and no gradient is", _WARN, _SYMPTOM),
     "loss_spike": Cause("the loss is far above what was usual lately", _TAME, _SPIKE),
-    "gradient_spike": Cause("the gradient norm is", _TAME, _SPIKE),
+    "gradient_spike": Cause("the gradient norm is far above what was usual lately", _TAME, _SPIKE),
     "first_gradient": Cause(
         "the first gradient was a hundred times as large as those after it", _TAME, _FIRST
     ),
     "nonfinite_weight": Cause("a weight is NaN or infinite", _BACK, _STATE),
-    "nonfinite_state": Cause("a tensor of the optimizer's state is", _BACK, _STATE),
-    "nonfinite_buffer": Cause("a buffer of the model is", _BACK, _STATE),
-    "nonfinite_tracked": Cause("something that is tracked is", _BACK, _STATE),
+    "nonfinite_state": Cause("a tensor of the optimizer's state is NaN or infinite", _BACK, _STATE),
+    "nonfinite_buffer": Cause("a buffer of the model is NaN or infinite", _BACK, _STATE),
+    "nonfinite_tracked": Cause("something that is tracked is NaN or infinite", _BACK, _STATE),
     "huge_weight": Cause("a weight is beyond `max_weight`", _BACK, _STATE),
     "huge_state": Cause("a tensor of the optimizer's state is too large", _BACK, _STATE),
     "huge_buffer": Cause("a buffer of the model is too large", _BACK, _STATE),
@@ -55,8 +55,8 @@ CAUSES: dict[str, Cause] = {
     "vanished_state": Cause("a second moment is smaller than its decay allows", _BACK, _STATE),
     "moment_bound": Cause("the moments of Adam contradict each other", _BACK, _STATE),
     "negative_moment": Cause("a second moment is negative", _BACK, _STATE),
-    "nonfinite_frozen": Cause("a weight that nobody trains is", _STOP, _FROZEN),
-    "changed_frozen": Cause("a weight that nobody trains has changed", _WARN, _NOTICE),
+    "nonfinite_frozen": Cause("a frozen weight is NaN or infinite", _STOP, _FROZEN),
+    "changed_frozen": Cause("a frozen weight has changed", _WARN, _NOTICE),
     "stalled_weight": Cause("a weight does not move, though it has a gradient", _WARN, _NOTICE),
     "large_update": Cause("an update is far longer than the weight itself", _WARN, _RISK),
     "risk_warning": Cause("the sensors see a weight leave its range", _WARN, _RISK),

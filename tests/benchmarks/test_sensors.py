@@ -17,7 +17,7 @@ from benchmarks.sensors.rows import exact_norm, exact_spectrum, measure, rows_ne
 from benchmarks.sensors.targets import targets
 from stableopt.functional import effective_rank, kappa_tilde
 
-PAGE = ROOT / "docs" / "sensors.md"
+PAGE = ROOT / "docs" / "evidence" / "sensors.md"
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ HEATMAP = "tests/commands/report/test_heatmap.py"
 METRICS = "tests/telemetry/test_metrics.py"
 CHANNEL = "tests/telemetry/test_channel.py"
 PAGE = "tests/commands/report/test_page.py"
+MEMORY = "tests/commands/memory/test_memory.py"
 
 TELLING_MUTANTS = {
     "losses that are not finite are not told": Mutant(
@@ -39,6 +40,18 @@ TELLING_MUTANTS = {
         'return escape("\\n".join(map(printable, lines.split("\\n"))))',
         'return Markup("\\n".join(map(printable, lines.split("\\n"))))',
         (f"{PAGE}::test_names_cannot_write_markup",),
+    ),
+    "an estimate has one snapshot too few": Mutant(
+        "stableopt.commands.memory.estimate",
+        "        snapshots=slots * slot,\n",
+        "        snapshots=(slots - 1) * slot,\n",
+        (f"{MEMORY}::test_totals",),
+    ),
+    "an estimate has frozen weights in its snapshots": Mutant(
+        "stableopt.commands.memory.estimate",
+        "    slot = gradients + state + kept\n",
+        "    slot = weights + state + kept\n",
+        (f"{MEMORY}::test_frozen_parameters_and_buffers",),
     ),
     "limits apply where the guard applies none": Mutant(
         "stableopt.recorded.offenders",

@@ -11,8 +11,9 @@ from stableopt.health.spectra.drift import LAWS
 from stableopt.health.spectra.tiers import SMALLEST, TIERS
 from stableopt.types import RiskLevel
 
-PAGE = (Path(__file__).parents[2] / "docs" / "sensors.md").read_text(encoding="utf-8")
-ROWS = [line for line in PAGE.split("## Against")[0].splitlines() if line.startswith("| `")]
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "explanation" / "sensors.md").read_text(encoding="utf-8")
+ROWS = [line for line in PAGE.splitlines() if line.startswith("| `")]
 ALL = [
     sensors.SpectralNorm(),
     sensors.SampledSpectrum(),

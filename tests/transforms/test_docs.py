@@ -12,14 +12,16 @@ from stableopt.sensors.registry import METRICS
 from stableopt.transforms.registry import TRANSFORMS
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGE = (DOCS / "transforms.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "how-to" / "transforms.md").read_text(encoding="utf-8")
 ROWS = [line.split("|")[1:] for line in PAGE.splitlines() if line.startswith("| `")]
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_every_transform_has_a_row_and_a_reference(name):
     assert sum(f"`{name}(" in row[0] for row in ROWS) == 1
-    assert f"::: stableopt.{name}\n" in (DOCS / "reference.md").read_text(encoding="utf-8")
+    assert f"::: stableopt.{name}\n" in (DOCS / "reference" / "transforms.md").read_text(
+        encoding="utf-8"
+    )
     assert getattr(stableopt, name) is TRANSFORMS[name]
 
 

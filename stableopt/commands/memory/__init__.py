@@ -1,0 +1,1 @@
+"""``stableopt memory``: what a training takes, with the snapshots of the guard."""
