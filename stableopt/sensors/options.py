@@ -30,11 +30,12 @@ class Sensors:
             dimensions or more.
         heads: Patterns of the names of output layers. Their rows for what never occurs, such as
             tokens that the data lack, are alike in a healthy run: their course is followed, but
-            no absolute limit applies to them. ``None`` for names with ``head``, ``classifier``,
-            ``logits`` or ``embed_out`` in them, the last linear layer of the model, and the table
-            of its vocabulary if no layer has as many outputs (then it is tied to them). No limit
-            applies to learned positions either (``wpe``, ``position`` or ``pos_emb`` in their
-            names), whatever is given here: neighbours are alike in a healthy run.
+            no absolute limit applies to them. ``None`` for those with a part such as ``lm_head``,
+            ``head``, ``classifier``, ``score`` or ``embed_out`` in their dotted names, the last
+            linear layer of the model, and the table of its vocabulary if no layer has as many
+            outputs (then it is tied to them). No limit applies to learned positions either (a part
+            such as ``wpe``, ``pos_embed`` or ``position_embeddings``), whatever is given here:
+            neighbours are alike in a healthy run.
         budget: Share of the training time that sensors may take, beyond the first visit of all
             weights: visits are postponed, and that is said, where they would take more. What is
             read then depends on the machine. ``None`` for no limit. Where readings lead to

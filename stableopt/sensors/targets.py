@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,20 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-HEADS = ("head", "classifier", "logits", "embed_out")
-"""What the names of output layers have in them."""
+_OUTPUT = re.compile(
+    r"head|head_dist|(?!.*(multi|attn|attention))\w{2,}_head|(\w+_)?classifier|score|logits(_\w+)?|"
+    r"embed_out|output_projection"
+)
+"""What a part of the name of an output layer is, e.g. of ``lm_head.weight``.
 
-POSITIONS = ("wpe", "position", "pos_emb", "posemb")
-"""What the names of learned positions have in them: neighbours are alike in a healthy run."""
+Not ``heads`` and ``multi_head``, nor ``q_head`` of one letter: those belong to attention.
+"""
+
+_POSITION = re.compile(
+    r"wpe|(\w+_)?positions?(_bias\w*)?|"
+    r"(\w+_)?pos(itions?|itional)?_?(emb(ed(ding)?s?)?|enc(oding)?s?)(_table|_window)?"
+)
+"""What a part of the name of learned positions is, e.g. of ``wpe.weight``."""
 
 
 class Targets:
@@ -97,7 +107,7 @@ class Targets:
             return frozenset(
                 name
                 for name in self._names
-                if is_position(name) or any(fnmatchcase(name, p) for p in self._heads)
+                if _has_part(name, _POSITION) or any(fnmatchcase(name, p) for p in self._heads)
             )
         outputs = [] if self._model is None else _outputs(self._model)
         groups = self._optimizer.param_groups
@@ -125,14 +135,14 @@ def _outputs(model: nn.Module) -> list[Tensor]:
 
 def without_limits(name: str) -> str | None:
     """Return what a parameter is, by its name, if its rows are alike in healthy runs, too."""
-    if any(part in name.lower() for part in HEADS):
+    if _has_part(name, _OUTPUT):
         return "an output layer"
-    return "learned positions" if is_position(name) else None
+    return "learned positions" if _has_part(name, _POSITION) else None
 
 
-def is_position(name: str) -> bool:
-    """Return whether a parameter is a table of learned positions, by its name."""
-    return any(part in name.lower() for part in POSITIONS)
+def _has_part(name: str, pattern: re.Pattern[str]) -> bool:
+    """Return whether a whole part of a dotted name matches."""
+    return any(pattern.fullmatch(part) for part in name.lower().split("."))
 
 
 def _has_spectrum(parameter: Tensor) -> bool:

@@ -218,9 +218,15 @@ SENSOR_MUTANTS = {
         "lowers = False",
         (f"{RESPONSES}::TestResponses::test_an_instability_goes_back_with_a_lower_learning_rate",),
     ),
+    "a word anywhere in its name exempts a weight from limits": Mutant(
+        "stableopt.sensors.targets",
+        "pattern.fullmatch(part)",
+        "pattern.search(part)",
+        ("tests/sensors/test_targets.py::test_layers_of_torch_are_judged",),
+    ),
     "limits apply to learned positions where heads are named": Mutant(
         "stableopt.sensors.targets",
-        "if is_position(name) or any(",
+        "if _has_part(name, _POSITION) or any(",
         "if any(",
         (f"{SENSING}::TestReadings::test_learned_positions_are_smooth_and_healthy",),
     ),
