@@ -6,13 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from stableopt.guard import Guard
-from stableopt.sensors import (
-    AssrConditionNumber,
-    AssrFiedler,
-    KappaTilde,
-    Sampler,
-    Sensors,
-)
+from stableopt.sensors import AssrConditionNumber, AssrFiedler, KappaTilde, Sampler, Sensors
 from stableopt.transforms import (
     AdaptiveWeightDecay,
     ClipGradNorm,

@@ -17,10 +17,7 @@ FAILED = 2
 INTERRUPTED = 130
 
 app = typer.Typer(
-    name="stableopt",
-    add_completion=True,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
+    name="stableopt", add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False
 )
 
 

@@ -15,12 +15,7 @@ from stableopt.functional import (
     gaussian_fiedler_value,
     gaussian_kappa_p10,
 )
-from stableopt.functional.row_spectrum import (
-    SAMPLED_ROWS,
-    row_gram,
-    sample_rows,
-    spectrum_of_gram,
-)
+from stableopt.functional.row_spectrum import SAMPLED_ROWS, row_gram, sample_rows, spectrum_of_gram
 from stableopt.sensors.protocol import Measurement, Result, Visit
 
 if TYPE_CHECKING:

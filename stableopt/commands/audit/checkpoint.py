@@ -154,9 +154,7 @@ def _read_torch(path: Path) -> Checkpoint:
         raise _refusal(path, error) from error
     flat = flatten(content)
     return Checkpoint(
-        path=path,
-        tensors=tuple(_share(flat.tensors)),
-        optimizer_tensors=flat.optimizer_tensors,
+        path=path, tensors=tuple(_share(flat.tensors)), optimizer_tensors=flat.optimizer_tensors
     )
 
 

@@ -177,10 +177,7 @@ def _label_worst(axes: Axes, reports: list[WeightReport], ranks: list[float]) ->
 
 
 def _explain(figure: Figure, reports: list[WeightReport]) -> None:
-    words = {
-        Standing.UNJUDGED: "no limit applies",
-        Standing.DANGER: "danger (at 0 if not finite)",
-    }
+    words = {Standing.UNJUDGED: "no limit applies", Standing.DANGER: "danger (at 0 if not finite)"}
     handles = [
         Line2D([], [], linestyle="none", label=words.get(standing, standing.value), **style)
         for standing, style in _MARKS.items()

@@ -43,11 +43,7 @@ _LANE = 0.04
 """Height above the axis, as a share of it, of what the guard did."""
 _ROOM = 0.1
 _COLUMNS = 3
-_STYLE: dict[Any, Any] = {
-    **STYLE,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "stableopt",
-}
+_STYLE: dict[Any, Any] = {**STYLE, "svg.fonttype": "none", "svg.hashsalt": "stableopt"}
 
 
 def draw_curves(runs: Mapping[str, Run], fault: Fault | None, out: Path) -> tuple[Path, ...]:

@@ -56,14 +56,7 @@ def plot(
         left: What is written beside it.
         below: Pixels of the drawing that are below its lower edge.
     """
-    svg = el(
-        "svg",
-        inside,
-        class_="area",
-        height=height,
-        role="group",
-        aria_label=label,
-    )
+    svg = el("svg", inside, class_="area", height=height, role="group", aria_label=label)
     return el(
         "div",
         el("div", left, class_="ys", aria_hidden="true", style=f"height:{height - below}px"),
