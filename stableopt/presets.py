@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from stableopt.guard import Guard
 from stableopt.sensors import AssrConditionNumber, AssrFiedler, KappaTilde, Sampler, Sensors
@@ -16,9 +17,6 @@ from stableopt.transforms import (
     layers,
 )
 from stableopt.triggers.conditions import above, below
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 
 def gradience(directory: str | os.PathLike[str] | None = None) -> dict[str, Any]:

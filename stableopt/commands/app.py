@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from stableopt.errors import MissingExtraError, StableOptError
 from stableopt.runtime.version import __version__
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 FAILED = 2
 INTERRUPTED = 130

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from rich.console import Console
 from rich.text import Text
 
 from stableopt.errors import ConfigError
 from stableopt.runtime.words import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from pathlib import Path
-
-    from rich.console import Console
 
 
 class Column(NamedTuple):

@@ -5,12 +5,10 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from typing import TYPE_CHECKING
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from stableopt.layouts.tree import Tree
+from stableopt.layouts.tree import Tree
 
 _HEADS = ("num_heads", "n_heads", "n_head", "heads", "num_attention_heads", "nhead")
 _KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", "kv_heads")

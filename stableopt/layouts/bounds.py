@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from stableopt.functional.attention_logits import attention_logit_bound, qk_norm_logit_bound
+from stableopt.layouts.attention import AttentionLayout, NormLayout
 from stableopt.layouts.rows import key_rows, lookup, query_rows
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    from stableopt.layouts.attention import AttentionLayout, NormLayout
 
 
 @torch.no_grad()

@@ -10,20 +10,15 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from stableopt.layouts.flow import Flow, Value, agreed, through
 from stableopt.layouts.norms import is_norm
 from stableopt.layouts.reader import Reader
-from stableopt.layouts.tree import join
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from stableopt.layouts.tree import Tree
+from stableopt.layouts.tree import Tree, join
 
 
 def flow_of(module: nn.Module) -> Flow:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from torch import nn
 
+from stableopt.layouts.attention import NormLayout
 from stableopt.layouts.dataflow import feeding_norm
 from stableopt.layouts.norms import norm_layout
-from stableopt.layouts.tree import join
-
-if TYPE_CHECKING:
-    from stableopt.layouts.attention import NormLayout
-    from stableopt.layouts.tree import Tree
+from stableopt.layouts.tree import Tree, join
 
 _LAST_NORM: dict[type, str] = {
     nn.TransformerEncoderLayer: "norm2",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -17,9 +17,6 @@ from stableopt.layouts.attributes import (
 from stableopt.layouts.feeding import norm_before, norm_before_multihead
 from stableopt.layouts.norms import norm_layout
 from stableopt.layouts.tree import Tree
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _PAIRS = (
     ("q_proj", "k_proj"),

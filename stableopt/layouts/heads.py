@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from stableopt.errors import ConfigError
+from stableopt.layouts.attention import NormLayout
 from stableopt.layouts.dataflow import feeding_norm, returned_layer
 from stableopt.layouts.norms import norm_layout
 from stableopt.layouts.tree import Tree, join
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from stableopt.layouts.attention import NormLayout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

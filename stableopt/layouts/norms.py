@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stableopt.layouts.attention import NormLayout
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from stableopt.layouts.tree import Tree
+from stableopt.layouts.tree import Tree
 
 _TOLERANCE = 2e-3
 """Largest relative error of a probe in float32; more than that is another function."""

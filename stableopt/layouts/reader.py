@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ast
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from torch import nn
 
 from stableopt.layouts.flow import Flow, Value, agreed, through
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _SAME_FEATURES = frozenset(
     {"clone", "contiguous", "flatten", "float", "reshape", "to", "type_as", "unsqueeze", "view"}

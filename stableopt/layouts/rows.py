@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+
+from torch import Tensor
 
 from stableopt.errors import ConfigError, unknown_name
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    from stableopt.layouts.attention import AttentionLayout, NormLayout, Projection
+from stableopt.layouts.attention import AttentionLayout, NormLayout, Projection
 
 
 def query_rows(

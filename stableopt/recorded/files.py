@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from stableopt.errors import ConfigError
 from stableopt.recorded.run import Run
 from stableopt.runtime.words import listed
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 _EVENTS = re.compile(r"telemetry(?:-([1-9][0-9]*))?\.jsonl")
 _CHUNK = 1 << 20

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from stableopt.functional import gaussian_effective_rank
 from stableopt.health.spectra.tiers import SMALLEST, TIERS
-from stableopt.recorded.run import LayerTally
+from stableopt.recorded.run import LayerTally, Run
 from stableopt.runtime.words import count, listed, natural, spell
 from stableopt.sensors.targets import without_limits
 from stableopt.types import Standing
-
-if TYPE_CHECKING:
-    from stableopt.recorded.run import Run
 
 _TELLING = (*TIERS, "spectral_norm")
 """Metrics that a weight loses only by becoming zero, or not finite."""

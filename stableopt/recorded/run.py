@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from stableopt.recorded.interventions import Kind, read_intervention
+from stableopt.recorded.interventions import Intervention, Kind, read_intervention
 from stableopt.recorded.step_clock import StepClock
 from stableopt.recorded.trace import Readings, Trace
 from stableopt.recorded.values import number_of, whole_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from stableopt.recorded.interventions import Intervention
 
 TAIL = 10
 """Recorded losses whose mean is what a run is said to have reached."""

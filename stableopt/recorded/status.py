@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stableopt.recorded.interventions import Kind
+from stableopt.recorded.run import Run
 from stableopt.recorded.values import whole_of
 from stableopt.runtime.words import clock, count, printable
 from stableopt.telemetry.ledger import MANY
-
-if TYPE_CHECKING:
-    from stableopt.recorded.run import Run
 
 FINE, BAD = 0, 1
 """Exit codes of a run; 2 is a bad use of the command."""

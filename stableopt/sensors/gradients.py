@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from stableopt.functional import (
     all_finite,
@@ -17,11 +19,6 @@ from stableopt.functional import (
 )
 from stableopt.runtime.scalars import read_scalars
 from stableopt.types import GradientNorms
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
 
 MOST_GROUPS = 16
 """Norms that are looked at beside the global one; of more groups, neighbours share one."""

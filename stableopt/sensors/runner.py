@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from stableopt.runtime.lane import Errand, Lane, undisturbed
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import torch
-    from torch import Tensor
-
-    from stableopt.sensors.protocol import Measurement, Result, Sensor, Visit
+from stableopt.sensors.protocol import Measurement, Result, Sensor, Visit
 
 logger = logging.getLogger("stableopt")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from stableopt.errors import ConfigError
 from stableopt.functional import (
@@ -17,11 +19,6 @@ from stableopt.functional import (
 )
 from stableopt.functional.row_spectrum import SAMPLED_ROWS, row_gram, sample_rows, spectrum_of_gram
 from stableopt.sensors.protocol import Measurement, Result, Visit
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
 
 LEAST_KAPPA = 4.0
 """What κ_p10 is divided by at least: training takes wide matrices away from their 1 to 2."""

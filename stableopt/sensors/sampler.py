@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 import random
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from stableopt.errors import ConfigError, require_int, require_number
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 ORDERS = ("round_robin", "random")
 

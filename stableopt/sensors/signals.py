@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import numbers
 import weakref
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,11 +14,7 @@ from torch import Tensor
 from stableopt.errors import ConfigError
 from stableopt.functional import dense_values, widest_real
 from stableopt.runtime.storage import has_data
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from stableopt.types import Observation
+from stableopt.types import Observation
 
 
 class Signals:

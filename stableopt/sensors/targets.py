@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from stableopt.errors import ConfigError
 from stableopt.runtime.names import parameter_names
 from stableopt.runtime.storage import has_data
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-    from torch.optim import Optimizer
-
 
 _OUTPUT = re.compile(
     r"head|head_dist|(?!.*(multi|attn|attention))\w{2,}_head|(\w+_)?classifier|score|logits(_\w+)?|"

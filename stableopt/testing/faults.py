@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from copy import copy
 from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from stableopt.errors import ConfigError, unknown_name
 from stableopt.functional import dense_values
 from stableopt.runtime.names import parameter_names
 from stableopt.testing.elements import Injection, flip_bit, generator, inject_value
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import nn
-    from torch.optim import Optimizer
 
 
 def inject_gradient(

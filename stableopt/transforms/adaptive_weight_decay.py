@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from stableopt.errors import ConfigError, require_number
 from stableopt.sensors.registry import METRICS
-from stableopt.transforms.protocol import Change, Found, Needs, Phase
+from stableopt.transforms.protocol import Change, Found, Needs, Phase, Target
 from stableopt.transforms.selection import Select, selection
+from stableopt.transforms.site import Site
+from stableopt.transforms.view import StepView
 from stableopt.transforms.watch import Watch, metrics_of
 from stableopt.transforms.weights import has_matrix
-from stableopt.triggers.conditions import Limit, Trigger, check_trigger
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from stableopt.transforms.protocol import Target
-    from stableopt.transforms.site import Site
-    from stableopt.transforms.view import StepView
-    from stableopt.triggers.conditions import Leaf
+from stableopt.triggers.conditions import Leaf, Limit, Trigger, check_trigger
 
 SCALED = frozenset({"spectral_norm"})
 """Metrics of sensors that fall when a weight is scaled down. No other one does."""

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from stableopt.errors import ConfigError
 from stableopt.sensors.registry import METRICS
 from stableopt.transforms.previous import Previous
-from stableopt.transforms.protocol import Found
+from stableopt.transforms.protocol import Found, Transform
 from stableopt.transforms.selection import NothingSelectedError
+from stableopt.transforms.site import Site
 from stableopt.transforms.where_found import WhereFound
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
-
-    from stableopt.transforms.protocol import Transform
-    from stableopt.transforms.site import Site
-    from stableopt.types import Act
+from stableopt.types import Act
 
 logger = logging.getLogger("stableopt")
 

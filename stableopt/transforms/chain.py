@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from stableopt.errors import ConfigError
+from stableopt.health.spectra.sensed import Sensed
+from stableopt.health.spectra.sensing import Sensing
 from stableopt.runtime.storage import has_data
 from stableopt.sensors.signals import signals_of
 from stableopt.transforms.binding import Bound, Entry, bind
-from stableopt.transforms.protocol import Phase
+from stableopt.transforms.protocol import Change, Phase, Transform
 from stableopt.transforms.site import Site
 from stableopt.transforms.view import StepView
 from stableopt.triggers.awaited import Awaited
-from stableopt.types import Act
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from torch import nn
-    from torch.optim import Optimizer
-
-    from stableopt.health.spectra.sensed import Sensed
-    from stableopt.health.spectra.sensing import Sensing
-    from stableopt.transforms.protocol import Change, Transform
-    from stableopt.types import Observation
+from stableopt.types import Act, Observation
 
 logger = logging.getLogger("stableopt")
 

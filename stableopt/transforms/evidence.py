@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from stableopt.health.spectra.risk import WeightHealth
-    from stableopt.types import Drift
+from stableopt.health.spectra.risk import WeightHealth
+from stableopt.types import Drift
 
 
 class Known(NamedTuple):

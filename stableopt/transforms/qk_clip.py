@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from stableopt.errors import ConfigError, require_number
 from stableopt.functional.attention_logits import qk_scales
 from stableopt.layouts import (
     AttentionLayout,
+    NormLayout,
     check_layout,
     find_attention,
     key_rows,
@@ -23,14 +24,9 @@ from stableopt.layouts import (
 from stableopt.transforms.evidence import is_about
 from stableopt.transforms.protocol import Change, Found, Needs, Phase
 from stableopt.transforms.selection import NothingSelectedError, Select, selection
+from stableopt.transforms.site import Site
+from stableopt.transforms.view import StepView
 from stableopt.transforms.weights import ROOM, aim, check_strictness
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from stableopt.layouts import NormLayout
-    from stableopt.transforms.site import Site
-    from stableopt.transforms.view import StepView
 
 logger = logging.getLogger("stableopt")
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from stableopt.errors import ConfigError
 from stableopt.runtime.names import without_wrappers
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from stableopt.transforms.protocol import Target
+from stableopt.transforms.protocol import Target
 
 
 class NothingSelectedError(ConfigError):

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from stableopt.errors import ConfigError
 from stableopt.runtime.names import parameter_names, without_wrappers
 from stableopt.runtime.storage import has_data
 from stableopt.transforms.protocol import Target
 from stableopt.transforms.selection import Select, selection
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from torch import Tensor, nn
-    from torch.optim import Optimizer
 
 
 class Site:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from stableopt.errors import ConfigError, require_number
 from stableopt.functional import (
@@ -21,17 +23,11 @@ from stableopt.health.spectra.drift import LAWS
 from stableopt.sensors.registry import METRICS
 from stableopt.transforms.protocol import Change, Found, Needs, Phase
 from stableopt.transforms.selection import Select, selection
+from stableopt.transforms.site import Site
+from stableopt.transforms.view import StepView
 from stableopt.transforms.watch import Watch, metrics_of
 from stableopt.transforms.weights import ROOM, aim, has_matrix, write_matrix
 from stableopt.triggers.conditions import Limit, Trigger, above, check_trigger
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from stableopt.transforms.site import Site
-    from stableopt.transforms.view import StepView
 
 MODES = ("fast", "exact", "soft")
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import Tensor
+
+from stableopt.health.spectra.sensing import Sensing
 from stableopt.sensors.gradients import measure_gradients
+from stableopt.transforms.binding import Bound
 from stableopt.transforms.evidence import Known, told_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from torch import Tensor
-
-    from stableopt.health.spectra.sensing import Sensing
-    from stableopt.transforms.binding import Bound
-    from stableopt.transforms.protocol import Target
-    from stableopt.transforms.site import Site
-    from stableopt.triggers.conditions import Evidence
-    from stableopt.types import GradientNorms
+from stableopt.transforms.protocol import Target
+from stableopt.transforms.site import Site
+from stableopt.triggers.conditions import Evidence
+from stableopt.types import GradientNorms
 
 
 @dataclass

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from torch import Tensor
 
 from stableopt.errors import ConfigError, require_int, require_number
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 ROOM = 1e-5
 """How far above a bound, relatively, rounding may leave a metric without another correction."""

@@ -5,21 +5,17 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from stableopt.commands.audit.flatten import flatten
 from stableopt.errors import ConfigError, MissingExtraError
 from stableopt.runtime.words import natural
-
-if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
-    from pathlib import Path
-
-    from torch import Tensor
 
 SAFE = ".safetensors"
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", SAFE)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from stableopt.commands.audit.measure import WeightReport
 from stableopt.runtime.version import __version__
 from stableopt.runtime.words import count, listed
 from stableopt.types import Standing
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from stableopt.commands.audit.measure import WeightReport
 
 _ORDER = (
     Standing.DANGER,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from stableopt.commands.audit.checkpoint import first_line
+from stableopt.commands.audit.checkpoint import NamedTensor, first_line
 from stableopt.functional import (
     as_matrix,
     gaussian_condition_number,
@@ -20,20 +22,12 @@ from stableopt.functional.rank import effective_rank_of
 from stableopt.health.spectra.tiers import SMALLEST, TIERS, standing_of
 from stableopt.runtime.words import listed
 from stableopt.sensors.condition_number import ConditionNumber
-from stableopt.sensors.protocol import Visit
+from stableopt.sensors.protocol import Sensor, Visit
 from stableopt.sensors.published import AssrConditionNumber, AssrFiedler, KappaTilde
 from stableopt.sensors.sampled_spectrum import SampledSpectrum
 from stableopt.sensors.spectral_norm import SpectralNorm
 from stableopt.sensors.targets import without_limits
 from stableopt.types import Standing
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from torch import Tensor
-
-    from stableopt.commands.audit.checkpoint import NamedTensor
-    from stableopt.sensors.protocol import Sensor
 
 _PUBLISHED = (AssrFiedler(), AssrConditionNumber(), KappaTilde())
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 
-from stableopt.commands.audit.checkpoint import read_checkpoint
+from stableopt.commands.audit.checkpoint import Checkpoint, read_checkpoint
 from stableopt.commands.audit.directory import directory_of
 from stableopt.commands.audit.findings import Audit
 from stableopt.commands.audit.measure import is_vector, is_weight, measure_weight
@@ -17,11 +17,6 @@ from stableopt.commands.terminal import claim_directory
 from stableopt.errors import ConfigError
 from stableopt.telemetry.encode import encode
 from stableopt.types import Standing
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from stableopt.commands.audit.checkpoint import Checkpoint
 
 
 def run_audit(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+from stableopt.recorded.files import Place
+from stableopt.recorded.run import Run
 from stableopt.recorded.status import BAD, FINE, Status, status_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from stableopt.recorded.files import Place
-    from stableopt.recorded.run import Run
 
 _SETTINGS = (
     "optimizer",

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
-from stableopt.commands.demo.faults import EXPONENT, Inject, Stage
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from stableopt.commands.demo.faults import EXPONENT, Fault, Inject, Stage
 from stableopt.runtime.words import spell
 from stableopt.testing import (
+    Injection,
     corrupt_buffer,
     corrupt_moment,
     corrupt_weight,
     inject_gradient,
     poison_batch,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from torch import Tensor, nn
-    from torch.optim import Optimizer
-
-    from stableopt.commands.demo.faults import Fault
-    from stableopt.testing import Injection
 
 ABSURD = 1e18
 """Magnitude that no weight, moment or buffer of a sane run has."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from stableopt.telemetry.encode import encode
-from stableopt.types import Scope
+from stableopt.types import Event, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from stableopt.commands.demo.faults import Fault
     from stableopt.commands.demo.train import Run
-    from stableopt.types import Event
 
 RECOVERED = "recovered"
 SURVIVED = "survived"

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stableopt.commands.demo.faults import announce_fault
-from stableopt.commands.demo.outcome import DIED, RECOVERED, SCARRED, fate_of
+from stableopt.commands.demo.outcome import DIED, RECOVERED, SCARRED, Outcome, fate_of
 from stableopt.commands.terminal import say
 from stableopt.runtime.words import count, listed
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from stableopt.commands.demo.corpus import Corpus
     from stableopt.commands.demo.model import GPT
     from stableopt.commands.demo.options import DemoOptions
-    from stableopt.commands.demo.outcome import Outcome
     from stableopt.commands.demo.train import Run
 
 _UNGUARDED = ": there was no guard"

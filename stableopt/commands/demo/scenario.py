@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from rich.console import Console
 
 from stableopt.commands.demo import report
-from stableopt.commands.demo.corpus import load_corpus
+from stableopt.commands.demo.corpus import Corpus, load_corpus
 from stableopt.commands.demo.curves import draw_curves
+from stableopt.commands.demo.faults import Fault
 from stableopt.commands.demo.live import Live, log_to
 from stableopt.commands.demo.model import GPT
+from stableopt.commands.demo.options import DemoOptions
 from stableopt.commands.demo.outcome import judge_outcome
-from stableopt.commands.demo.train import identical, train, train_bare
+from stableopt.commands.demo.train import Run, identical, train, train_bare
 from stableopt.commands.report import write_report
 from stableopt.commands.terminal import claim_directory, say
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from stableopt.commands.demo.corpus import Corpus
-    from stableopt.commands.demo.faults import Fault
-    from stableopt.commands.demo.options import DemoOptions
-    from stableopt.commands.demo.train import Run
 
 GUARDED = "guarded"
 UNGUARDED = "no guard"

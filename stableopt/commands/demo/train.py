@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F  # noqa: N812 - the name everybody reads
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from stableopt.commands.demo.inject import Injector, scars
@@ -17,19 +17,17 @@ from stableopt.commands.demo.model import GPT
 from stableopt.optimizer import StableOptimizer
 from stableopt.telemetry import JsonLines
 from stableopt.transforms import ClipGradNorm
-from stableopt.types import Action
+from stableopt.types import Action, Event, Rollback
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
-    from torch.optim import Optimizer
 
     from stableopt.commands.demo.corpus import Corpus
     from stableopt.commands.demo.faults import Fault
     from stableopt.commands.demo.live import Live
     from stableopt.commands.demo.options import Recipe
-    from stableopt.types import Event, Rollback
 
 DEAD_AFTER = 5
 """Losses in a row that are not finite before a run counts as dead."""

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+
+from markupsafe import Markup
 
 from stableopt.commands.report import marks
 from stableopt.commands.report.axes import Axis, fitted, span
 from stableopt.commands.report.frame import figure, grid, percent, plot, stretched, y_labels
 from stableopt.commands.report.markup import el, join
+from stableopt.recorded.run import Run
+from stableopt.recorded.trace import Bucket, Trace
 from stableopt.runtime.words import count, spell
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
-
-    from stableopt.recorded.run import Run
-    from stableopt.recorded.trace import Bucket, Trace
 
 _UNITS = 1000
 """Of the drawing, in both directions."""

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
 
+from markupsafe import Markup
+
+from stableopt.commands.report.axes import Axis
 from stableopt.commands.report.markup import el, join
 from stableopt.runtime.words import spell
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from markupsafe import Markup
-
-    from stableopt.commands.report.axes import Axis
 
 _EDGE = 0.06
 """Of the width, within which a number is written inside instead of centred."""

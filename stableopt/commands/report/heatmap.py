@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
+from markupsafe import Markup
+
+from stableopt.commands.report.axes import Axis
 from stableopt.commands.report.frame import figure, stretched, stretches, x_labels
 from stableopt.commands.report.markup import el, join
-from stableopt.commands.report.scales import Change, Limits, factors_for
+from stableopt.commands.report.scales import Change, Limits, Scale, factors_for
 from stableopt.health.spectra.tiers import TIERS
 from stableopt.recorded.offenders import is_gone, judge
+from stableopt.recorded.run import Run
+from stableopt.recorded.trace import Readings, Trace
 from stableopt.runtime.words import count, listed, natural, spell
 from stableopt.types import Standing
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from markupsafe import Markup
-
-    from stableopt.commands.report.axes import Axis
-    from stableopt.commands.report.scales import Scale
-    from stableopt.recorded.run import Run
-    from stableopt.recorded.trace import Readings, Trace
 
 MOST_LAYERS = 1000
 """Rows of a heatmap."""

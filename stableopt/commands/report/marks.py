@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
+from markupsafe import Markup
+
+from stableopt.commands.report.axes import Axis
 from stableopt.commands.report.frame import percent
 from stableopt.commands.report.markup import el, join
 from stableopt.recorded.interventions import WORDS, Kind
+from stableopt.recorded.run import Run
 from stableopt.runtime.words import count
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from markupsafe import Markup
-
-    from stableopt.commands.report.axes import Axis
-    from stableopt.recorded.run import Run
 
 _SHAPES: Mapping[Kind, str] = {
     Kind.STOP: "M-6-6H6V6H-6Z",

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ast
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from stableopt.recorded.run import Run
-
+from stableopt.recorded.run import Run
 
 _SENSING = ("sampler", "budget", "params", "heads")
 

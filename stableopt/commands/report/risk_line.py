@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from markupsafe import Markup
 
+from stableopt.commands.report.axes import Axis
 from stableopt.commands.report.frame import figure, percent, plot, stretched, stretches
 from stableopt.commands.report.markup import el, join
+from stableopt.recorded.run import Run
 from stableopt.runtime.words import count
 from stableopt.types import RiskLevel
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
-
-    from stableopt.commands.report.axes import Axis
-    from stableopt.recorded.run import Run
 
 _LANE = 24
 _COLUMNS = 1000

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from stableopt.health.spectra.tiers import TIERS
+from stableopt.recorded.trace import Bucket, Trace
 from stableopt.types import Standing
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    from stableopt.recorded.trace import Bucket, Trace
 
 UNDEFINED = "un"
 """The class of a number that does not exist."""

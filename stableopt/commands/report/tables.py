@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from stableopt.recorded.interventions import in_rows
+from stableopt.recorded.interventions import Intervention, in_rows
 from stableopt.recorded.offenders import top_offenders
+from stableopt.recorded.run import Run
 from stableopt.recorded.values import number_of, whole_of
 from stableopt.runtime.words import natural, spell
 from stableopt.types import Standing
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from stableopt.recorded.interventions import Intervention
-    from stableopt.recorded.run import Run
 
 MOST_ENTRIES = 400
 """Entries of the ledger on a page; of more, the first and the last half are shown."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
@@ -16,11 +17,6 @@ from stableopt.recorded.files import Follower, Place, find_run, list_runs, runs_
 from stableopt.recorded.status import ENDED, Status, status_of
 from stableopt.runtime.words import printable
 from stableopt.telemetry.encode import encode
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from rich.console import Console, RenderableType
 
 LONGEST = 86_400.0
 """Seconds between two looks, at most."""
