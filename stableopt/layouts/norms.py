@@ -1,4 +1,4 @@
-"""Tell what a normalisation layer computes."""
+"""Find out what a normalisation layer computes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TOLERANCE = 2e-3
 
 
 def is_norm(module: object) -> bool:
-    """Tell whether a module is a normalisation of the last dimension, by its kind or its name."""
+    """Return whether a module is a normalisation of the last dimension, by its kind or its name."""
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         return True
     if not isinstance(module, nn.Module) or isinstance(module, nn.modules.batchnorm._NormBase):
@@ -89,7 +89,7 @@ def _probe(
     drawn = 100 * (1 + torch.randn(2, 3, features, generator=generator))
     x = drawn.to(like.device, like.dtype)
     try:
-        # Not the call: hooks are none of our business.
+        # Not the call: hooks must not run.
         out = type(module).forward(module, x)
     except (RuntimeError, TypeError, ValueError, AttributeError):
         return None

@@ -15,13 +15,7 @@ from stableopt.runtime.version import __version__
 from stableopt.runtime.words import count, listed
 from stableopt.types import Standing
 
-_ORDER = (
-    Standing.DANGER,
-    Standing.WARNING,
-    Standing.UNDEFINED,
-    Standing.HEALTHY,
-    Standing.UNJUDGED,
-)
+_ORDER = tuple(map(Standing, ("danger", "warning", "undefined", "healthy", "unjudged")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

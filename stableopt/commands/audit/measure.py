@@ -38,13 +38,7 @@ _DTYPES = (*_REAL, torch.complex128, torch.complex64)
 _CAUGHT = (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError, MemoryError)
 """What a tensor may raise without ending the audit of the others."""
 
-_WORST = (
-    Standing.DANGER,
-    Standing.WARNING,
-    Standing.HEALTHY,
-    Standing.UNJUDGED,
-    Standing.UNDEFINED,
-)
+_WORST = tuple(map(Standing, ("danger", "warning", "healthy", "unjudged", "undefined")))
 
 _WORDS = {
     "relative_rank": "relative rank",

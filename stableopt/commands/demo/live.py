@@ -64,7 +64,7 @@ class Live:
             self._console.print(f"{self._title:<10} {step:>4}/{self._steps}  {numbers}")
 
     def struck(self, strike: str) -> None:
-        """Say that a fault was injected."""
+        """Print that a fault was injected."""
         self._console.print(Text(f"injected {strike}", style="magenta"), soft_wrap=True)
 
     def _is_due(self, step: int) -> bool:

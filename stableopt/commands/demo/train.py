@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional as F  # noqa: N812 - the name everybody reads
+from torch.nn import functional as F  # noqa: N812 - its usual name
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -138,11 +138,11 @@ def train(
         optimizer.track(scheduler=schedule)
     run = Run(telemetry=writer.path, summary_path=writer.summary_path)
 
-    def tell(strike: str) -> None:
+    def report(strike: str) -> None:
         run.strikes.append(strike)
         live.struck(strike)
 
-    injector = Injector(fault, model=model, optimizer=optimizer, seed=recipe.seed, tell=tell)
+    injector = Injector(fault, model=model, optimizer=optimizer, seed=recipe.seed, report=report)
     try:
         for step in range(1, recipe.steps + 1):
             loss = model.loss(*injector.on_batch(step, _batch(corpus, recipe, step)))
@@ -163,7 +163,7 @@ def train(
 
 
 def train_bare(corpus: Corpus, recipe: Recipe, live: Live) -> Run:
-    """Train the GPT with AdamW alone, as everybody writes it.
+    """Train the GPT with AdamW alone, in the usual loop.
 
     Args:
         corpus: The text.

@@ -66,7 +66,7 @@ def draw_curve(
         marks.marks(run, x, height, linked or set()) if full else marks.lines(run, x, height),
     )
     below = marks.LANE if full else 0
-    says = " ".join(filter(None, (describe(trace, y), _tell_refused(run) if full else "")))
+    says = " ".join(filter(None, (describe(trace, y), _refused_in_words(run) if full else "")))
     return figure(
         title,
         says,
@@ -113,7 +113,7 @@ def describe(trace: Trace, y: Axis) -> str:
     return f"{'; '.join(words)}."
 
 
-def _tell_refused(run: Run) -> str:
+def _refused_in_words(run: Run) -> str:
     refused = sum(found.refused and found.loss is not None for found in run.interventions)
     if not refused:
         return ""
@@ -166,10 +166,8 @@ def _refused(run: Run, x: Axis, y: Axis, height: int) -> Markup:
         place = (round(_ONCE * x.at(found.call)), -1 if outside else round(100 * y.at(found.loss)))
         if place in drawn:
             continue
-        at, title = (
-            percent(x.at(found.call)),
-            f"call {found.call}: loss {spell(found.loss)}, refused",
-        )
+        at = percent(x.at(found.call))
+        title = f"call {found.call}: loss {spell(found.loss)}, refused"
         if outside:
             drawn[place] = _sign(at, "▲" if math.isfinite(found.loss) else _CROSS, title, "out")
         else:

@@ -86,8 +86,8 @@ def draw_heatmap(run: Run, metric: str, x: Axis) -> Markup:
         for start, end, kind in _stretches(layers[name], scale, x, columns):
             paths.setdefault(kind, []).append(f"M{start} {row}h{end - start}v1h{start - end}z")
     inside = join(
-        *(el("path", d="".join(paths[kind]), class_=f"c-{kind}") for kind in sorted(paths)),
-        *(_hover(name, layers[name], row, columns) for row, name in enumerate(shown)),
+        (el("path", d="".join(paths[kind]), class_=f"c-{kind}") for kind in sorted(paths)),
+        (_hover(name, layers[name], row, columns) for row, name in enumerate(shown)),
     )
     says = _describe(run, metric, names, len(shown))
     drawing = el(
@@ -159,9 +159,7 @@ def _graver(a: str, b: str) -> str:
 
 def _gravity(kind: str) -> float:
     named = {"un": 10, "danger": 9, "warning": 8}
-    if kind in named:
-        return named[kind]
-    return abs(int(kind[1]) - 4) if kind[0] == "d" else int(kind[1])
+    return named.get(kind) or abs(int(kind[1]) - (4 if kind[0] == "d" else 0))
 
 
 def _hover(name: str, trace: Readings, row: int, columns: int) -> Markup:
@@ -175,19 +173,12 @@ def _hover(name: str, trace: Readings, row: int, columns: int) -> Markup:
 
 def _names(names: Sequence[str], height: int) -> Markup:
     every = max(1, math.ceil(_ROW * len(names) / height))
-    return join(
-        *(
-            el(
-                "span",
-                el("bdi", name, class_="full"),
-                el("bdi", shorten(name), class_="short"),
-                style=f"top:{100 * (row + 0.5) / len(names):.2f}%",
-                title=name,
-            )
-            for row, name in enumerate(names)
-            if row % every == 0
-        )
-    )
+    spans = []
+    for row in range(0, len(names), every):
+        name, place = names[row], f"top:{100 * (row + 0.5) / len(names):.2f}%"
+        both = el("bdi", name, class_="full"), el("bdi", shorten(name), class_="short")
+        spans.append(el("span", *both, style=place, title=name))
+    return join(*spans)
 
 
 def shorten(name: str) -> str:
@@ -242,8 +233,5 @@ def _describe(run: Run, metric: str, names: Sequence[str], shown: int) -> str:
 
 
 def _legend(scale: Scale) -> Markup:
-    entries = [
-        el("li", el("i", class_=f"swatch c-{kind}", aria_hidden="true"), f" {words}")
-        for kind, words in scale.legend()
-    ]
-    return el("ul", *entries, class_="legend")
+    signs = ((el("i", class_=f"swatch c-{k}", aria_hidden="true"), w) for k, w in scale.legend())
+    return el("ul", (el("li", sign, f" {words}") for sign, words in signs), class_="legend")
