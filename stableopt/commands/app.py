@@ -41,7 +41,7 @@ def root(
 
 @contextmanager
 def clean_exit(interrupted: str) -> Iterator[None]:
-    """Turn what the user can mend into one line, and Ctrl-C into the usual exit code.
+    """Turn errors that the user can fix into one line, and Ctrl-C into the usual exit code.
 
     Args:
         interrupted: What is true after Ctrl-C.

@@ -79,7 +79,7 @@ def check_single_process(optimizer: Optimizer) -> None:
 
 
 def check_compile(given: object, optimizer: Optimizer) -> Mapping[str, Any] | None:
-    """Return the options of the ``compile=`` argument; ``None`` stands for not to compile."""
+    """Return the options of the ``compile=`` argument, or ``None`` not to compile."""
     if given is False:
         return None
     if requires_closure(optimizer):

@@ -114,7 +114,7 @@ def widest_real(device: torch.device) -> torch.dtype:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Tell whether no value of ``tensor`` is NaN or infinite.
+    """Return whether no value of ``tensor`` is NaN or infinite.
 
     Cost:
         One pass and one host synchronisation.

@@ -92,9 +92,9 @@ def _call_of_head(tree: Tree) -> tuple[str, str] | None:
     """Return the module that calls the head, and the path of the head in it."""
     root = tree.get("")
     returned = returned_layer(tree, "")
-    ask: Callable[[], object] | None = getattr(root, "get_output_embeddings", None)
-    if ask is not None:
-        head = ask()
+    stated: Callable[[], object] | None = getattr(root, "get_output_embeddings", None)
+    if stated is not None:
+        head = stated()
         if returned is not None and tree.get(join(*returned)) is head:
             return returned
         return next((tree.parent(name) for name, m in tree.items() if m is head), None)

@@ -25,7 +25,7 @@ def is_norm(module: object) -> bool:
 def norm_layout(module: nn.Module | None, tree: Tree) -> NormLayout | None:
     """Return what a normalisation layer computes; ``None`` if that is not certain.
 
-    LayerNorm and RMSNorm of torch are known. Any other layer is asked: its output for one
+    LayerNorm and RMSNorm of torch are known. Any other layer is called once: its output for one
     drawn input has to be ``g x̂ + β`` with x̂ of one of the two, and g its weight or that plus 1.
 
     Args:

@@ -42,7 +42,7 @@ _SYMPTOMS = frozenset({"nonfinite_gradient", "gradient_spike"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intervention:
-    """A call of ``step()`` that there is something to say about.
+    """A call of ``step()`` in which something was done beside taking the step.
 
     Attributes:
         kind: What was done.
@@ -80,7 +80,7 @@ class Intervention:
         """Whether its batch was not trained on."""
         return self.kind in (Kind.SKIP, Kind.ROLL_BACK, Kind.STOP)
 
-    def tell(self) -> str:
+    def sentence(self) -> str:
         """Return what was done as a sentence, without the reason."""
         if self.kind is Kind.SKIP:
             return "The batch was skipped: it never happened."
@@ -89,10 +89,10 @@ class Intervention:
             lost = f": {count(self.undone, 'update')} undone" if self.undone else ""
             return f"The run was rolled back{where}{lost}.{self._lowered()}"
         if self.kind is Kind.STOP:
-            weights = (
-                "" if self.to_step is None else f" The weights are those of step {self.to_step}."
+            step = self.to_step
+            return "The run was stopped." + (
+                "" if step is None else f" The weights are those of step {step}."
             )
-            return f"The run was stopped.{weights}"
         if self.kind is Kind.BACK_OFF:
             return f"The step was taken.{self._lowered()}"
         return {
@@ -122,7 +122,7 @@ def read_intervention(record: Mapping[str, Any], call: int, step: int) -> Interv
         return None
     rollback = record.get("rollback")
     back: Mapping[str, Any] = rollback if isinstance(rollback, dict) else {}
-    # Of a fault in the state every gradient is a symptom: what holds it is to blame.
+    # A fault in the state shows in every gradient: what holds the fault is to blame.
     causes = [f for f in findings if f.get("kind") not in _SYMPTOMS and f.get("where")] or findings
     where = [name for f in causes for name in _list(f.get("where")) if isinstance(name, str)]
     scale = number_of(back.get("lr_scale", record.get("lr_scale")))

@@ -1,4 +1,4 @@
-"""Which layers were named most, and which of their readings lie beyond a limit."""
+"""The layers that were named most, and their readings beyond a limit."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from stableopt.runtime.words import count, listed, natural, spell
 from stableopt.sensors.targets import without_limits
 from stableopt.types import Standing
 
-_TELLING = (*TIERS, "spectral_norm")
+_CRITICAL = (*TIERS, "spectral_norm")
 """Metrics that a weight loses only by becoming zero, or not finite."""
 
 
 class Offender(NamedTuple):
-    """A layer that something was said about.
+    """A layer that stands out.
 
     Attributes:
         name: Of the parameter.
@@ -35,16 +35,15 @@ class Offender(NamedTuple):
 def top_offenders(run: Run, most: int = 10) -> list[Offender]:
     """Return the layers that stand out, the worst first.
 
-    Those in danger come first, the ones whose metrics exist no more among them, then those beyond
-    a warning limit, then by how often interventions, rises of the risk and transforms have named
-    them.
+    Those in danger come first (also those whose metrics are now undefined), then those beyond a
+    warning limit, then by how often interventions, rises of the risk and transforms named them.
 
     Args:
         run: Which.
         most: How many at most.
     """
     named = set(run.layers)
-    for metric in _TELLING:
+    for metric in _CRITICAL:
         named |= set(run.readings.get(metric, ()))
     found = [_look_at(run, name) for name in named]
     found = [o for o in found if o.reading or o.tally.faults or o.tally.risks or o.tally.acts]
@@ -53,7 +52,7 @@ def top_offenders(run: Run, most: int = 10) -> list[Offender]:
 
 def _look_at(run: Run, name: str) -> Offender:
     standing, words = Standing.HEALTHY, []
-    gone = [metric for metric in _TELLING if is_gone(run, metric, name)]
+    gone = [metric for metric in _CRITICAL if is_gone(run, metric, name)]
     if gone:
         standing = Standing.DANGER
         words.append(f"undefined, and was not before: {', '.join(gone)}")
@@ -89,8 +88,8 @@ def is_gone(run: Run, metric: str, name: str) -> bool:
 
 def say_undefined(run: Run) -> str:
     """Return which layers have lost their metrics, as a sentence; empty if none has."""
-    known = {name for metric in _TELLING for name in run.readings.get(metric, ())}
-    gone = [name for name in known if any(is_gone(run, metric, name) for metric in _TELLING)]
+    known = {name for metric in _CRITICAL for name in run.readings.get(metric, ())}
+    gone = [name for name in known if any(is_gone(run, metric, name) for metric in _CRITICAL)]
     if not gone:
         return ""
     these = listed(sorted(gone, key=natural))
@@ -105,8 +104,8 @@ def judge(run: Run, metric: str, name: str, value: float | None) -> Standing:
     """Return on which side of its limits a reading lies, where limits apply to that weight.
 
     They do not for an output layer, nor for a weight of fewer than 16 rows or columns: the summary
-    lists those. Without one, names and the effective rank that a random matrix of the shape has
-    tell nearly as well.
+    lists those. Without a summary they follow from the name, and from the effective rank that a
+    random matrix of the shape has.
 
     Args:
         run: Which.

@@ -1,4 +1,4 @@
-"""A run in memory, built from its records one by one: what report, watch and compare look at."""
+"""A run in memory, built from its records one by one, for report, watch and compare."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stableopt.recorded.trace import Readings, Trace
 from stableopt.recorded.values import number_of, whole_of
 
 TAIL = 10
-"""Recorded losses whose mean is what a run is said to have reached."""
+"""Recorded losses whose mean is the final loss of a run."""
 
 _REMEMBERED = 400
 """Losses from which those that a rollback has undone are taken away."""
@@ -67,7 +67,7 @@ class ActTally:
 
 
 class Run:
-    """Everything a report says about a run; series are bounded, interventions complete.
+    """Everything that a report shows of a run; series are bounded, interventions complete.
 
     Args:
         path: The event file.
@@ -119,7 +119,7 @@ class Run:
     # reading
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Take in a record; one that is no event of a step is passed by."""
+        """Add a record; one that is not the event of a step is ignored."""
         call, step = whole_of(record.get("call")), whole_of(record.get("step"))
         if record.get("event") != "step" or call is None or step is None:
             return
@@ -131,11 +131,13 @@ class Run:
         self._path_of_steps.add(call, step)
         if record.get("action") == "take":
             self._note_numbers(record, call)
-        self._note_risk(record, call)
+        level = record.get("risk")
+        if isinstance(level, str) and level != self.level:
+            self.risk.append((call, level))
         self._note_readings(record, call)
         self._note_acts(record)
         if isinstance(record.get("rollback"), dict):
-            self._go_back(step)
+            self._roll_back(step)
 
     def _note_time(self, record: Mapping[str, Any], call: int) -> None:
         moment = number_of(record.get("time"))
@@ -190,11 +192,6 @@ class Run:
                 continue
             self.signals.setdefault(name, Trace()).add(call, number)
 
-    def _note_risk(self, record: Mapping[str, Any], call: int) -> None:
-        level = record.get("risk")
-        if isinstance(level, str) and (not self.risk or self.risk[-1][1] != level):
-            self.risk.append((call, level))
-
     def _note_readings(self, record: Mapping[str, Any], call: int) -> None:
         readings = record.get("readings")
         if not isinstance(readings, dict):
@@ -224,13 +221,13 @@ class Run:
             if isinstance(worst, str):
                 self.layers.setdefault(worst, LayerTally()).acts += 1
 
-    def _go_back(self, step: int) -> None:
-        """Forget what belongs to updates that were undone: it is no part of what was reached."""
+    def _roll_back(self, step: int) -> None:
+        """Forget what belongs to updates that were undone."""
         self._bad_since = None
         self._tail = deque((t for t in self._tail if t[0] <= step), _REMEMBERED)
         for layers in self.readings.values():
             for readings in layers.values():
-                readings.go_back(step)
+                readings.roll_back(step)
 
     # asking
 

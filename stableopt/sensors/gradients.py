@@ -43,12 +43,12 @@ class GradientMeasurement(NamedTuple):
     groups: dict[int, Tensor]
 
     @property
-    def asked(self) -> list[Tensor]:
+    def scalars(self) -> list[Tensor]:
         """The numbers that :meth:`finish` needs read."""
         return [self.total, *self.groups.values()]
 
     def finish(self, numbers: Sequence[float]) -> GradientNorms:
-        """Return the norms, given the numbers of ``asked``.
+        """Return the norms, given the numbers of ``scalars``.
 
         A norm that is not finite is confirmed element by element, because the norm of huge
         finite gradients overflows: only a NaN or an Inf in a gradient makes it ``nonfinite``.
@@ -119,9 +119,9 @@ def measure_gradients(
     started = start_gradients(param_groups)
     if started is None:
         return None, read_scalars(beside)
-    asked = started.asked
-    numbers = read_scalars([*asked, *beside])
-    return started.finish(numbers[: len(asked)]), numbers[len(asked) :]
+    scalars = started.scalars
+    numbers = read_scalars([*scalars, *beside])
+    return started.finish(numbers[: len(scalars)]), numbers[len(scalars) :]
 
 
 def _group_totals(owners: Sequence[tuple[int, int]], norms: Sequence[Tensor]) -> dict[int, Tensor]:

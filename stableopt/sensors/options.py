@@ -37,9 +37,9 @@ class Sensors:
             such as ``wpe``, ``pos_embed`` or ``position_embeddings``), whatever is given here:
             neighbours are alike in a healthy run.
         budget: Share of the training time that sensors may take, beyond the first visit of all
-            weights: visits are postponed, and that is said, where they would take more. What is
+            weights: visits that would take more are postponed, and that is logged. What is
             read then depends on the machine. ``None`` for no limit. Where readings lead to
-            actions nothing is postponed, so that runs are reproducible, and it is only said.
+            actions nothing is postponed, so that runs are reproducible, and it is only logged.
         risk: What the risk level is read from: ``"spectral"``, or ``"kappa_tilde"`` for the
             slope of κ̃ that Gradience reads (needs :class:`KappaTilde` among the sensors).
 

@@ -1,4 +1,4 @@
-"""The sensor of everything that one small Gram matrix of sampled rows tells."""
+"""The sensor of everything that is read from one small Gram matrix of sampled rows."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from stableopt.functional.spectral_norm import (
 from stableopt.sensors.protocol import Measurement, Result, Visit
 
 COLD_STEPS = 24
-"""Lanczos steps of a first visit, which nothing is known for and nobody waits for."""
+"""Lanczos steps of a first visit, which has no estimate to start from."""
 
 
 @dataclass(frozen=True)

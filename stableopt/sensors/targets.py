@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from stableopt.errors import ConfigError
 from stableopt.runtime.names import parameter_names
 from stableopt.runtime.storage import has_data
+from stableopt.runtime.words import listed
 
 _OUTPUT = re.compile(
     r"head|head_dist|(?!.*(multi|attn|attention))\w{2,}_head|(\w+_)?classifier|score|logits(_\w+)?|"
@@ -70,10 +71,8 @@ class Targets:
         names = list(parameter_names(self._optimizer, self._model).values())
         for pattern in self._params or ():
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise ConfigError(
-                    f"params={pattern!r} matches no parameter: the names are "
-                    f"{', '.join(names[:8])}{', …' if len(names) > 8 else ''}"
-                )
+                known = listed(names, 8)
+                raise ConfigError(f"params={pattern!r} matches no parameter: the names are {known}")
 
     def weights(self) -> dict[str, Tensor]:
         """Return every weight, detached, as it is now."""
@@ -92,7 +91,7 @@ class Targets:
 
     @property
     def places(self) -> dict[str, str]:
-        """Where every weight of the last :meth:`weights` stands, as ``"group.index"``, by name."""
+        """The place of every weight of the last :meth:`weights`, ``"group.index"``, by name."""
         return {name: f"{g}.{i}" for name, (g, i) in self._names.items()}
 
     def _find_heads(self) -> frozenset[str]:

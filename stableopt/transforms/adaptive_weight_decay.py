@@ -120,7 +120,7 @@ class AdaptiveWeightDecay:
         return Found([t for t in site.targets if named or has_matrix(site.parameter(t))])
 
     def act(self, view: StepView, found: Found, memory: dict[str, Any]) -> Sequence[Change]:
-        """Decay gradients or weights in place; ``memory["owed"]`` has shares too small yet."""
+        """Decay gradients or weights in place; ``memory["owed"]`` holds shares too small so far."""
         watch = Watch(self.trigger, view, memory)
         owed = memory.setdefault("owed", {})
         changes = []
@@ -152,7 +152,7 @@ def smallest_share(weight: Tensor) -> float:
 
 
 def _shrink(view: StepView, target: Target, rate: float, owed: dict[str, float]) -> None:
-    """Decay a weight, or add to what it is owed."""
+    """Decay a weight, or add the share to what is saved up for it."""
     weight, lr = view.parameter(target), view.lr(target)
     share = owed.get(target.name, 0.0) + rate * (1.0 if lr is None else lr)
     if share >= smallest_share(weight):

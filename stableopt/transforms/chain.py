@@ -1,4 +1,4 @@
-"""Have transforms act in a step that is taken: on gradients before it, on weights after it."""
+"""Apply transforms in a step that is taken: on gradients before it, on weights after it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ QUIET = 100
 
 
 class Transforming:
-    """Has transforms act in their order, and records what they did.
+    """Applies transforms in their order, and records what they did.
 
     Args:
         optimizer: The inner optimizer.
@@ -89,7 +89,7 @@ class Transforming:
             item.entry.worked = True
         self.reads = any(item.sensed for item in bound)
         self._asks_lr = any(item.entry.transform.needs.lr for item in bound)
-        self._awaited.expect(metric for item in bound for metric in item.told)
+        self._awaited.expect(metric for item in bound for metric in item.observed)
         if self.reads and self._sensing is not None:
             self._sensing.acts = True
 
@@ -151,7 +151,7 @@ class Transforming:
 
     def wants(self, signal: str) -> bool:
         """Return whether a trigger reads a signal."""
-        return any(signal in bound.told for bound in self._bound)
+        return any(signal in bound.observed for bound in self._bound)
 
     def _view(self, observation: Observation, lr_scale: float) -> StepView:
         # The later evaluations of a line search do not observe every signal again.
@@ -172,7 +172,7 @@ class Transforming:
                     if phase is Phase.GRADIENT:
                         view.note_changed_gradients()
 
-    def tell(self, call: int) -> tuple[Act, ...]:
+    def acts_of(self, call: int) -> tuple[Act, ...]:
         """Return what was done in this step; nothing if it was not taken.
 
         Args:
@@ -225,11 +225,10 @@ class Transforming:
         """
         states = {entry.key: _copied(entry.key, entry.memory) for entry in self._entries}
         self._saved.add(frozenset(states))
-        peaks = {str(group): lr for group, lr in self._peaks.items()}
-        return {"peaks": peaks, "states": states}
+        return {"peaks": {str(g): lr for g, lr in self._peaks.items()}, "states": states}
 
     def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
-        """Return what assigns ``state``; what it lacks starts anew.
+        """Return what assigns ``state``; what it lacks starts again.
 
         Raises:
             AttributeError, TypeError, ValueError: :meth:`state_dict` has not made it.
@@ -256,7 +255,7 @@ class Transforming:
                 "the checkpoint was written with other transforms:%s%s give the same transforms= "
                 "in the same order to continue with their state",
                 f" its state of {unused} is not used;" if unused else "",
-                f" it has no state of {new}, which starts anew;" if new else "",
+                f" it has no state of {new}, which starts empty;" if new else "",
             )
 
     def summary(self) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from stableopt.layouts import (
     logit_bound,
     query_rows,
 )
+from stableopt.runtime.words import listed
 from stableopt.transforms.evidence import is_about
 from stableopt.transforms.protocol import Change, Found, Needs, Phase
 from stableopt.transforms.selection import NothingSelectedError, Select, selection
@@ -121,9 +122,8 @@ class QKClip:
         unbounded = [b.name for b in layouts if b.norm is None and b.q_norm is None]
         if unbounded:
             logger.info(
-                "the weights of %s%s allow no bound: QKClip acts there on observe(%s=...) alone",
-                ", ".join(unbounded[:4]),
-                f" and {len(unbounded) - 4} more" if len(unbounded) > 4 else "",
+                "the weights of %s allow no bound: QKClip acts there on observe(%s=...) alone",
+                listed(unbounded, 4),
                 SIGNAL,
             )
         weights = dict.fromkeys(n for b in layouts for n in (b.query.weight, b.key.weight))
@@ -135,13 +135,13 @@ class QKClip:
         signal = view.signals.get(SIGNAL)
         _check_keys(view, signal, [block.layout.name for block in blocks])
         looks = view.step % self.every == 0
-        told = [told_about(signal, block.layout.name) for block in blocks]
+        given = [signal_of(signal, block.layout.name) for block in blocks]
         changes = []
-        for block, measured in zip(blocks, told, strict=True):
+        for block, measured in zip(blocks, given, strict=True):
             if measured is None and not looks:
                 continue
             limit = self.limit * (self.slack if measured is None else 1.0)
-            alone = sum(other is measured for other in told) == 1
+            alone = sum(other is measured for other in given) == 1
             logits = _logits(view, block.layout, measured, alone)
             changes += _clip(view, block, logits, limit)
         return changes
@@ -169,9 +169,8 @@ def _logits(view: StepView, layout: AttentionLayout, measured: Any, alone: bool)
         return by_head
     if isinstance(measured, Tensor) and measured.numel() > 1 and view.once("shape"):
         logger.warning(
-            "observe(%s=...) of shape %s does not tell the %d heads of %s apart, and its "
-            "largest value is taken for each: give (heads,) or (batch, heads) for each block, "
-            "by name",
+            "observe(%s=...) of shape %s has no dimension of the %d heads of %s: its largest value "
+            "is taken for each; give (heads,) or (batch, heads) for each block, by name",
             SIGNAL,
             tuple(measured.shape),
             layout.heads,
@@ -221,13 +220,13 @@ def _check_keys(view: StepView, signal: Any, names: Sequence[str]) -> None:
         logger.warning(
             "observe(%s=...) has %s, and there is no such attention block: the blocks are %s",
             SIGNAL,
-            ", ".join(map(repr, lost[:4])),
-            ", ".join(names[:8]),
+            listed([repr(key) for key in lost], 4),
+            listed(names, 8),
         )
 
 
 def by_heads(measured: Any, heads: int) -> Tensor | None:
-    """Return the largest magnitude of each head, ``(heads,)``, or ``None`` if it does not say.
+    """Return the largest magnitude of each head, ``(heads,)``; ``None`` if the shape has none.
 
     Args:
         measured: ``(heads,)``, ``(batch, heads)``, or all logits ``(batch, heads, n, n)``.
@@ -238,22 +237,20 @@ def by_heads(measured: Any, heads: int) -> Tensor | None:
     axis = 1 if measured.dim() == 4 else measured.dim() - 1
     if measured.shape[axis] != heads:
         return None
-    largest = measured.detach().abs().movedim(axis, 0).flatten(1) if measured.dim() > 1 else None
-    found = measured.detach().abs() if largest is None else largest.amax(dim=1)
-    return found.to(torch.float64)
+    return measured.detach().abs().movedim(axis, 0).reshape(heads, -1).amax(dim=1).double()
 
 
-def told_about(signal: Any, block: str) -> Any:
-    """Return what a signal says about a block; ``None`` for nothing.
+def signal_of(signal: Any, block: str) -> Any:
+    """Return the value of a signal for a block; ``None`` if there is none.
 
     Args:
         signal: A number or a tensor for all blocks, or a dict of these by the names of blocks or
-            of modules around them. NaN says nothing.
+            of modules around them. NaN counts as none.
         block: Name of the block.
     """
     if isinstance(signal, Mapping):
         keys = [key for key in signal if is_about(str(key), block)]
-        return told_about(signal[max(keys, key=len)], block) if keys else None
+        return signal_of(signal[max(keys, key=len)], block) if keys else None
     unknown = signal is None or bool(torch.as_tensor(signal).isnan().all())
     return None if unknown else signal
 
@@ -273,10 +270,9 @@ def _layouts(given: object) -> tuple[AttentionLayout, ...]:
 def _names_of(layout: AttentionLayout) -> list[str]:
     """Return the names of all parameters of a layout."""
     norms = [norm for norm in (layout.norm, layout.q_norm, layout.k_norm) if norm is not None]
-    names = [side.weight for side in (layout.query, layout.key)]
-    names += [side.bias for side in (layout.query, layout.key) if side.bias is not None]
-    names += [name for norm in norms for name in (norm.gain, norm.bias) if name is not None]
-    return list(dict.fromkeys(names))
+    names = [name for side in (layout.query, layout.key) for name in (side.weight, side.bias)]
+    names += [name for norm in norms for name in (norm.gain, norm.bias)]
+    return list(dict.fromkeys(name for name in names if name is not None))
 
 
 def _scaled_names(layout: AttentionLayout, norms: Iterable[NormLayout]) -> list[str]:

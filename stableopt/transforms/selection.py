@@ -11,6 +11,7 @@ from torch import nn
 
 from stableopt.errors import ConfigError
 from stableopt.runtime.names import without_wrappers
+from stableopt.runtime.words import listed
 from stableopt.transforms.protocol import Target
 
 
@@ -147,8 +148,5 @@ def _layer_types(model: nn.Module | None) -> dict[str, frozenset[str]]:
 
 
 def _unmatched(option: str, given: str, targets: Sequence[Target]) -> str:
-    names = [target.name for target in targets]
-    return (
-        f"{option}={given!r} matches no parameter: the names are "
-        f"{', '.join(names[:8])}{', …' if len(names) > 8 else ''}"
-    )
+    names = listed([target.name for target in targets], 8)
+    return f"{option}={given!r} matches no parameter: the names are {names}"

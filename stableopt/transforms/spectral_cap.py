@@ -66,9 +66,9 @@ class SpectralCap:
       some readings.
     - ``"soft"`` without a limit, for triggers such as ``below("relative_rank", 0.45)``: the same
       step, scaled back to the Frobenius norm that the weight had. With every reading the
-      condition number falls and the effective rank rises; σ₁ does not rise, and the layer stays
-      as loud as it was. It cannot give a weight directions that it does not have, and lets one
-      be whose singular values are all equal or zero. Trigger it by a rank: the Fiedler value of
+      condition number falls and the effective rank rises; σ₁ does not rise, and the
+      Frobenius norm stays. It cannot give a weight directions that it does not have, and leaves one
+      alone whose singular values are all equal or zero. Trigger it by a rank: the Fiedler value of
       rows in clusters falls with the first readings, and is back only after 4 to 10.
 
     A convolution is capped as the matrix ``(out, in·kh·kw)``. The state of the optimizer is left

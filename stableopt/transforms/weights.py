@@ -1,4 +1,4 @@
-"""What bounds on weights have in common: which weights, how strictly, and what rounding takes."""
+"""What bounds on weights have in common: which weights, how strictly, and how they round."""
 
 from __future__ import annotations
 

@@ -117,9 +117,9 @@ SENSOR_MUTANTS = {
     "a failing sensor ends the run": Mutant(
         "stableopt.sensors.runner",
         "            except Exception as error:  # noqa: BLE001 - a sensor must not end a run\n"
-        "                self._tell(task, error)\n"
+        "                self._warn(task, error)\n"
         "                measurement = None",
-        "            except KeyError as error:\n                self._tell(task, error)",
+        "            except KeyError as error:\n                self._warn(task, error)",
         (f"{SENSING}::TestFailures::test_a_sensor_that_fails_is_undefined_and_told_once",),
     ),
     "what a sensor sees broken is left to the scan": Mutant(

@@ -164,7 +164,7 @@ TRANSFORM_MUTANTS = {
     ),
     "an old reading acts again": Mutant(
         "stableopt.transforms.watch",
-        "return severity if self._brings_news(target) else None",
+        "return severity if self._has_new_reading(target) else None",
         "return severity",
         (f"{DECAY}::TestWhen::test_of_a_sensor",),
     ),

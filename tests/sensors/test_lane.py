@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stableopt import StableOptimizer
-from stableopt.runtime.lane import Errand, Lane
+from stableopt.runtime.lane import Lane, Transfer
 from stableopt.sensors import Sampler, Sensors
 from tests.sensors.runs import Net, assert_same, build, train, values
 
@@ -44,7 +44,7 @@ class LateLane(Lane):
     def run(self, device, work):
         event = Event()
         self.events.append(event)
-        return Errand(super().run(device, work).wait(), event, event)
+        return Transfer(super().run(device, work).wait(), event, event)
 
 
 def late(opt):

@@ -598,7 +598,7 @@ class TestCustom:
             assert_same(value, before[name] + 2.0 if name.startswith("norm.") else before[name])
         (event,) = opt.ledger
         assert event.intervened
-        assert event.acts[0].tell() == (
+        assert event.acts[0].sentence() == (
             "Shift moves the shift of norm.weight from 0 to 2, and of 1 more"
         )
         assert all(type(number) is float for number in event.acts[0].before + event.acts[0].after)
@@ -635,7 +635,7 @@ class TestCustom:
         again.load_state_dict(opt.state_dict())
         (said,) = [r.message for r in caplog.records if "other transforms" in r.message]
         assert "its state of 0.UpdateCap, 1.Shift is not used" in said
-        assert "it has no state of 0.Shift, 1.Plain, which starts anew" in said
+        assert "it has no state of 0.Shift, 1.Plain, which starts empty" in said
         states = again.state_dict()["stableopt"]["transforms"]["states"]
         assert states == {"0.Shift": {}, "1.Plain": {}}
 

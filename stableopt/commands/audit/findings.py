@@ -1,4 +1,4 @@
-"""What an audit came to: reports, what was left out, and a verdict in one line."""
+"""The result of an audit: reports, what was left out, and a verdict in one line."""
 
 from __future__ import annotations
 

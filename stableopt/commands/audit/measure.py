@@ -139,7 +139,7 @@ def measure_weight(
         return _unread(named, named.problem)
     try:
         with warnings.catch_warnings():
-            # That a dtype is experimental or deprecated is nothing to mend here.
+            # That a dtype is experimental or deprecated does not matter here.
             warnings.simplefilter("ignore")
             tensor = _plain(named.tensor)
         nonfinite = torch.isfinite(tensor).logical_not_()
@@ -147,12 +147,9 @@ def measure_weight(
     except _CAUGHT as error:
         return _unread(named, first_line(error))
     if bad:
-        return WeightReport(
-            **_identity(named),
-            nonfinite=bad,
-            standing=Standing.DANGER,
-            note=_where(tensor, nonfinite, bad),
-        )
+        note = _where(tensor, nonfinite, bad)
+        danger = Standing.DANGER
+        return WeightReport(**_identity(named), nonfinite=bad, standing=danger, note=note)
     if tensor.numel() == 0:
         return WeightReport(**_identity(named), note="it is empty")
     if tensor.dim() < 2:
@@ -163,12 +160,9 @@ def measure_weight(
 def is_weight(named: NamedTensor) -> bool:
     """Return whether a tensor is of floating numbers, complex and quantized ones included."""
     tensor = named.tensor
-    return (
-        tensor is None
-        or tensor.is_floating_point()
-        or tensor.is_complex()
-        or bool(tensor.is_quantized)
-    )
+    if tensor is None or tensor.is_floating_point() or tensor.is_complex():
+        return True
+    return bool(tensor.is_quantized)
 
 
 def is_vector(named: NamedTensor) -> bool:
@@ -245,7 +239,7 @@ _DECOMPOSED = ("spectral_norm", "stable_rank", "effective_rank")
 
 
 def _decompose(matrix: Tensor) -> dict[str, float]:
-    """Return what all singular values tell."""
+    """Return what all singular values say."""
     values = singular_values(matrix)
     numbers = (values[0], (values / values[0]).square().sum(), effective_rank_of(values))
     return dict(zip(_DECOMPOSED, map(float, numbers), strict=True))

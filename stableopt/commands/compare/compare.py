@@ -1,4 +1,4 @@
-"""Several runs beside each other: where they came to, and what was configured differently."""
+"""Several runs beside each other: how they ended, and what was configured differently."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SENSED = frozenset({"use"})
 
 
 class Comparison(NamedTuple):
-    """What there is to say about several runs.
+    """Several runs, and how they differ.
 
     Attributes:
         titles: Of the runs, in the order given.

@@ -1,4 +1,4 @@
-"""The picture: what each run lost, where the fault struck, and what the guard did then."""
+"""The picture: the loss of each run, where the fault struck, and what the guard did then."""
 
 from __future__ import annotations
 
@@ -160,11 +160,11 @@ def _draw_arrow(axes: Axes, call: int, to: int) -> None:
 
 
 def _call_of(run: Run, before: int, to_step: int) -> int:
-    """Return the call of ``step()`` that made the update which a rollback led back to."""
-    gone_back = {call: back.to_step for call, back in run.rollbacks}
+    """Return the call of ``step()`` whose update a rollback restored."""
+    restored = {call: back.to_step for call, back in run.rollbacks}
     steps, found = 0, 0
     for call, action in enumerate(run.actions[: before - 1], 1):
-        steps = gone_back.get(call, steps + (action is Action.TAKE))
+        steps = restored.get(call, steps + (action is Action.TAKE))
         if action is Action.TAKE and steps == to_step:
             found = call
     return found

@@ -1,4 +1,4 @@
-"""Injects a fault into a run of the demo, and finds what is left of it in the end."""
+"""Inject a fault into a run of the demo, and find what is left of it in the end."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _STYLES = {DIED: "bold red", SCARRED: "bold red", RECOVERED: "green"}
 
 
 def announce(console: Console, options: DemoOptions, corpus: Corpus, model: GPT) -> None:
-    """Say what is about to happen."""
+    """Print what is about to happen."""
     recipe, fault = options.recipe, options.fault
     parameters = sum(p.numel() for p in model.parameters())
     size = (len(corpus.training) + len(corpus.validation)) / 1e6
@@ -78,8 +78,8 @@ def compare(console: Console, runs: Mapping[str, Run]) -> None:
     )
 
 
-def tell_fate(console: Console, title: str, run: Run) -> None:
-    """Say that a run died, and where, or that a fault is still in it."""
+def print_fate(console: Console, title: str, run: Run) -> None:
+    """Print that a run died, and where, or that a fault is still in it."""
     if run.died_at is not None:
         if math.isfinite(run.losses[run.died_at - 1]):
             why = "it left weights whose loss is not finite"
@@ -90,8 +90,8 @@ def tell_fate(console: Console, title: str, run: Run) -> None:
         say(console, f"{title}: {SCARRED}: {_scars(run.scars)}", style="bold red")
 
 
-def tell_outcome(console: Console, outcome: Outcome) -> None:
-    """Tell in words what happened to the run that was asked for, and how it ended."""
+def print_outcome(console: Console, outcome: Outcome) -> None:
+    """Print in words what happened to the run that was asked for, and how it ended."""
     console.print()
     for line in outcome.strikes[:1]:
         more = f" (and {len(outcome.strikes) - 1} more)" if len(outcome.strikes) > 1 else ""
@@ -105,7 +105,7 @@ def tell_outcome(console: Console, outcome: Outcome) -> None:
 def point_to_files(
     console: Console, runs: Mapping[str, Run], pictures: tuple[Path, ...], summary: Path | None
 ) -> None:
-    """Say where everything is."""
+    """Print where everything is."""
     console.print()
     for run in runs.values():
         if run.telemetry is not None and run.summary_path is not None:
@@ -138,7 +138,7 @@ def _undone(outcome: Outcome) -> str:
 
 
 def _left(outcome: Outcome) -> str:
-    behind = f"{count(outcome.updates, 'update')} behind the final weights"
+    behind = f"{count(outcome.updates, 'update')} in the final weights"
     if outcome.scars:
         return f"{_scars(outcome.scars)}; {behind}"
     return f"nothing of it: no weight, moment or buffer is damaged; {behind}"

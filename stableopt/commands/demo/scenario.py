@@ -22,7 +22,7 @@ CLEAN = "no fault"
 BARE = "bare AdamW"
 
 SUMMARY = "summary.json"
-"""The file in ``out`` that says what became of the run that was asked for."""
+"""The file in ``out`` with the outcome of the run that was asked for."""
 
 
 def run_demo(options: DemoOptions, console: Console) -> int:
@@ -57,7 +57,7 @@ def run_demo(options: DemoOptions, console: Console) -> int:
 
 
 def _conclude(options: DemoOptions, console: Console, runs: dict[str, Run]) -> bool:
-    """Say how it ended; return whether it ended well."""
+    """Print how it ended; return whether it ended well."""
     requested = next(iter(runs.values()))
     if options.fault is None:
         same = identical(requested, runs[BARE])
@@ -67,7 +67,7 @@ def _conclude(options: DemoOptions, console: Console, runs: dict[str, Run]) -> b
         return same
     outcome = judge_outcome(options.fault, requested, runs, runs.get(CLEAN))
     outcome.write(options.out / SUMMARY)
-    report.tell_outcome(console, outcome)
+    report.print_outcome(console, outcome)
     return outcome.good
 
 
@@ -79,7 +79,7 @@ def _play(options: DemoOptions, corpus: Corpus, console: Console) -> dict[str, R
         out = options.out / title.replace(" ", "-")
         with Live(console, title, recipe.steps) as live:
             run = train(corpus, recipe, live, out=out, fault=fault, guard=guard)
-        report.tell_fate(console, title, run)
+        report.print_fate(console, title, run)
         return run
 
     if fault is None:

@@ -42,7 +42,7 @@ _VALIDATION_WINDOWS = 128
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """What became of a run.
+    """The course of a run, and how it ended.
 
     Attributes:
         losses: Of every batch, before its step.
@@ -95,7 +95,7 @@ class Run:
 
     @property
     def rollbacks(self) -> list[tuple[int, Rollback]]:
-        """The steps that found a fault in the state, from 1, and where each led back to."""
+        """The steps that found a fault in the state, from 1, and the rollback of each."""
         events = [event for event in self.ledger if event.action is Action.ROLL_BACK]
         return [(event.call, event.rollback) for event in events if event.rollback is not None]
 

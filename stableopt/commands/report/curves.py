@@ -48,7 +48,7 @@ def draw_curve(
         name: The fragment that it is linked by.
         height: Of the frame in pixels.
         linked: Calls with an entry in the ledger, to have every intervention marked below; only
-            lines where the run went back if not given.
+            lines at rollbacks if not given.
         level: Of the heading.
         linear: Whether the vertical axis is never logarithmic.
     """

@@ -138,7 +138,7 @@ def _scale(run: Run, metric: str, name: str, factors: tuple[float, ...]) -> Scal
 def _stretches(trace: Trace, scale: Scale, x: Axis, columns: int) -> Sequence[tuple[int, int, str]]:
     """Return first and last column and class of neighbouring cells of one colour.
 
-    Of several readings in a cell the one that tells most counts; a cell without one has the
+    Of several readings in a cell the most extreme one counts; a cell without one has the
     colour of the one before.
     """
     cells: list[str | None] = [None] * columns
@@ -182,7 +182,7 @@ def _names(names: Sequence[str], height: int) -> Markup:
 
 
 def shorten(name: str) -> str:
-    """Return a name with its middle left out: both of its ends tell layers apart.
+    """Return a name with its middle left out: layers differ at both ends of their names.
 
     Example:
         >>> shorten("blocks.3.attention.qkv.weight"), shorten("0.weight")

@@ -40,7 +40,7 @@ def shapes() -> Markup:
 
 
 def icon(kind: Kind) -> Markup:
-    """Return the shape of a kind, to stand in a line of text."""
+    """Return the shape of a kind, for a line of text."""
     shape = el("path", d=_SHAPES[kind])
     return el(
         "svg", shape, class_=f"icon k-{kind.value}", viewBox="-8 -8 16 16", aria_hidden="true"
@@ -90,7 +90,7 @@ def marks(run: Run, x: Axis, height: int, linked: set[int]) -> Markup:
 
 
 def lines(run: Run, x: Axis, height: int) -> Markup:
-    """Return lines across a plot where the run went back or was stopped."""
+    """Return lines across a plot where the run was rolled back or stopped."""
     found = {percent(x.at(i.call)): i.kind for i in run.interventions if i.kind in _GRAVE}
     return join(_line(kind, at, height) for at, kind in found.items())
 

@@ -32,7 +32,7 @@ class Scale(Protocol):
     """Gives colours to one metric of one layer."""
 
     def kind(self, bucket: Bucket) -> str:
-        """Return the class of the value in a bucket that tells most."""
+        """Return the class of the most extreme value in a bucket."""
 
     def legend(self) -> Sequence[tuple[str, str]]:
         """Return the classes with their meanings, lowest first."""
@@ -115,7 +115,7 @@ class Change:
 
 
 def factors_for(traces: Iterable[Trace]) -> tuple[float, ...]:
-    """Return where to divide the changes of a metric, so that most of them can be told apart.
+    """Return where to divide the changes of a metric, so that most of them differ in colour.
 
     Args:
         traces: Of all layers.

@@ -72,7 +72,7 @@ def draw_frame(
     return Group(*lines)
 
 
-def tell_line(run: Run, status: Status) -> str:
+def status_line(run: Run, status: Status) -> str:
     """Return the state of a run as one line, for output that is no terminal."""
     parts = [
         f"call {status.calls:,}",

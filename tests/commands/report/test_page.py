@@ -159,7 +159,7 @@ def test_the_head_says_what_became_of_it(page):
         ({"integrity": "OK"}, {"loss": "NaN"}, "Compromised"),
         ({"integrity": "OK"}, {"risk": "danger"}, "OK, but in danger"),
         ({"integrity": "UNCHECKED"}, {}, "There was no guard: the weights were not checked"),
-        ({"integrity": "OK"}, {"action": "stop"}, "The guard gave the run up"),
+        ({"integrity": "OK"}, {"action": "stop"}, "The guard stopped the run"),
         ({"integrity": "OK", "status": "failed"}, {}, "OK, but failed\n"),
         ({"integrity": "OK", "status": "failed"}, {}, "Failed: an exception ended the program."),
         ({"integrity": "OK", "status": "failed", "ended_by": 3}, {}, "Failed: an exception ended"),
