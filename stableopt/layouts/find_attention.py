@@ -129,49 +129,29 @@ def _separate(tree: Tree, name: str, module: nn.Module) -> AttentionLayout | Non
 
 
 def _packed(tree: Tree, name: str, module: nn.Module) -> AttentionLayout | None:
-    """Recognise one layer that makes queries, keys and values, in this order."""
+    """Recognise one layer for queries, keys and values: in this order, or head by head."""
     heads = stated(module, HEADS)
-    for child in _PACKED:
-        packed = _matrix(getattr(module, child, None))
-        if heads is None or packed is None:
-            continue
-        if getattr(module, "multi_query", True) is False:
-            return None  # GPT-BigCode then packs head by head
-        kv_heads = stated(module, KEY_HEADS) or heads
-        if child == "in_proj" and packed.rows != 3 * packed.features:
-            return None  # also a name in models without attention
-        head_dim, rest = divmod(packed.rows, heads + 2 * kv_heads)
-        if rest:
-            return None
-        sides = _Sides(
-            (child, child),
-            packed.projection(tree, bias=getattr(module, "q_bias", None)),
-            packed.projection(tree, start=heads * head_dim),
-        )
-        return _block(tree, name, module, sides, (heads, kv_heads, head_dim), packed.features)
-    return None
+    layers = {child: _matrix(getattr(module, child, None)) for child in (*_PACKED, *_INTERLEAVED)}
+    child, packed = next(((c, m) for c, m in layers.items() if m is not None), ("", None))
+    if heads is None or packed is None:
+        return None
+    by_head = child in _INTERLEAVED
+    if not by_head and getattr(module, "multi_query", True) is False:
+        return None  # GPT-BigCode then packs head by head
+    if (by_head or child == "in_proj") and packed.rows != 3 * packed.features:
+        return None  # in_proj is also a name in models without attention
+    kv_heads = heads if by_head else stated(module, KEY_HEADS) or heads
+    head_dim, rest = divmod(packed.rows, heads + 2 * kv_heads)
+    if rest:
+        return None
+    stride, start = (3 * head_dim, head_dim) if by_head else (None, heads * head_dim)
+    bias = None if by_head else getattr(module, "q_bias", None)
+    query = packed.projection(tree, stride=stride, bias=bias)
+    sides = _Sides((child, child), query, packed.projection(tree, start=start, stride=stride))
+    return _block(tree, name, module, sides, (heads, kv_heads, head_dim), packed.features)
 
 
-def _interleaved(tree: Tree, name: str, module: nn.Module) -> AttentionLayout | None:
-    """Recognise one layer that makes query, key and value of a head, then of the next."""
-    heads = stated(module, HEADS)
-    for child in _INTERLEAVED:
-        packed = _matrix(getattr(module, child, None))
-        if heads is None or packed is None:
-            continue
-        head_dim, rest = divmod(packed.rows, 3 * heads)
-        if rest or packed.rows != 3 * packed.features:
-            return None
-        sides = _Sides(
-            (child, child),
-            packed.projection(tree, stride=3 * head_dim),
-            packed.projection(tree, start=head_dim, stride=3 * head_dim),
-        )
-        return _block(tree, name, module, sides, (heads, heads, head_dim), packed.features)
-    return None
-
-
-_RECOGNISERS = (_multihead, _separate, _packed, _interleaved)
+_RECOGNISERS = (_multihead, _separate, _packed)
 
 
 class _Sides(NamedTuple):

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from stableopt.errors import ConfigError
-from stableopt.layouts.attention import NormLayout
+from stableopt.layouts.attention import NormLayout, require_names
 from stableopt.layouts.dataflow import feeding_norm, returned_layer
 from stableopt.layouts.norms import norm_layout
 from stableopt.layouts.tree import Tree, join
@@ -38,11 +37,7 @@ class OutputHead:
     tied: bool = False
 
     def __post_init__(self) -> None:
-        if not self.weight:
-            raise ConfigError(
-                f"weight={self.weight!r} must be the name of a parameter, as "
-                "model.named_parameters() gives it"
-            )
+        require_names(weight=self.weight)
 
 
 def find_head(model: nn.Module) -> OutputHead | None:

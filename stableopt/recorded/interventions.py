@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from stableopt.recorded.values import number_of, whole_of
+from stableopt.recorded.values import dict_of, list_of, number_of, whole_of
 from stableopt.runtime.words import count
 
 
@@ -116,15 +116,14 @@ def read_intervention(record: Mapping[str, Any], call: int, step: int) -> Interv
         call: Its call.
         step: Its step.
     """
-    findings = [f for f in _list(record.get("findings")) if isinstance(f, dict)]
+    findings = [f for f in list_of(record.get("findings")) if isinstance(f, dict)]
     kind = _kind_of(record, [str(f.get("kind", "")) for f in findings])
     if kind is None:
         return None
-    rollback = record.get("rollback")
-    back: Mapping[str, Any] = rollback if isinstance(rollback, dict) else {}
+    back = dict_of(record.get("rollback"))
     # A fault in the state shows in every gradient: what holds the fault is to blame.
     causes = [f for f in findings if f.get("kind") not in _SYMPTOMS and f.get("where")] or findings
-    where = [name for f in causes for name in _list(f.get("where")) if isinstance(name, str)]
+    where = [name for f in causes for name in list_of(f.get("where")) if isinstance(name, str)]
     scale = number_of(back.get("lr_scale", record.get("lr_scale")))
     return Intervention(
         kind=kind,
@@ -151,10 +150,6 @@ def _kind_of(record: Mapping[str, Any], kinds: Sequence[str]) -> Kind | None:
     if kinds:
         return Kind.RISK if all(k.startswith("risk_") for k in kinds) else Kind.NOTICE
     return Kind.CORRECTION if record.get("reason") else None
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def in_rows(interventions: Iterable[Intervention]) -> Iterator[list[Intervention]]:

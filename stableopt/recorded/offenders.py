@@ -42,18 +42,15 @@ def top_offenders(run: Run, most: int = 10) -> list[Offender]:
         run: Which.
         most: How many at most.
     """
-    named = set(run.layers)
-    for metric in _CRITICAL:
-        named |= set(run.readings.get(metric, ()))
-    found = [_look_at(run, name) for name in named]
+    named = {*run.layers, *(name for metric in _CRITICAL for name in run.readings.get(metric, ()))}
+    found = [_offender(run, name) for name in named]
     found = [o for o in found if o.reading or o.tally.faults or o.tally.risks or o.tally.acts]
     return sorted(found, key=_badness)[:most]
 
 
-def _look_at(run: Run, name: str) -> Offender:
+def _offender(run: Run, name: str) -> Offender:
     standing, words = Standing.HEALTHY, []
-    gone = [metric for metric in _CRITICAL if is_gone(run, metric, name)]
-    if gone:
+    if gone := [metric for metric in _CRITICAL if is_gone(run, metric, name)]:
         standing = Standing.DANGER
         words.append(f"undefined, and was not before: {', '.join(gone)}")
     for metric, tier in TIERS.items():

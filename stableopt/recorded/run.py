@@ -13,7 +13,7 @@ from typing import Any
 from stableopt.recorded.interventions import Intervention, Kind, read_intervention
 from stableopt.recorded.step_clock import StepClock
 from stableopt.recorded.trace import Readings, Trace
-from stableopt.recorded.values import number_of, whole_of
+from stableopt.recorded.values import dict_of, list_of, number_of, whole_of
 
 TAIL = 10
 """Recorded losses whose mean is the final loss of a run."""
@@ -181,27 +181,18 @@ class Run:
         rate = number_of(rates[0] if isinstance(rates, list) and rates else rates)
         if rate is not None:
             self.lr.add(call, rate * (number_of(record.get("lr_scale")) or 1.0))
-        signals = record.get("signals")
-        if isinstance(signals, dict):
-            self._note_signals(signals, call)
-
-    def _note_signals(self, signals: Mapping[str, Any], call: int) -> None:
-        for name, value in signals.items():
+        for name, value in dict_of(record.get("signals")).items():
             number = number_of(value.get("mean") if isinstance(value, dict) else value)
-            if number is None or (name not in self.signals and len(self.signals) >= MOST_SIGNALS):
-                continue
-            self.signals.setdefault(name, Trace()).add(call, number)
+            known = name in self.signals or len(self.signals) < MOST_SIGNALS
+            if number is not None and known:
+                self.signals.setdefault(name, Trace()).add(call, number)
 
     def _note_readings(self, record: Mapping[str, Any], call: int) -> None:
-        readings = record.get("readings")
-        if not isinstance(readings, dict):
-            return
-        for layer, metrics in readings.items():
-            if not isinstance(metrics, dict):
-                continue
-            step = whole_of(metrics.get("step")) or 0
+        for layer, read in dict_of(record.get("readings")).items():
+            metrics = dict(dict_of(read))
+            step = whole_of(metrics.pop("step", None)) or 0
             for metric, value in metrics.items():
-                number = None if metric == "step" else number_of(value)
+                number = number_of(value)
                 if number is not None:
                     known = self.readings.setdefault(metric, {})
                     if layer not in known:
@@ -209,10 +200,7 @@ class Run:
                     known[layer].read(call, step, number)
 
     def _note_acts(self, record: Mapping[str, Any]) -> None:
-        acts = record.get("acts")
-        for act in acts if isinstance(acts, list) else ():
-            if not isinstance(act, dict):
-                continue
+        for act in filter(dict_of, list_of(record.get("acts"))):
             tally = self.acts.setdefault(str(act.get("transform", "")), ActTally())
             tally.metric = str(act.get("metric", ""))
             tally.records += 1
@@ -290,5 +278,5 @@ class Run:
         """Return what the summary has under nested keys; ``None`` if it has nothing there."""
         value: Any = self.summary
         for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
+            value = dict_of(value).get(key)
         return value

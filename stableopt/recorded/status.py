@@ -174,29 +174,27 @@ def say_state(status: Status) -> str:
 
 def say_interventions(status: Status) -> str:
     """Return what was done beside taking steps, as a sentence."""
-    deeds = []
-    if status.skips:
-        deeds.append(f"{count(status.skips, 'batch', 'batches')} skipped")
-    if status.tamed:
-        deeds.append(f"{count(status.tamed, 'batch', 'batches')} tamed")
-    if status.rollbacks:
-        times = count(status.rollbacks, "rollback")
-        deeds.append(f"{times}, {count(status.steps_lost, 'update')} undone")
-    if status.back_offs:
-        deeds.append(f"learning rates lowered {count(status.back_offs, 'time')}")
-    if status.stops:
-        deeds.append("stopped in the end")
-    return f"{'; '.join(deeds)}." if deeds else "Nothing was skipped or undone."
+    undone = count(status.steps_lost, "update")
+    deeds = (
+        (status.skips, f"{count(status.skips, 'batch', 'batches')} skipped"),
+        (status.tamed, f"{count(status.tamed, 'batch', 'batches')} tamed"),
+        (status.rollbacks, f"{count(status.rollbacks, 'rollback')}, {undone} undone"),
+        (status.back_offs, f"learning rates lowered {count(status.back_offs, 'time')}"),
+        (status.stops, "stopped in the end"),
+    )
+    done = "; ".join(words for times, words in deeds if times)
+    return f"{done or 'Nothing was skipped or undone'}."
 
 
 def say_integrity(status: Status) -> str:
     """Return what the integrity means, as a sentence."""
-    if status.integrity == "OK":
-        return "Nothing harmful is known to remain."
-    if status.integrity == "UNCHECKED":
-        return "There was no guard: the weights were not checked."
-    if status.integrity == "UNKNOWN":
-        return "There is no readable summary.json: the integrity is not recorded."
+    meaning = {
+        "OK": "Nothing harmful is known to remain.",
+        "UNCHECKED": "There was no guard: the weights were not checked.",
+        "UNKNOWN": "There is no readable summary.json: the integrity is not recorded.",
+    }
+    if status.integrity in meaning:
+        return meaning[status.integrity]
     if status.stops:
         return "The guard stopped the run: see the last entries of the ledger."
     if status.last_loss is not None and not math.isfinite(status.last_loss):

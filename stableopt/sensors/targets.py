@@ -96,19 +96,17 @@ class Targets:
 
     def _find_heads(self) -> frozenset[str]:
         """Return the names of output layers, and of tables of positions."""
-        if self._heads is not None:
-            return frozenset(
-                name
-                for name in self._names
-                if _has_part(name, _POSITION) or any(fnmatchcase(name, p) for p in self._heads)
-            )
         outputs = [] if self._model is None else _outputs(self._model)
         groups = self._optimizer.param_groups
-        return frozenset(
-            name
-            for name, (g, i) in self._names.items()
-            if without_limits(name) or any(groups[g]["params"][i] is w for w in outputs)
-        )
+
+        def exempt(name: str, group: int, index: int) -> bool:
+            if self._heads is not None:
+                named = any(fnmatchcase(name, pattern) for pattern in self._heads)
+                return _has_part(name, _POSITION) or named
+            weight = groups[group]["params"][index]
+            return bool(without_limits(name)) or any(weight is output for output in outputs)
+
+        return frozenset(name for name, place in self._names.items() if exempt(name, *place))
 
 
 def _outputs(model: nn.Module) -> list[Tensor]:

@@ -237,8 +237,8 @@ class Transforming:
 
         def assign() -> None:
             # A snapshot of this run may lack the transforms of a group that was added later.
-            if frozenset(memories) not in self._saved:
-                self._report({entry.key for entry in self._entries}, set(memories))
+            if memories and frozenset(memories) not in self._saved:
+                _warn_of_others({entry.key for entry in self._entries}, set(memories))
             self._peaks = peaks
             for entry in self._entries:
                 entry.memory = memories.get(entry.key, {})
@@ -246,21 +246,21 @@ class Transforming:
 
         return assign
 
-    @staticmethod
-    def _report(here: set[str], there: set[str]) -> None:
-        """Warn about transforms that are on one side only."""
-        unused, new = ", ".join(sorted(there - here)), ", ".join(sorted(here - there))
-        if there and here != there:
-            logger.warning(
-                "the checkpoint was written with other transforms:%s%s give the same transforms= "
-                "in the same order to continue with their state",
-                f" its state of {unused} is not used;" if unused else "",
-                f" it has no state of {new}, which starts empty;" if new else "",
-            )
-
     def summary(self) -> list[dict[str, Any]]:
         """Return every transform and what it has done, as plain values."""
         return [bound.summary() for bound in self._bound]
+
+
+def _warn_of_others(here: set[str], there: set[str]) -> None:
+    """Warn about transforms that are on one side only."""
+    unused, new = ", ".join(sorted(there - here)), ", ".join(sorted(here - there))
+    if unused or new:
+        logger.warning(
+            "the checkpoint was written with other transforms:%s%s give the same transforms= "
+            "in the same order to continue with their state",
+            f" its state of {unused} is not used;" if unused else "",
+            f" it has no state of {new}, which starts empty;" if new else "",
+        )
 
 
 def parse_state(state: Mapping[str, Any]) -> tuple[dict[int, float], dict[str, dict[str, Any]]]:
@@ -273,10 +273,8 @@ def parse_state(state: Mapping[str, Any]) -> tuple[dict[int, float], dict[str, d
     for group, lr in peaks.items():
         if group < 0 or not lr >= 0:
             raise ValueError(f"peaks[{group}]={lr!r} must be at least 0")
-    memories = {}
-    for key, memory in state.get("states", {}).items():
-        memories[str(key)] = _copied(key, dict(memory.items()))
-    return peaks, memories
+    states = state.get("states", {})
+    return peaks, {str(key): _copied(key, dict(held.items())) for key, held in states.items()}
 
 
 def _copied(key: str, value: Any) -> Any:

@@ -37,9 +37,5 @@ class Previous:
 
 
 def _fits(copy: Tensor, live: Tensor) -> bool:
-    return (
-        copy.shape == live.shape
-        and copy.dtype == live.dtype
-        and copy.device == live.device
-        and copy.stride() == live.stride()
-    )
+    same_kind = copy.dtype == live.dtype and copy.device == live.device
+    return same_kind and copy.shape == live.shape and copy.stride() == live.stride()

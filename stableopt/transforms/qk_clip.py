@@ -110,9 +110,9 @@ class QKClip:
         blocks = []
         for layout in given:
             check_layout(layout, site.named(_names_of(layout)))
-            if layout.query.weight in chosen and _is_trained(layout, site):
-                norms = _scaled_norms(layout, site)
-                blocks.append(_Block(layout, norms, _scaled_names(layout, norms)))
+            block = _block(layout, site)
+            if layout.query.weight in chosen and block is not None:
+                blocks.append(block)
         if not blocks:
             raise NothingSelectedError(
                 f"transforms has {self!r}, which finds no attention block that is trained: give "
@@ -275,30 +275,21 @@ def _names_of(layout: AttentionLayout) -> list[str]:
     return list(dict.fromkeys(name for name in names if name is not None))
 
 
-def _scaled_names(layout: AttentionLayout, norms: Iterable[NormLayout]) -> list[str]:
-    """Return the names of what is scaled where a head of a layout is beyond the limit."""
+def _block(layout: AttentionLayout, site: Site) -> _Block | None:
+    """Return a block; ``None`` if something that would be scaled is frozen."""
+    norms = {
+        norm
+        for norm in (layout.q_norm, layout.k_norm)
+        if norm is not None and norm.gain in site.trained
+        if norm.bias is None or norm.bias in site.trained
+    }
     if layout.q_norm is not None:
         parts = [p for norm in norms for p in (norm.gain, norm.bias)]
     else:
         parts = [p for side in (layout.query, layout.key) for p in (side.weight, side.bias)]
-    return list(dict.fromkeys(part for part in parts if part is not None))
-
-
-def _scaled_norms(layout: AttentionLayout, site: Site) -> set[NormLayout]:
-    """Return the QK-norms whose gains are trained, and whose biases are if they have any."""
-    return {
-        norm
-        for norm in (layout.q_norm, layout.k_norm)
-        if norm is not None
-        and norm.gain in site.trained
-        and (norm.bias is None or norm.bias in site.trained)
-    }
-
-
-def _is_trained(layout: AttentionLayout, site: Site) -> bool:
-    """Return whether all that would be scaled is trained: what is frozen is never written."""
-    wanted = _scaled_names(layout, _scaled_norms(layout, site))
-    return bool(wanted) and {*wanted, layout.key.weight} <= site.trained.keys()
+    scaled = list(dict.fromkeys(part for part in parts if part is not None))
+    trained = bool(scaled) and {*scaled, layout.key.weight} <= site.trained.keys()
+    return _Block(layout, norms, scaled) if trained else None
 
 
 def _finite(layout: AttentionLayout, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -226,8 +226,8 @@ SENSOR_MUTANTS = {
     ),
     "limits apply to learned positions where heads are named": Mutant(
         "stableopt.sensors.targets",
-        "if _has_part(name, _POSITION) or any(",
-        "if any(",
+        "return _has_part(name, _POSITION) or named",
+        "return named",
         (f"{SENSING}::TestReadings::test_learned_positions_are_smooth_and_healthy",),
     ),
 }

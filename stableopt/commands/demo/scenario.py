@@ -13,7 +13,7 @@ from stableopt.commands.demo.model import GPT
 from stableopt.commands.demo.options import DemoOptions
 from stableopt.commands.demo.outcome import judge_outcome
 from stableopt.commands.demo.train import Run, identical, train, train_bare
-from stableopt.commands.report import write_report
+from stableopt.commands.report.write import write_report
 from stableopt.commands.terminal import claim_directory, say
 
 GUARDED = "guarded"

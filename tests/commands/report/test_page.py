@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stableopt import ConfigError, StableOptimizer, UpdateCap
-from stableopt.commands.report import write_report
 from stableopt.commands.report.markup import el
 from stableopt.commands.report.page import build_page
 from stableopt.commands.report.reproduce import read_call, recipe_of
 from stableopt.commands.report.tables import MOST_ENTRIES
+from stableopt.commands.report.write import write_report
 from stableopt.recorded import load_run
 from stableopt.recorded.interventions import WORDS, Kind
 from stableopt.recorded.run import Run
