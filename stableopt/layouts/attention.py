@@ -140,13 +140,13 @@ class AttentionLayout:
             if self.heads % self.kv_heads:
                 raise ConfigError(
                     f"kv_heads={self.kv_heads!r} must divide heads={self.heads}: "
-                    "every key head serves as many query heads"
+                    "each key head serves the same number of query heads"
                 )
         if self.scale is not None:
             require_number("scale", self.scale, math.inf, "the factor on q·k")
         if not 0 <= self.dropout < 1:
             raise ConfigError(
-                f"dropout={self.dropout!r} must be a probability below 1: what is dropped "
+                f"dropout={self.dropout!r} must be a probability below 1: of the dropout "
                 "between the norm and the projections"
             )
         for field, side in (("query", self.query), ("key", self.key)):

@@ -109,7 +109,9 @@ def _rows(
 ) -> tuple[Tensor, Tensor | None]:
     weight = lookup(side.weight, parameters)
     if weight.dim() != 2:
-        raise ConfigError(f"{side.weight} {tuple(weight.shape)} must be a matrix (out, in)")
+        raise ConfigError(
+            f"{side.weight} {tuple(weight.shape)} must be a matrix (out, in): name a linear layer"
+        )
     stride = head_dim if side.stride is None else side.stride
     length = (heads - 1) * stride + head_dim
     rows = weight.mT if side.transposed else weight

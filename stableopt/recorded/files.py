@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from stableopt.errors import ConfigError
 from stableopt.recorded.run import Run
+from stableopt.runtime.paths import usable
 from stableopt.runtime.words import listed
 
 _EVENTS = re.compile(r"telemetry(?:-([1-9][0-9]*))?\.jsonl")
@@ -99,13 +100,8 @@ def runs_below(where: str | os.PathLike[str]) -> list[Place]:
 def _runs_at(path: Path) -> list[Place]:
     if not path.is_dir():
         return []
-    try:
+    with usable("run", path, "read", "give a directory that this process may read"):
         return list_runs(path)
-    except OSError as error:
-        raise ConfigError(
-            f"run={str(path)!r} cannot be read ({error.strerror or error}): "
-            "give a directory that this process may read"
-        ) from error
 
 
 def _of_file(path: Path, number: int | None) -> Place:
@@ -172,22 +168,17 @@ class Follower:
             ConfigError: The event file cannot be read.
         """
         fresh = self._read_summary()
-        try:
-            with self.place.path.open("rb") as file:
-                if file.seek(0, os.SEEK_END) < self._offset:
-                    self._start(self.run.summary)  # another file has replaced it
-                file.seek(self._offset)
-                while chunk := file.read(_CHUNK):
-                    fresh = True
-                    self._offset += len(chunk)
-                    *lines, self._rest = (self._rest + chunk).split(b"\n")
-                    for line in lines:
-                        self._line(line)
-        except OSError as error:
-            raise ConfigError(
-                f"run={str(self.place.path)!r} cannot be read ({error.strerror or error}): "
-                "give a file that this process may read"
-            ) from error
+        path, advice = self.place.path, "give a file that this process may read"
+        with usable("run", path, "read", advice), path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self._offset:
+                self._start(self.run.summary)  # another file has replaced it
+            file.seek(self._offset)
+            while chunk := file.read(_CHUNK):
+                fresh = True
+                self._offset += len(chunk)
+                *lines, self._rest = (self._rest + chunk).split(b"\n")
+                for line in lines:
+                    self._line(line)
         return fresh
 
     def finish(self) -> Run:

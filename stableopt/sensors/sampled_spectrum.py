@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from stableopt.errors import ConfigError
+from stableopt.errors import require_int
 from stableopt.functional import (
     as_matrix,
     gaussian_effective_rank,
@@ -60,8 +60,7 @@ class SampledSpectrum:
     rows: int = SAMPLED_ROWS
 
     def __post_init__(self) -> None:
-        if isinstance(self.rows, bool) or not isinstance(self.rows, int) or self.rows < 2:
-            raise ConfigError(f"rows={self.rows!r} must be an int, at least 2: how many")
+        require_int("rows", self.rows, 2, "how many rows are sampled")
 
     def start(self, visit: Visit) -> Measurement:
         """Queue the Gram matrix."""

@@ -288,5 +288,5 @@ def _copied(key: str, value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, complex, str)):
         return value
     raise ConfigError(
-        f"memory of {key} has {value!r:.80}: it must be numbers, strings, lists, dicts and tensors"
+        f"memory of {key} has {value!r:.80}: keep numbers, strings, lists, dicts and tensors only"
     )

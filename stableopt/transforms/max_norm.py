@@ -71,7 +71,7 @@ class MaxNorm:
             given = [self.dim] if isinstance(self.dim, int) else self.dim
             is_dims = isinstance(given, (list, tuple)) and len(given) > 0
             if not is_dims or not all(type(d) is int for d in given):
-                raise ConfigError(f"dim={self.dim!r} must be an int, several, or None for all")
+                raise ConfigError(f"dim={self.dim!r} must be an int, a tuple, or None for all")
             object.__setattr__(self, "dim", tuple(given))
         object.__setattr__(self, "params", selection("params", self.params))
 

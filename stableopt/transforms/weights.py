@@ -46,5 +46,5 @@ def check_strictness(slack: float, every: int) -> None:
     """
     require_number("slack", slack, 1e6, "how far above the limit the bound may be")
     if slack < 1:
-        raise ConfigError(f"slack={slack!r} must be at least 1, which holds the limit")
+        raise ConfigError(f"slack={slack!r} must be at least 1, the limit itself")
     require_int("every", every, 1, "updates from one look at the weights to the next")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stableopt.commands.audit.flatten import flatten
 from stableopt.errors import ConfigError, MissingExtraError
+from stableopt.runtime.paths import usable
 from stableopt.runtime.words import natural
 
 SAFE = ".safetensors"
@@ -123,12 +124,9 @@ def _check_file(path: Path) -> None:
         raise _unusable(
             path, f"must end in one of {endings}: rename it if torch.save or safetensors wrote it"
         )
-    try:
-        with path.open("rb") as file:
-            empty = not file.read(1)
-    except OSError as error:
-        why = f"cannot be read ({error.strerror or error}): give a file that this process may read"
-        raise _unusable(path, why) from error
+    advice = "give a file that this process may read"
+    with usable("checkpoint", path, "read", advice), path.open("rb") as file:
+        empty = not file.read(1)
     if empty:
         raise _unusable(path, "is empty: give a complete file, or save it again")
 
