@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from stableopt.errors import ConfigError, require_number
 from stableopt.sensors.protocol import Sensor
@@ -12,11 +12,6 @@ from stableopt.sensors.sampler import Sampler
 from stableopt.sensors.spectral_norm import SpectralNorm
 
 RISKS = ("spectral", "kappa_tilde")
-
-
-def default_sensors() -> tuple[Sensor, ...]:
-    """Return the default set."""
-    return (SpectralNorm(), SampledSpectrum())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +49,8 @@ class Sensors:
         400
     """
 
-    use: tuple[Sensor, ...] = field(default_factory=default_sensors)
-    sampler: Sampler = field(default_factory=Sampler)
+    use: tuple[Sensor, ...] = (SpectralNorm(), SampledSpectrum())
+    sampler: Sampler = Sampler()  # noqa: RUF009 - frozen
     params: tuple[str, ...] | None = None
     heads: tuple[str, ...] | None = None
     budget: float | None = 0.005

@@ -675,7 +675,7 @@ class TestCustom:
         step(model, opt)
         before = opt._loop.transforms.state_dict()
         with pytest.raises((AttributeError, TypeError, ValueError)):
-            opt._loop.transforms.load_state_dict(broken)
+            opt._loop.transforms.prepare(broken)
         assert opt._loop.transforms.state_dict() == before
         checkpoint = opt.state_dict()
         checkpoint["stableopt"]["transforms"] = broken
@@ -700,7 +700,7 @@ class TestCustom:
         assert_same(state["stableopt"]["transforms"]["states"]["0.Mean"]["mean"], torch.ones(2))
         opt = wrap(model, Odd(), guard=False)
         step(model, opt)
-        with pytest.raises(ConfigError, match=r"memory of 0\.Odd has \{1, 2\}: it must be numbers"):
+        with pytest.raises(ConfigError, match=r"memory of 0\.Odd has \{1, 2\}: keep numbers"):
             opt.state_dict()
 
     @pytest.mark.parametrize("thing", [Shift, Plain, 3, None, object(), lambda: None, Found(())])

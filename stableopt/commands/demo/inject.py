@@ -95,7 +95,8 @@ def scars(model: nn.Module, optimizer: Optimizer) -> tuple[str, ...]:
 
     Independent of the guard, to show whether the guard is right.
     """
-    return tuple(name for name, tensor in _all(model, optimizer) if not _is_sane(tensor))
+    every = _all(model, optimizer)
+    return tuple(name for name, found in every if not (found.detach().abs() < ABSURD).all())
 
 
 def _all(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
@@ -104,7 +105,3 @@ def _all(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]
         for key, value in optimizer.state.get(parameter, {}).items():
             yield f"{key} of {name}", value
     yield from model.named_buffers()
-
-
-def _is_sane(tensor: Tensor) -> bool:
-    return bool((tensor.detach().abs() < ABSURD).all())

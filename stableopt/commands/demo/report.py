@@ -57,16 +57,12 @@ def compare(console: Console, runs: Mapping[str, Run]) -> None:
     table.add_column("integrity", no_wrap=True)
     table.add_column("outcome")
     for title, run in runs.items():
-        table.add_row(
-            title,
-            _number(run.training_loss),
-            _number(run.validation_loss),
-            str(len(run.skipped)),
-            str(len(run.tamed)),
-            str(len(run.rollbacks)),
-            "-" if run.summary is None else run.summary["integrity"],
-            _fate(run),
-        )
+        losses = map(_number, (run.training_loss, run.validation_loss))
+        counts = (str(len(done)) for done in (run.skipped, run.tamed, run.rollbacks))
+        integrity, fate = (run.summary or {}).get("integrity", "-"), fate_of(run)
+        at = f" at step {run.died_at}" if fate == DIED else ""
+        outcome = Text(f"{fate}{at}", style=_STYLES.get(fate, "green"))
+        table.add_row(title, *losses, *counts, integrity, outcome)
     console.print()
     console.print(table)
     taken = len(next(iter(runs.values())).tail)
@@ -165,9 +161,3 @@ def _scars(names: tuple[str, ...]) -> str:
 
 def _number(loss: float) -> str:
     return f"{loss:.4f}" if loss < _LARGE else f"{loss:.3g}"
-
-
-def _fate(run: Run) -> Text:
-    fate = fate_of(run)
-    at = f" at step {run.died_at}" if fate == DIED else ""
-    return Text(f"{fate}{at}", style=_STYLES.get(fate, "green"))

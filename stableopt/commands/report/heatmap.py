@@ -149,12 +149,8 @@ def _stretches(trace: Trace, scale: Scale, x: Axis, columns: int) -> Sequence[tu
         )
         for column in range(first, last + 1):
             known = cells[column]
-            cells[column] = kind if known is None else _graver(known, kind)
+            cells[column] = kind if known is None else max(known, kind, key=_gravity)
     return stretches(accumulate(cells, lambda held, cell: cell or held))
-
-
-def _graver(a: str, b: str) -> str:
-    return max(a, b, key=_gravity)
 
 
 def _gravity(kind: str) -> float:

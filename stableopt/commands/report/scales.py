@@ -123,11 +123,8 @@ def factors_for(traces: Iterable[Trace]) -> tuple[float, ...]:
     changes = sorted(
         max(abs(math.log(value / trace.first)) for value in (trace.low, trace.high))
         for trace in traces
-        if trace.first and trace.low and trace.high and _comparable(trace)
+        if trace.first and trace.low and trace.high
+        if all(0 < value < 1e300 for value in (trace.first, trace.low, trace.high))
     )
     usual = math.exp(changes[int(0.8 * len(changes))]) if changes else 1.0
     return next((f for f in _FACTORS if usual <= f[-1]), _FACTORS[-1])
-
-
-def _comparable(trace: Trace) -> bool:
-    return all(0 < (x or 0.0) < 1e300 for x in (trace.first, trace.low, trace.high))
