@@ -82,9 +82,8 @@ def check_layout(layout: AttentionLayout, parameters: Mapping[str, Tensor]) -> N
                     f"{side.weight}: name the norm that feeds it, or none"
                 )
         _check_norm(layout.norm, parameters)
-    for norm, heads in ((layout.q_norm, layout.heads), (layout.k_norm, layout.key_heads)):
-        if norm is None:
-            continue
+    both = (layout.q_norm, layout.heads), (layout.k_norm, layout.key_heads)
+    for norm, heads in ((norm, heads) for norm, heads in both if norm is not None):
         if norm.features not in (layout.head_dim, heads * layout.head_dim):
             raise ConfigError(
                 f"features={norm.features} of the QK-norm must be head_dim={layout.head_dim}, or "
