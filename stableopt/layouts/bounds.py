@@ -1,4 +1,4 @@
-"""What the weights that a layout names allow the attention logits to be."""
+"""Upper bounds on attention logits, from the weights of a layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Look at the rows of a layout in the tensors as they are now."""
+"""The rows of a layout, as views of the current tensors."""
 
 from __future__ import annotations
 

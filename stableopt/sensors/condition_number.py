@@ -38,7 +38,7 @@ class ConditionNumber:
         return not self.always
 
     def start(self, visit: Visit) -> Measurement:
-        """Decompose."""
+        """Compute the decomposition."""
         value = condition_number(visit.weight)
         rows = visit.weight.shape[0]
         columns = math.prod(visit.weight.shape[1:])

@@ -25,7 +25,7 @@ class AssrFiedler:
     on_suspicion: ClassVar[bool] = False
 
     def start(self, visit: Visit) -> Measurement:
-        """Decompose."""
+        """Compute the decomposition."""
         value = assr_fiedler(visit.weight)
         return Measurement((), lambda host: Result({"assr_fiedler": value}))
 
@@ -42,7 +42,7 @@ class AssrConditionNumber:
     on_suspicion: ClassVar[bool] = False
 
     def start(self, visit: Visit) -> Measurement:
-        """Decompose."""
+        """Compute the decomposition."""
         value = assr_condition_number(visit.weight)
         return Measurement((), lambda host: Result({"assr_condition_number": value}))
 

@@ -1,4 +1,4 @@
-"""Run sensors on weights, beside training where that is possible; none of them ends a run."""
+"""Run sensors on weights, beside training where possible; a sensor that fails ends no run."""
 
 from __future__ import annotations
 

@@ -77,10 +77,10 @@ class Signals:
         return losses, others
 
     def end_batch(self) -> None:
-        """Let what comes next replace what is there: no step will be taken on it.
+        """Have the next signals replace those of this batch: no step will be taken on it.
 
         A GradScaler does not call ``step()`` when it skips an overflow, and loops leave out batches
-        of their own: their signals are not consumed by a step. What is there stays until then,
+        of their own: their signals are not consumed by a step. They are kept until then,
         because some loops reset the gradients between the forward and the backward pass.
         """
         self._begun = self._ended = True

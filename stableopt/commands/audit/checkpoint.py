@@ -1,4 +1,4 @@
-"""A file as named tensors, without running anything that is in it."""
+"""A checkpoint file as named tensors; nothing in it is executed."""
 
 from __future__ import annotations
 

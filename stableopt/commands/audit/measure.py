@@ -1,4 +1,4 @@
-"""What the sensors read from one weight, and what that says about it by its shape."""
+"""Measure one weight with the sensors, and judge the readings by its shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The audit from file to exit code."""
+"""Run an audit, from the file to the exit code."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def _window(runs: Mapping[str, Run], fault: Fault) -> tuple[int, int]:
 
 
 def _limit(axes: Axes, runs: Mapping[str, Run], first: int = 1, last: int | None = None) -> None:
-    """Leave out what a broken weight does to a loss: the others could not be seen beside it."""
+    """Limit the axis to sane losses: that of a broken weight would hide the others."""
     most = _SANE * max(run.losses[0] for run in runs.values())
     shown = [loss for run in runs.values() for loss in run.losses[first - 1 : last]]
     sane = [loss for loss in shown if loss <= most]

@@ -51,14 +51,14 @@ class Injector:
         return poisoned
 
     def on_gradients(self, step: int) -> None:
-        """Spoil a gradient of ``step``."""
+        """Corrupt a gradient of ``step``."""
         if self._strikes(Stage.GRADIENT, step):
             value = math.nan if self._injects(Inject.NAN_GRAD) else math.inf
             injection = inject_gradient(self.optimizer, value, model=self.model, seed=self.seed)
             self._note(f"step {step}", injection)
 
     def on_state(self, step: int) -> None:
-        """Spoil what is there after ``step``."""
+        """Corrupt weights, optimizer state or buffers after ``step``."""
         if self._strikes(Stage.STATE, step):
             self._note(f"after step {step}", self._damage())
 

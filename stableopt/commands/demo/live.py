@@ -1,4 +1,4 @@
-"""What is seen while a run trains: a bar on a terminal, a line now and then elsewhere."""
+"""The progress of a run: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 

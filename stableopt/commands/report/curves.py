@@ -1,4 +1,4 @@
-"""A series as a line, and what does not fit into the frame in words."""
+"""A series as a line, with a description in words."""
 
 from __future__ import annotations
 

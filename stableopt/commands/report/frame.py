@@ -1,4 +1,4 @@
-"""A plot that keeps the size of its letters at any width of the page."""
+"""A plot whose text keeps its size at any width of the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run was configured with, in the form that ``from_config`` takes."""
+"""The configuration of a run, as ``from_config`` takes it."""
 
 from __future__ import annotations
 
