@@ -1,4 +1,4 @@
-"""When to ask more of a run: a curriculum that waits for stability."""
+"""A curriculum that waits for stability."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 class StabilityGate:
     """Raises a level while a run is stable, and holds it, or lowers it, while it is not.
 
-    For whatever becomes harder in a training run: lengths of sequences, augmentation, steps of
-    recursion. Call :meth:`update` after every ``opt.step()``, and set the difficulty by
-    :attr:`level`. Track it (``opt.track(gate=gate)``) to have the level go back with the weights.
+    For what becomes harder in the course of a training run: lengths of sequences, augmentation,
+    steps of recursion. Call :meth:`update` after every ``opt.step()``, and set the difficulty by
+    :attr:`level`. Track it (``opt.track(gate=gate)``) to have a rollback restore the level.
 
     Args:
-        optimizer: Whose :attr:`~stableopt.StableOptimizer.is_stable` is asked.
+        optimizer: Its :attr:`~stableopt.StableOptimizer.is_stable` is read.
         every: Calls that a level lasts for, at least.
         highest: The last level, at least 1; the first is 0.
-        retreats: Whether a level is given up, too, after ``every`` calls without stability.
+        retreats: Whether the level is also lowered, after ``every`` calls without stability.
 
     Raises:
         ConfigError: A value is out of range.
@@ -59,8 +59,8 @@ class StabilityGate:
     ) -> None:
         if not hasattr(optimizer, "is_stable"):
             raise ConfigError(
-                f"optimizer={type(optimizer).__name__} object must be a StableOptimizer: wrap it "
-                "first, for the gate asks whether the run is stable"
+                f"optimizer={type(optimizer).__name__} object must be a StableOptimizer, which "
+                "says whether the run is stable: wrap it first"
             )
         require_int("every", every, 1, "calls that a level lasts for, at least")
         require_int("highest", highest, 1, "the last level")
@@ -74,7 +74,7 @@ class StabilityGate:
         self.level = 0
 
     def update(self) -> int:
-        """Hear that a step was taken; return the level from here on."""
+        """Count a step, and return the level from here on; call it after every step."""
         stable = self._optimizer.is_stable
         self._since += 1
         self._unstable = 0 if stable else self._unstable + 1
@@ -93,7 +93,7 @@ class StabilityGate:
         return {"level": self.level, "since": self._since, "unstable": self._unstable}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with them; a level that is too high for this gate becomes its last.
+        """Restore them; a level above ``highest`` becomes ``highest``.
 
         Raises:
             ConfigError: It is not what :meth:`state_dict` returns; nothing has changed then.
@@ -102,7 +102,7 @@ class StabilityGate:
             level, since, unstable = (int(state[key]) for key in ("level", "since", "unstable"))
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(
-                f"state={state!r} is none of a StabilityGate: give what state_dict() returned"
+                f"state={state!r} must be what state_dict() of a StabilityGate returned: give that"
             ) from error
         require_int("level", level, 0, "that of a state_dict()")
         self.level = min(level, self._highest)

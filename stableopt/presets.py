@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from stableopt.guard import Guard
-from stableopt.sensors import (
-    AssrConditionNumber,
-    AssrFiedler,
-    KappaTilde,
-    Sampler,
-    Sensors,
-)
+from stableopt.sensors import AssrConditionNumber, AssrFiedler, KappaTilde, Sampler, Sensors
 from stableopt.transforms import (
     AdaptiveWeightDecay,
     ClipGradNorm,
@@ -23,9 +18,6 @@ from stableopt.transforms import (
 )
 from stableopt.triggers.conditions import above, below
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
 
 def gradience(directory: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """Return the options of Gradience, as far as its document describes them.
@@ -35,7 +27,7 @@ def gradience(directory: str | os.PathLike[str] | None = None) -> dict[str, Any]
     step; κ̃ of every weight every 50 steps, and a risk level from its slope. A level that rises
     is answered: ``WARNING`` by a burst of telemetry and a snapshot, ``DANGER`` by these and half
     the learning rate, ``INSTABILITY`` by a rollback, and a stop once rollbacks do not help.
-    We owe it the idea, and do some of it differently:
+    The idea is theirs; some of it is done differently here:
 
     - A snapshot is trusted only once training has stayed healthy for some steps beyond it
       (:attr:`Guard.confirm <stableopt.Guard>`), so that no fault is restored together with it.
@@ -43,7 +35,7 @@ def gradience(directory: str | os.PathLike[str] | None = None) -> dict[str, Any]
       with ``model=``, buffers; with :meth:`~stableopt.StableOptimizer.track` also the
       schedule. The first rollback leaves the learning rate as it is, because a transient
       fault needs nothing more; those after it lower it.
-    - κ̃ never sees σ_min, so it is no proxy of a condition number; what its slope tells is
+    - κ̃ never sees σ_min, so it is no proxy of a condition number; its slope shows
       whether one direction comes to dominate. Its estimate is warm, and the slope that of the
       mean of ln κ̃ per step (:class:`stableopt.health.spectra.kappa_slope.KappaSlope`): the document
       gives no units, and a cold estimate alone moves by more than its limits.
@@ -104,7 +96,7 @@ def assr() -> dict[str, Any]:
     A tenth of the linear layers, drawn at random every ten steps, is measured with the formulas
     of the document. Where its Fiedler value is below 0.05 or its condition number above 1000 the
     penalty ``λ ‖W‖²`` joins the gradient of that step, with λ from 2e-5 to 22e-5. Needs ``model=``
-    for the layer types. We owe it the idea of a loop from spectra to the optimizer; two things
+    for the layer types. The idea of a loop from spectra to the optimizer is theirs; two things
     differ, and more should:
 
     - It acts. A ``TrainerCallback`` adds the gradient in ``on_step_end``, where it has been zeroed

@@ -38,7 +38,7 @@ class TestAct:
     def test_it_tells_of_the_one_changed_most(self):
         several = act(where=("a", "b", "c"), before=(4.0, 90.0, 2.0), after=(3.0, 9.0, 2.0))
         assert several.worst == 1
-        assert several.tell() == "Some moves the norm of b from 90 to 9, and of 2 more"
+        assert several.sentence() == "Some moves the norm of b from 90 to 9, and of 2 more"
         assert several.to_dict() == {
             "transform": "Some",
             "metric": "norm",
@@ -49,8 +49,8 @@ class TestAct:
         }
 
     def test_of_one_and_of_all_at_once(self):
-        assert act(where=("a",)).tell() == "Some moves the norm of a from 4 to 1"
-        assert act().tell() == "Some moves the norm from 4 to 1"
+        assert act(where=("a",)).sentence() == "Some moves the norm of a from 4 to 1"
+        assert act().sentence() == "Some moves the norm from 4 to 1"
         assert act().to_dict()["worst"] is None
 
     @pytest.mark.parametrize(

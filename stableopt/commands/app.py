@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from stableopt.errors import MissingExtraError, StableOptError
 from stableopt.runtime.version import __version__
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 FAILED = 2
 INTERRUPTED = 130
 
 app = typer.Typer(
-    name="stableopt",
-    add_completion=True,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
+    name="stableopt", add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False
 )
 
 
@@ -46,7 +41,7 @@ def root(
 
 @contextmanager
 def clean_exit(interrupted: str) -> Iterator[None]:
-    """Turn what the user can mend into one line, and Ctrl-C into the usual exit code.
+    """Turn errors that the user can fix into one line, and Ctrl-C into the usual exit code.
 
     Args:
         interrupted: What is true after Ctrl-C.

@@ -1,4 +1,4 @@
-"""All commands together."""
+"""All commands."""
 
 from stableopt.commands import runs
 from stableopt.commands.app import app

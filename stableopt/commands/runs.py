@@ -1,4 +1,4 @@
-"""``stableopt report``, ``watch`` and ``compare``: what there is to see of a run."""
+"""``stableopt report``, ``watch`` and ``compare``."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def report(
         bool, typer.Option("--json", help="Print the state of the run as JSON and nothing else.")
     ] = False,
 ) -> None:
-    """Write a run as one HTML file to look at, print or send.
+    """Write the report of a run as one HTML file.
 
     Loss with every intervention, gradient norms, risk, each sensor by layer and
     time, the ledger in sentences, memory, overhead and the configuration. The
@@ -114,10 +114,10 @@ def compare(
 ) -> None:
     """Show runs beside each other, and what was configured differently.
 
-    A directory stands for its newest run; one that has no run itself stands for
-    the newest of each directory in it. What holds no run is left out, and that
-    is said. The exit code is 1 if one of the runs is compromised, has failed,
-    was interrupted, or is in danger.
+    Of a directory it is the newest run; of one that has no run itself it is
+    the newest of each directory in it. What holds no run is named and left out.
+    The exit code is 1 if one of the runs is compromised, has failed, was
+    interrupted, or is in danger.
     """
     with clean_exit("nothing was compared"):
         places, without = select_runs(runs)

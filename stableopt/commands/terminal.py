@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from rich.console import Console
 from rich.text import Text
 
-from stableopt.errors import ConfigError
+from stableopt.runtime.paths import usable
 from stableopt.runtime.words import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from pathlib import Path
-
-    from rich.console import Console
 
 
 class Column(NamedTuple):
@@ -47,12 +44,7 @@ def claim_directory(out: Path) -> Path:
     Raises:
         ConfigError: It cannot.
     """
-    try:
+    with usable("out", out, "written", "give a directory that this process may create and write"):
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            return out
-    except OSError as error:
-        raise ConfigError(
-            f"out={str(out)!r} cannot be written ({error.strerror or error}): "
-            "give a directory that this process may create and write"
-        ) from error
+        tempfile.TemporaryFile(dir=out).close()
+    return out

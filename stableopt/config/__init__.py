@@ -1,1 +1,1 @@
-"""What is wrapped, and the options of a wrapper: checked before training starts."""
+"""Check and read the options of a wrapper before training starts."""

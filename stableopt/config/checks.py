@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from stableopt.errors import ConfigError, unknown_name
 from stableopt.update.closures import requires_closure
-
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
 
 COMPILE_OPTIONS = ("backend", "mode", "options")
 """What ``compile=`` may choose; the rest follows from what an update is."""
@@ -81,7 +79,7 @@ def check_single_process(optimizer: Optimizer) -> None:
 
 
 def check_compile(given: object, optimizer: Optimizer) -> Mapping[str, Any] | None:
-    """Return the options of the ``compile=`` argument; ``None`` stands for not to compile."""
+    """Return the options of the ``compile=`` argument, or ``None`` not to compile."""
     if given is False:
         return None
     if requires_closure(optimizer):

@@ -25,8 +25,8 @@ _ARC = ("meta_escalation", "hyper_lora", "recursive_solver", "loss_weights")
 def arguments_from(config: object) -> dict[str, Any]:
     """Turn a plain dict into keyword arguments of ``StableOptimizer``.
 
-    ``preset`` names one of :mod:`stableopt.presets`; what is given beside it comes on top,
-    options of the guard and of the sensors one by one.
+    ``preset`` names one of :mod:`stableopt.presets`; other keys override it, options of the guard
+    and of the sensors one by one.
 
     Raises:
         ConfigError: A key or a preset is unknown.
@@ -59,7 +59,7 @@ def arguments_from(config: object) -> dict[str, Any]:
 
 
 def make_guard(guard: object) -> Guard | None:
-    """Return the guard for the ``guard=`` argument; ``None`` stands for no guard."""
+    """Return the guard for the ``guard=`` argument, or ``None`` for no guard."""
     if guard is None:
         return Guard()
     if guard is False:
@@ -84,7 +84,7 @@ def _rule(entry: Any) -> Any:
 
 
 def make_sensors(sensors: object, guard: Guard | None) -> Sensors | None:
-    """Return the options for the ``sensors=`` argument; ``None`` stands for no sensors."""
+    """Return the options for the ``sensors=`` argument, or ``None`` for no sensors."""
     if sensors is None:
         made = Sensors()
     elif isinstance(sensors, Sensors):
@@ -162,9 +162,11 @@ def _transforms_by_name() -> Mapping[str, Callable[..., Transform]]:
 def _listed(where: str, given: object, known: Callable[[], Mapping[str, Any]]) -> list[Any]:
     """Return a list of objects, after making those that are given by name."""
     if isinstance(given, (str, bool, Mapping)) or not isinstance(given, Iterable):
+        kind = "transforms" if where == "transforms" else "sensors"
+        entry = {"transforms": {"ClipGradNorm": {"max_norm": 1.0}}, "sensors": "SpectralNorm"}[kind]
         raise ConfigError(
-            f"{where}={given!r} must be a list of objects or of names with options, e.g. "
-            "[{'ClipGradNorm': {'max_norm': 1.0}}], or () for none"
+            f"{where}={given!r} must be a list of {kind}, as objects or by name, e.g. "
+            f"{[entry]}, or () for none"
         )
     found = []
     for entry in given:

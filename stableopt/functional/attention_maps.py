@@ -7,12 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from stableopt.functional.scaling import (
-    at_least_float32,
-    require_floating,
-    scaled,
-    smooth_norm,
-)
+from stableopt.functional.scaling import at_least_float32, require_floating, scaled, smooth_norm
 
 
 def attention_entropy(weights: Tensor, *, dim: int = -1) -> Tensor:

@@ -11,7 +11,7 @@ _ROOM = 1e-5
 """How far above a bound a norm may be before anything is done: rounding must not repeat it."""
 
 _STEEP = 1e5
-"""How far above a bound a norm may be for a Gram matrix to tell what is near the bound."""
+"""How far above a bound a norm may be for a Gram matrix to resolve what is near the bound."""
 
 
 @precisely

@@ -15,7 +15,7 @@ _EXACT_BELOW = 8
 def condition_number(weight: Tensor) -> Tensor:
     """Return σ_max / σ_min over the smaller dimension; Inf for a singular matrix.
 
-    Singular is what cannot be told from it in float64: σ_min below max(m, n) ε σ_max.
+    Singular is what is singular up to rounding in float64: σ_min below max(m, n) ε σ_max.
 
     σ_min is the reciprocal of the spectral norm of the inverse: Lanczos steps that solve with
     the triangle of a QR decomposition. Methods that only multiply saturate at a fraction of
@@ -55,7 +55,7 @@ def condition_number(weight: Tensor) -> Tensor:
 
 @precisely
 def condition_exceeds(weight: Tensor, limit: float) -> Tensor:
-    """Tell whether the condition number is above ``limit``, without computing it.
+    """Return whether the condition number is above ``limit``, without computing it.
 
     κ > C if and only if WᵀW - (σ₁/C)² I is not positive definite, which a Cholesky
     decomposition in float64 answers. Right while C is below about 10⁷.

@@ -8,12 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from stableopt.functional.scaling import (
-    at_least_float32,
-    require_floating,
-    scaled,
-    smooth_norm,
-)
+from stableopt.functional.scaling import at_least_float32, require_floating, scaled, smooth_norm
 
 _MARGIN = 1e-6
 """What the sum of squares may be off by: a clamped sample is under when it is looked at again."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from stableopt.functional.norms import tensor_norms
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
 
 
 def distances(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:

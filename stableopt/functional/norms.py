@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
+from torch import Tensor
 
 
 def dense_values(tensor: Tensor) -> Tensor:
@@ -118,7 +114,7 @@ def widest_real(device: torch.device) -> torch.dtype:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Tell whether no value of ``tensor`` is NaN or infinite.
+    """Return whether no value of ``tensor`` is NaN or infinite.
 
     Cost:
         One pass and one host synchronisation.

@@ -1,6 +1,6 @@
 """The sensors of ASSR and Gradience exactly as their documents define them, for comparison.
 
-We owe them the idea that a training run can be watched through its spectra. What they read and
+The idea to watch a training run through its spectra is theirs. What they read and
 where that misleads is measured in the documentation; no default of ours triggers on them.
 """
 

@@ -16,7 +16,7 @@ SAMPLED_ROWS = 128
 
 
 class RowSpectrum(NamedTuple):
-    """What one Gram matrix of rows tells; each 0-dim float64, or ``(...)`` for a batch.
+    """The quantities of one Gram matrix of rows; each 0-dim float64, or ``(...)`` for a batch.
 
     Attributes:
         effective_rank: Of the rows, between 1 and their number; falls when the spectrum decays.

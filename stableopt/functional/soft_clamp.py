@@ -26,7 +26,7 @@ def soft_clamp_logits(x: Tensor, threshold: float = 50.0, limit: float = 100.0) 
         As ``x`` in shape and dtype. The magnitude is at most ``limit``, in every dtype: where
         the limit is no number of the dtype, the next one towards zero is the ceiling. ±Inf
         becomes that ceiling; NaN stays NaN. The gradient is finite everywhere, and zero where
-        the result is no more to be told from the ceiling.
+        the result is equal to the ceiling.
 
     Raises:
         ValueError: Not 0 ≤ threshold < limit < Inf, or ``x`` is not real floating.

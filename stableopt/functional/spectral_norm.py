@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from stableopt.functional.matrices import as_matrix, precisely
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 WARM_STEPS = 8
 """Lanczos steps where a vector of the last visit is known."""

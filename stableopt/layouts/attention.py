@@ -40,12 +40,12 @@ class Projection:
     bias_start: int | None = None
 
     def __post_init__(self) -> None:
-        _require_name("weight", self.weight)
+        require_names(weight=self.weight)
         require_int("start", self.start, 0, "the row where the first head begins")
         if self.stride is not None:
             require_int("stride", self.stride, 1, "the rows from one head to the next")
         if self.bias is not None:
-            _require_name("bias", self.bias)
+            require_names(bias=self.bias)
         if self.bias_start is not None:
             require_int("bias_start", self.bias_start, 0, "where the first head begins in the bias")
 
@@ -77,9 +77,8 @@ class NormLayout:
 
     def __post_init__(self) -> None:
         require_int("features", self.features, 1, "how many features are normalised together")
-        for field, name in (("gain", self.gain), ("bias", self.bias)):
-            if name is not None:
-                _require_name(field, name)
+        given = {"gain": self.gain, "bias": self.bias}
+        require_names(**{field: name for field, name in given.items() if name is not None})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,13 +140,13 @@ class AttentionLayout:
             if self.heads % self.kv_heads:
                 raise ConfigError(
                     f"kv_heads={self.kv_heads!r} must divide heads={self.heads}: "
-                    "every key head serves as many query heads"
+                    "each key head serves the same number of query heads"
                 )
         if self.scale is not None:
             require_number("scale", self.scale, math.inf, "the factor on q·k")
         if not 0 <= self.dropout < 1:
             raise ConfigError(
-                f"dropout={self.dropout!r} must be a probability below 1: what is dropped "
+                f"dropout={self.dropout!r} must be a probability below 1: of the dropout "
                 "between the norm and the projections"
             )
         for field, side in (("query", self.query), ("key", self.key)):
@@ -173,9 +172,11 @@ class AttentionLayout:
         return self.head_dim**-0.5 if self.scale is None else self.scale
 
 
-def _require_name(field: str, value: object) -> None:
-    if not isinstance(value, str) or not value:
-        raise ConfigError(
-            f"{field}={value!r} must be the name of a parameter, as model.named_parameters() "
-            "gives it"
-        )
+def require_names(**given: object) -> None:
+    """Refuse what is no name of a parameter."""
+    for field, value in given.items():
+        if not isinstance(value, str) or not value:
+            raise ConfigError(
+                f"{field}={value!r} must be the name of a parameter, as model.named_parameters() "
+                "gives it"
+            )

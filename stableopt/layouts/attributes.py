@@ -5,39 +5,37 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from typing import TYPE_CHECKING
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from stableopt.layouts.tree import Tree
+from stableopt.layouts.tree import Tree
 
-_HEADS = ("num_heads", "n_heads", "n_head", "heads", "num_attention_heads", "nhead")
-_KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", "kv_heads")
-_HEAD_DIM = ("head_dim", "attention_head_size", "head_size", "dim_head")
+HEADS = ("num_heads", "n_heads", "n_head", "heads", "num_attention_heads", "nhead")
+KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", "kv_heads")
+HEAD_DIM = ("head_dim", "attention_head_size", "head_size", "dim_head")
 _SCALE = ("scaling", "scale", "softmax_scale")
 _POSITIONS = re.compile(r"rotar|rotat|rope|freqs|cos\b|position_embeddings|pos_emb", re.IGNORECASE)
 _SCALED = re.compile(r"sqrt|scal(?!ar)|\*\*\s*\(?-")
 
 
-def head_count(module: nn.Module) -> int | None:
-    """Return how many query heads a module has, by itself or its config.
+def stated(module: nn.Module, names: tuple[str, ...], config: bool = True) -> int | None:
+    """Return the first count above 0 that a module has under one of the names.
+
+    Args:
+        module: An attention module.
+        names: Of attributes: :data:`HEADS`, :data:`KEY_HEADS` or :data:`HEAD_DIM`.
+        config: Whether the attributes of ``module.config`` count, too.
 
     Example:
-        >>> head_count(nn.MultiheadAttention(8, 2))
+        >>> stated(nn.MultiheadAttention(8, 2), HEADS)
         2
     """
-    return _count(module, _HEADS)
-
-
-def key_head_count(module: nn.Module) -> int | None:
-    """Return how many key heads a module says that it has."""
-    return _count(module, _KEY_HEADS)
-
-
-def stated_head_dim(module: nn.Module) -> int | None:
-    """Return the rows of a head that a module says it has."""
-    return _count(module, _HEAD_DIM, config=False)
+    for owner in (module, getattr(module, "config", None)) if config else (module,):
+        for name in names:
+            value = getattr(owner, name, None)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+    return None
 
 
 def logit_scale(module: nn.Module, tree: Tree, head_dim: int) -> float:
@@ -47,11 +45,9 @@ def logit_scale(module: nn.Module, tree: Tree, head_dim: int) -> float:
     a scale. Some rotary positions (YaRN) multiply queries and keys by a factor besides.
     """
     values = [getattr(module, name, None) for name in _SCALE]
-    stated = [
-        v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0
-    ]
-    if stated:
-        scale = float(stated[0])
+    scales = [float(v) for v in values if isinstance(v, (int, float)) and v > 0 and v is not True]
+    if scales:
+        scale = scales[0]
     else:
         source = source_of(module)
         scale = head_dim**-0.5 if source is None or _SCALED.search(source) else 1.0
@@ -60,7 +56,7 @@ def logit_scale(module: nn.Module, tree: Tree, head_dim: int) -> float:
 
 
 def is_rotated(module: nn.Module) -> bool:
-    """Tell whether positions may rotate queries and keys: unless it is certain that not."""
+    """Return whether positions may rotate queries and keys; ``True`` where it is not known."""
     if any("rot" in name.lower() for name, _ in module.named_children()):
         return True
     source = source_of(module)
@@ -79,12 +75,3 @@ def _stretch(module: nn.Module) -> float:
     value = getattr(module, "attention_scaling", 1.0)
     known = isinstance(value, (int, float)) and math.isfinite(value)
     return max(1.0, float(value)) if known else 1.0
-
-
-def _count(module: nn.Module, names: tuple[str, ...], config: bool = True) -> int | None:
-    for owner in (module, getattr(module, "config", None)) if config else (module,):
-        for name in names:
-            value = getattr(owner, name, None)
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                return value
-    return None

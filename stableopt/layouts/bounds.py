@@ -1,21 +1,16 @@
-"""What the weights that a layout names allow the attention logits to be."""
+"""Upper bounds on attention logits, from the weights of a layout."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from stableopt.functional.attention_logits import attention_logit_bound, qk_norm_logit_bound
+from stableopt.layouts.attention import AttentionLayout, NormLayout
 from stableopt.layouts.rows import key_rows, lookup, query_rows
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    from stableopt.layouts.attention import AttentionLayout, NormLayout
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
-"""Read in a module's forward what a layer inside it is given.
+"""Read from the forward of a module what the layers inside it are given.
 
-Which norm feeds a projection cannot be told from names: ``norm1`` comes before the attention in
-some blocks and after it in others. The source of ``forward`` says it. What cannot be followed
+Names do not say which norm feeds a projection: ``norm1`` comes before the attention in some
+blocks and after it in others. It is read from the source of ``forward``. What cannot be followed
 with certainty (loops, functions, branches that differ) is unknown.
 """
 
@@ -10,20 +10,15 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from stableopt.layouts.flow import Flow, Value, agreed, through
 from stableopt.layouts.norms import is_norm
 from stableopt.layouts.reader import Reader
-from stableopt.layouts.tree import join
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from stableopt.layouts.tree import Tree
+from stableopt.layouts.tree import Tree, join
 
 
 def flow_of(module: nn.Module) -> Flow:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from torch import nn
 
+from stableopt.layouts.attention import NormLayout
 from stableopt.layouts.dataflow import feeding_norm
 from stableopt.layouts.norms import norm_layout
-from stableopt.layouts.tree import join
-
-if TYPE_CHECKING:
-    from stableopt.layouts.attention import NormLayout
-    from stableopt.layouts.tree import Tree
+from stableopt.layouts.tree import Tree, join
 
 _LAST_NORM: dict[type, str] = {
     nn.TransformerEncoderLayer: "norm2",
@@ -46,7 +42,7 @@ def norm_before(
 
 
 def norm_before_multihead(tree: Tree, name: str, features: int) -> tuple[NormLayout, float] | None:
-    """Do the same for :class:`torch.nn.MultiheadAttention`, whose callers give both inputs."""
+    """Return it for :class:`torch.nn.MultiheadAttention`, whose callers give both inputs."""
     outside = tree.parent(name)
     if outside is None:
         return None
@@ -68,7 +64,7 @@ def _layout(
 
 
 def _in_torch_layer(tree: Tree, outer: str, path: str) -> tuple[str, float] | None:
-    """Know the layers of torch, whose forward goes through methods."""
+    """Return the norm in a layer of torch, whose forward calls methods."""
     layer = tree.get(outer)
     if path != "self_attn" or type(layer) not in _LAST_NORM:
         return None
@@ -81,14 +77,14 @@ def _in_torch_layer(tree: Tree, outer: str, path: str) -> tuple[str, float] | No
         nn.TransformerDecoder,
     )
     if not known or int(index) == 0:
-        return None  # the first one is given whatever the caller has
+        return None  # the input of the first one comes from the caller
     before = f"{stem}.{int(index) - 1}"
     last = _LAST_NORM.get(type(tree.get(before)))
     return None if last is None else (f"{before}.{last}", 0.0)
 
 
 def _between_bert_layers(tree: Tree, name: str) -> tuple[str, float] | None:
-    """Know BERT and its like: each layer ends with the norm that feeds the next one."""
+    """Return the norm in BERT and similar: each layer ends with the norm for the next one."""
     match = _BERT_LAYER.match(name)
     if match is None:
         return None

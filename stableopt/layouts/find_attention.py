@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from stableopt.layouts.attention import AttentionLayout, NormLayout, Projection
 from stableopt.layouts.attributes import (
-    head_count,
+    HEAD_DIM,
+    HEADS,
+    KEY_HEADS,
     is_rotated,
-    key_head_count,
     logit_scale,
-    stated_head_dim,
+    stated,
 )
 from stableopt.layouts.feeding import norm_before, norm_before_multihead
 from stableopt.layouts.norms import norm_layout
 from stableopt.layouts.tree import Tree
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _PAIRS = (
     ("q_proj", "k_proj"),
@@ -79,16 +77,11 @@ def find_attention(model: nn.Module) -> tuple[AttentionLayout, ...]:
         ('self_attn', 4, 16, 'norm1.weight')
     """
     tree = Tree(model)
-    found = (_recognised(tree, name, module) for name, module in tree.items())
+    found = []
+    for name, module in tree.items():
+        layouts = (recognise(tree, name, module) for recognise in _RECOGNISERS)
+        found.append(next((layout for layout in layouts if layout is not None), None))
     return tuple(layout for layout in found if layout is not None)
-
-
-def _recognised(tree: Tree, name: str, module: nn.Module) -> AttentionLayout | None:
-    for recogniser in _RECOGNISERS:
-        layout = recogniser(tree, name, module)
-        if layout is not None:
-            return layout
-    return None
 
 
 def _multihead(tree: Tree, name: str, module: nn.Module) -> AttentionLayout | None:
@@ -120,7 +113,7 @@ def _multihead(tree: Tree, name: str, module: nn.Module) -> AttentionLayout | No
 
 def _separate(tree: Tree, name: str, module: nn.Module) -> AttentionLayout | None:
     """Recognise a layer for queries and one for keys."""
-    heads = head_count(module)
+    heads = stated(module, HEADS)
     for pair in _PAIRS:
         query, key = (_matrix(getattr(module, child, None)) for child in pair)
         if heads is None or query is None or key is None:
@@ -136,82 +129,60 @@ def _separate(tree: Tree, name: str, module: nn.Module) -> AttentionLayout | Non
 
 
 def _packed(tree: Tree, name: str, module: nn.Module) -> AttentionLayout | None:
-    """Recognise one layer that makes queries, keys and values, in this order."""
-    heads = head_count(module)
-    for child in _PACKED:
-        packed = _matrix(getattr(module, child, None))
-        if heads is None or packed is None:
-            continue
-        if getattr(module, "multi_query", True) is False:
-            return None  # GPT-BigCode then packs head by head
-        kv_heads = key_head_count(module) or heads
-        if child == "in_proj" and packed.rows != 3 * packed.features:
-            return None  # also a name in models without attention
-        head_dim, rest = divmod(packed.rows, heads + 2 * kv_heads)
-        if rest:
-            return None
-        sides = _Sides(
-            (child, child),
-            packed.projection(tree, bias=getattr(module, "q_bias", None)),
-            packed.projection(tree, start=heads * head_dim),
-        )
-        return _block(tree, name, module, sides, (heads, kv_heads, head_dim), packed.features)
-    return None
+    """Recognise one layer for queries, keys and values: in this order, or head by head."""
+    heads = stated(module, HEADS)
+    layers = {child: _matrix(getattr(module, child, None)) for child in (*_PACKED, *_INTERLEAVED)}
+    child, packed = next(((c, m) for c, m in layers.items() if m is not None), ("", None))
+    if heads is None or packed is None:
+        return None
+    by_head = child in _INTERLEAVED
+    if not by_head and getattr(module, "multi_query", True) is False:
+        return None  # GPT-BigCode then packs head by head
+    if (by_head or child == "in_proj") and packed.rows != 3 * packed.features:
+        return None  # in_proj is also a name in models without attention
+    kv_heads = heads if by_head else stated(module, KEY_HEADS) or heads
+    head_dim, rest = divmod(packed.rows, heads + 2 * kv_heads)
+    if rest:
+        return None
+    stride, start = (3 * head_dim, head_dim) if by_head else (None, heads * head_dim)
+    bias = None if by_head else getattr(module, "q_bias", None)
+    query = packed.projection(tree, stride=stride, bias=bias)
+    sides = _Sides((child, child), query, packed.projection(tree, start=start, stride=stride))
+    return _block(tree, name, module, sides, (heads, kv_heads, head_dim), packed.features)
 
 
-def _interleaved(tree: Tree, name: str, module: nn.Module) -> AttentionLayout | None:
-    """Recognise one layer that makes query, key and value of a head, then of the next."""
-    heads = head_count(module)
-    for child in _INTERLEAVED:
-        packed = _matrix(getattr(module, child, None))
-        if heads is None or packed is None:
-            continue
-        head_dim, rest = divmod(packed.rows, 3 * heads)
-        if rest or packed.rows != 3 * packed.features:
-            return None
-        sides = _Sides(
-            (child, child),
-            packed.projection(tree, stride=3 * head_dim),
-            packed.projection(tree, start=head_dim, stride=3 * head_dim),
-        )
-        return _block(tree, name, module, sides, (heads, heads, head_dim), packed.features)
-    return None
+_RECOGNISERS = (_multihead, _separate, _packed)
 
 
-_RECOGNISERS: tuple[Callable[[Tree, str, nn.Module], AttentionLayout | None], ...] = (
-    _multihead,
-    _separate,
-    _packed,
-    _interleaved,
-)
-
-
-class _Sides:
+class _Sides(NamedTuple):
     """Queries and keys: the layers they come from, and their rows."""
 
-    def __init__(
-        self, layers: tuple[str, str], query: Projection | None, key: Projection | None
-    ) -> None:
-        self.layers = layers
-        self.query = query
-        self.key = key
+    layers: tuple[str, str]
+    query: Projection | None
+    key: Projection | None
 
 
-class _Matrix:
+class _Matrix(NamedTuple):
     """A linear layer, or Conv1D of transformers, which stores its weight transposed."""
 
-    def __init__(self, layer: nn.Module, weight: Tensor, transposed: bool) -> None:
-        self._layer = layer
-        self._weight = weight
-        self._transposed = transposed
-        self.rows, self.features = reversed(weight.shape) if transposed else weight.shape
+    layer: Any
+    weight: Tensor
+    transposed: bool
+
+    @property
+    def rows(self) -> int:
+        return self.weight.shape[int(self.transposed)]
+
+    @property
+    def features(self) -> int:
+        return self.weight.shape[int(not self.transposed)]
 
     def projection(
         self, tree: Tree, start: int = 0, stride: int | None = None, bias: object = None
     ) -> Projection | None:
         """Return which rows; ``None`` for a weight or a bias that is no parameter."""
-        weight = tree.parameter(self._weight)
-        own = getattr(self._layer, "bias", None)
+        weight = tree.parameter(self.weight)
+        own = getattr(self.layer, "bias", None)
         chosen = own if own is not None else bias
         named = tree.parameter(chosen)
         if weight is None or (chosen is not None and named is None):
@@ -220,7 +191,7 @@ class _Matrix:
             weight=weight,
             start=start,
             stride=stride,
-            transposed=self._transposed,
+            transposed=self.transposed,
             bias=named,
             bias_start=None if own is not None or bias is None else 0,
         )
@@ -231,10 +202,9 @@ def _matrix(layer: object) -> _Matrix | None:
     layer = getattr(layer, "_orig_mod", layer)
     if isinstance(layer, nn.Linear):
         return _Matrix(layer, layer.weight, transposed=False)
-    if type(layer).__name__ == "Conv1D" and isinstance(getattr(layer, "weight", None), Tensor):
-        weight = layer.weight  # type: ignore[attr-defined]
-        if weight.dim() == 2:
-            return _Matrix(layer, weight, transposed=True)  # type: ignore[arg-type]
+    weight = getattr(layer, "weight", None)
+    if type(layer).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.dim() == 2:
+        return _Matrix(layer, weight, transposed=True)
     return None
 
 
@@ -249,7 +219,7 @@ def _block(
     """Return the layout of a module whose projections are known."""
     heads, kv_heads, head_dim = counts
     plain = all(getattr(module, other, None) is None for other in _OTHERWISE)
-    fits = stated_head_dim(module) in (None, head_dim) and heads % kv_heads == 0
+    fits = stated(module, HEAD_DIM, config=False) in (None, head_dim) and heads % kv_heads == 0
     norms = _qk_norms(tree, module)
     if not (plain and fits) or norms is None or sides.query is None or sides.key is None:
         return None
@@ -281,7 +251,7 @@ _OWN = frozenset(
 
 
 def _has_more(module: nn.Module) -> bool:
-    """Tell whether logits may be more than q·k: there is a temperature, or a bias of positions.
+    """Return whether logits may be more than q·k: a temperature, or a bias of positions.
 
     Parameters of the module itself, and tables, are taken for one; the bound would not hold.
     """

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import nn
 
-from stableopt.errors import ConfigError
+from stableopt.layouts.attention import NormLayout, require_names
 from stableopt.layouts.dataflow import feeding_norm, returned_layer
 from stableopt.layouts.norms import norm_layout
 from stableopt.layouts.tree import Tree, join
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from stableopt.layouts.attention import NormLayout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +37,7 @@ class OutputHead:
     tied: bool = False
 
     def __post_init__(self) -> None:
-        if not self.weight:
-            raise ConfigError(
-                f"weight={self.weight!r} must be the name of a parameter, as "
-                "model.named_parameters() gives it"
-            )
+        require_names(weight=self.weight)
 
 
 def find_head(model: nn.Module) -> OutputHead | None:
@@ -96,9 +87,9 @@ def _call_of_head(tree: Tree) -> tuple[str, str] | None:
     """Return the module that calls the head, and the path of the head in it."""
     root = tree.get("")
     returned = returned_layer(tree, "")
-    ask: Callable[[], object] | None = getattr(root, "get_output_embeddings", None)
-    if ask is not None:
-        head = ask()
+    stated: Callable[[], object] | None = getattr(root, "get_output_embeddings", None)
+    if stated is not None:
+        head = stated()
         if returned is not None and tree.get(join(*returned)) is head:
             return returned
         return next((tree.parent(name) for name, m in tree.items() if m is head), None)

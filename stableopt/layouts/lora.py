@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from stableopt.errors import ConfigError, require_number
 from stableopt.layouts.tree import Tree
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from torch import nn
 
 _NAMINGS = (
     ("lora_A", "lora_B"),
@@ -117,21 +112,13 @@ def _partner(name: str) -> tuple[str, str, str | None] | None:
 
 
 def _scale(layer: nn.Module | None, adapter: str | None) -> float:
-    scaling = getattr(layer, "scaling", None)
-    value = scaling.get(adapter) if isinstance(scaling, dict) else scaling
-    if value is None:
-        value = _ratio(getattr(layer, "lora_alpha", None), getattr(layer, "r", None), adapter)
+    """Return ``scaling``, or ``lora_alpha / r``; 1.0 where neither is a number above 0."""
+    found = (getattr(layer, name, None) for name in ("scaling", "lora_alpha", "r"))
+    value, alpha, rank = (x.get(adapter) if isinstance(x, dict) else x for x in found)
+    if value is None and isinstance(alpha, (int, float)) and isinstance(rank, (int, float)):
+        value = alpha / rank if rank else None
     if isinstance(value, Tensor) and value.numel() == 1:
         value = float(value)
-    known = math.nan
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        known = abs(float(value))
-    return known if 0 < known < math.inf else 1.0
-
-
-def _ratio(alpha: object, rank: object, adapter: str | None) -> float | None:
-    """Return alpha / rank, where both are numbers."""
-    above, below = (x.get(adapter) if isinstance(x, dict) else x for x in (alpha, rank))
-    if isinstance(above, (int, float)) and isinstance(below, (int, float)) and below:
-        return above / below
-    return None
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    scale = abs(float(value or 0.0)) if is_number else 0.0
+    return scale if 0 < scale < math.inf else 1.0

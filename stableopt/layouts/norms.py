@@ -1,25 +1,19 @@
-"""Tell what a normalisation layer computes."""
+"""Find out what a normalisation layer computes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stableopt.layouts.attention import NormLayout
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from stableopt.layouts.tree import Tree
+from stableopt.layouts.tree import Tree
 
 _TOLERANCE = 2e-3
 """Largest relative error of a probe in float32; more than that is another function."""
 
 
 def is_norm(module: object) -> bool:
-    """Tell whether a module is a normalisation of the last dimension, by its kind or its name."""
+    """Return whether a module is a normalisation of the last dimension, by its kind or its name."""
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         return True
     if not isinstance(module, nn.Module) or isinstance(module, nn.modules.batchnorm._NormBase):
@@ -31,7 +25,7 @@ def is_norm(module: object) -> bool:
 def norm_layout(module: nn.Module | None, tree: Tree) -> NormLayout | None:
     """Return what a normalisation layer computes; ``None`` if that is not certain.
 
-    LayerNorm and RMSNorm of torch are known. Any other layer is asked: its output for one
+    LayerNorm and RMSNorm of torch are known. Any other layer is called once: its output for one
     drawn input has to be ``g x̂ + β`` with x̂ of one of the two, and g its weight or that plus 1.
 
     Args:
@@ -95,7 +89,7 @@ def _probe(
     drawn = 100 * (1 + torch.randn(2, 3, features, generator=generator))
     x = drawn.to(like.device, like.dtype)
     try:
-        # Not the call: hooks are none of our business.
+        # Not the call: hooks must not run.
         out = type(module).forward(module, x)
     except (RuntimeError, TypeError, ValueError, AttributeError):
         return None

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ast
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from torch import nn
 
 from stableopt.layouts.flow import Flow, Value, agreed, through
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _SAME_FEATURES = frozenset(
     {"clone", "contiguous", "flatten", "float", "reshape", "to", "type_as", "unsqueeze", "view"}
@@ -143,7 +140,10 @@ class Reader:
         if isinstance(node, ast.Call):
             return self._call(node)
         if isinstance(node, ast.IfExp):
-            return self._choice(node)
+            test = self._constant(node.test)
+            if test is not None:
+                return self._value(node.body if test else node.orelse)
+            return agreed([self._value(node.body), self._value(node.orelse)])
         if isinstance(node, ast.Subscript):
             # Other elements of a tuple come from elsewhere.
             other = isinstance(node.slice, ast.Constant) and node.slice.value != 0
@@ -159,12 +159,6 @@ class Reader:
             if isinstance(inner, ast.expr):
                 self._value(inner)
         return None
-
-    def _choice(self, node: ast.IfExp) -> Value | None:
-        test = self._constant(node.test)
-        if test is not None:
-            return self._value(node.body if test else node.orelse)
-        return agreed([self._value(node.body), self._value(node.orelse)])
 
     def _call(self, node: ast.Call) -> Value | None:
         given: dict[int | str, Value | None] = {

@@ -1,17 +1,13 @@
-"""Look at the rows of a layout in the tensors as they are now."""
+"""The rows of a layout, as views of the current tensors."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+
+from torch import Tensor
 
 from stableopt.errors import ConfigError, unknown_name
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    from stableopt.layouts.attention import AttentionLayout, NormLayout, Projection
+from stableopt.layouts.attention import AttentionLayout, NormLayout, Projection
 
 
 def query_rows(
@@ -86,9 +82,8 @@ def check_layout(layout: AttentionLayout, parameters: Mapping[str, Tensor]) -> N
                     f"{side.weight}: name the norm that feeds it, or none"
                 )
         _check_norm(layout.norm, parameters)
-    for norm, heads in ((layout.q_norm, layout.heads), (layout.k_norm, layout.key_heads)):
-        if norm is None:
-            continue
+    both = (layout.q_norm, layout.heads), (layout.k_norm, layout.key_heads)
+    for norm, heads in ((norm, heads) for norm, heads in both if norm is not None):
         if norm.features not in (layout.head_dim, heads * layout.head_dim):
             raise ConfigError(
                 f"features={norm.features} of the QK-norm must be head_dim={layout.head_dim}, or "
@@ -113,7 +108,9 @@ def _rows(
 ) -> tuple[Tensor, Tensor | None]:
     weight = lookup(side.weight, parameters)
     if weight.dim() != 2:
-        raise ConfigError(f"{side.weight} {tuple(weight.shape)} must be a matrix (out, in)")
+        raise ConfigError(
+            f"{side.weight} {tuple(weight.shape)} must be a matrix (out, in): name a linear layer"
+        )
     stride = head_dim if side.stride is None else side.stride
     length = (heads - 1) * stride + head_dim
     rows = weight.mT if side.transposed else weight

@@ -92,7 +92,7 @@ class InFlight:
             sound: Whether the device has taken it; ``None`` if it has in any case.
         """
         norms = [] if gradients is None else [torch.stack(_alike(gradients.norms))]
-        of_gradients = [] if gradients is None else gradients.asked
+        of_gradients = [] if gradients is None else gradients.scalars
         fate = [] if sound is None else [sound]
         numbers = [*fate, *losses, *of_gradients, *asked]
         sent = Sent(self._lane, numbers, [*norms, *_tensors(attempt.observation.signals)])
@@ -188,7 +188,7 @@ class _Sending(NamedTuple):
         losses, rest = numbers[: self.losses], numbers[self.losses :]
         norms = None
         if self.gradients is not None:
-            asked, single = len(self.gradients.asked), [*next(arrived)]
+            asked, single = len(self.gradients.scalars), [*next(arrived)]
             gradients = self.gradients._replace(norms=single, values=single)
             norms, rest = gradients.finish(rest[:asked]), rest[asked:]
         signals = _filled(attempt.observation.signals, arrived)

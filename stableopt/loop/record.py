@@ -87,7 +87,7 @@ class Recorder:
         risky = risk is not None and risk.rank >= RiskLevel.WARNING.rank
         healthy = calm and finite and not risky and _is_healthy(verdict, acts)
         self.stability.note(healthy=healthy)
-        news = [act.tell() for act in acts if not act.again]
+        news = [act.sentence() for act in acts if not act.again]
         routine = verdict.action is Action.TAKE and not verdict.findings and not news
         telemetry = self.telemetry
         always = often or bool(attempt.sensed.readings)

@@ -186,7 +186,7 @@ class StepLoop(Parts):
         event = self.recorder.record(
             attempt,
             verdict,
-            acts=self.transforms.tell(self.recorder.ledger.calls),
+            acts=self.transforms.acts_of(self.recorder.ledger.calls),
             risk=self.risk,
             calm=self.decider is None or self.decider.calm,
             lr_scale=self.lr_scale,

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from stableopt.errors import ConfigError
 from stableopt.recorded.run import Run
+from stableopt.runtime.paths import usable
 from stableopt.runtime.words import listed
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 _EVENTS = re.compile(r"telemetry(?:-([1-9][0-9]*))?\.jsonl")
 _CHUNK = 1 << 20
@@ -54,9 +53,8 @@ def list_runs(directory: Path) -> list[Place]:
         OSError: It cannot be read.
     """
     found = [(match, p) for p in directory.iterdir() if (match := _EVENTS.fullmatch(p.name))]
-    places = sorted(Place(path, int(match[1] or 1)) for match, path in found)
-    places.sort(key=lambda place: place.number)
-    return [place._replace(siblings=len(places)) for place in places]
+    places = [Place(path, int(match[1] or 1), len(found)) for match, path in found]
+    return sorted(places, key=lambda place: place.number)
 
 
 def find_run(where: str | os.PathLike[str], number: int | None = None) -> Place:
@@ -77,10 +75,10 @@ def find_run(where: str | os.PathLike[str], number: int | None = None) -> Place:
         raise ConfigError(_nothing_at(path))
     if number is None:
         return places[-1]
-    for place in places:
-        if place.number == number:
-            return place
-    known = ", ".join(str(place.number) for place in places)
+    by_number = {place.number: place for place in places}
+    if number in by_number:
+        return by_number[number]
+    known = ", ".join(map(str, by_number))
     raise ConfigError(f"run={number} is not in {str(path)!r}: choose one of {known}")
 
 
@@ -102,13 +100,8 @@ def runs_below(where: str | os.PathLike[str]) -> list[Place]:
 def _runs_at(path: Path) -> list[Place]:
     if not path.is_dir():
         return []
-    try:
+    with usable("run", path, "read", "give a directory that this process may read"):
         return list_runs(path)
-    except OSError as error:
-        raise ConfigError(
-            f"run={str(path)!r} cannot be read ({error.strerror or error}): "
-            "give a directory that this process may read"
-        ) from error
 
 
 def _of_file(path: Path, number: int | None) -> Place:
@@ -120,7 +113,7 @@ def _of_file(path: Path, number: int | None) -> Place:
         )
     if number is not None:
         raise ConfigError(
-            f"run={number} must not be given with a file: the file says already which run it is"
+            f"run={number} must not be given with a file, which is one run: leave it out"
         )
     places = _runs_at(path.parent)
     return Place(path, int(match[1] or 1), siblings=max(1, len(places)))
@@ -134,7 +127,7 @@ def _with_runs(path: Path) -> list[Path]:
 
 def _nothing_at(path: Path) -> str:
     if not path.exists():
-        return f"run={str(path)!r} must exist: look at the path that was passed as telemetry="
+        return f"run={str(path)!r} must exist: check the path that was passed as telemetry="
     inside = [str(p) for p in _with_runs(path)]
     if inside:
         return (
@@ -159,10 +152,14 @@ class Follower:
 
     def __init__(self, place: Place) -> None:
         self.place = place
-        self.run = Run(place.path, place.number, place.siblings)
-        self._offset = 0
-        self._rest = b""
         self._summary_stamp: tuple[int, int] | None = None
+        self._start(None)
+
+    def _start(self, summary: Mapping[str, Any] | None) -> None:
+        """Read the file from its beginning."""
+        self.run = Run(*self.place)
+        self.run.summary = summary
+        self._offset, self._rest = 0, b""
 
     def poll(self) -> bool:
         """Read what is new; return whether there was anything.
@@ -171,28 +168,18 @@ class Follower:
             ConfigError: The event file cannot be read.
         """
         fresh = self._read_summary()
-        try:
-            with self.place.path.open("rb") as file:
-                if file.seek(0, os.SEEK_END) < self._offset:
-                    self._begin_anew()
-                file.seek(self._offset)
-                while chunk := file.read(_CHUNK):
-                    fresh = True
-                    self._offset += len(chunk)
-                    self._take(chunk)
-        except OSError as error:
-            raise ConfigError(
-                f"run={str(self.place.path)!r} cannot be read ({error.strerror or error}): "
-                "give a file that this process may read"
-            ) from error
+        path, advice = self.place.path, "give a file that this process may read"
+        with usable("run", path, "read", advice), path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self._offset:
+                self._start(self.run.summary)  # another file has replaced it
+            file.seek(self._offset)
+            while chunk := file.read(_CHUNK):
+                fresh = True
+                self._offset += len(chunk)
+                *lines, self._rest = (self._rest + chunk).split(b"\n")
+                for line in lines:
+                    self._line(line)
         return fresh
-
-    def _begin_anew(self) -> None:
-        """Forget a file that another one has replaced."""
-        summary = self.run.summary
-        self.run = Run(self.place.path, self.place.number, self.place.siblings)
-        self.run.summary = summary
-        self._offset, self._rest = 0, b""
 
     def finish(self) -> Run:
         """Read to the end, take what is left there for a torn line, and return the run."""
@@ -200,11 +187,6 @@ class Follower:
         self._line(self._rest)
         self._rest = b""
         return self.run
-
-    def _take(self, chunk: bytes) -> None:
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        for line in lines:
-            self._line(line)
 
     def _line(self, line: bytes) -> None:
         if not line.strip():
@@ -258,9 +240,9 @@ def load_run(where: str | os.PathLike[str], number: int | None = None) -> Run:
 
 
 def select_runs(where: Sequence[str | os.PathLike[str]]) -> tuple[list[Place], list[Path]]:
-    """Return the runs that some paths stand for, each once, and the paths that hold none.
+    """Return the runs at some paths, each once, and the paths that hold none.
 
-    A directory of run directories stands for the newest run of each. ``runs/*`` has more in it
+    Of a directory of run directories it is the newest run of each. ``runs/*`` has more in it
     than runs: checkpoints, audits.
 
     Raises:
@@ -274,7 +256,7 @@ def select_runs(where: Sequence[str | os.PathLike[str]]) -> tuple[list[Place], l
             continue
         places.update((place.path.resolve(), place) for place in runs_below(path))
     if len(without) == 1 and not places:
-        runs_below(without[0])  # says what is there instead
+        runs_below(without[0])  # its message has what is there instead
     if not places:
         raise ConfigError(
             f"runs={[str(path) for path in without[:_FEW]]} must hold a telemetry.jsonl, one of "

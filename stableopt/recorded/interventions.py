@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from stableopt.recorded.values import number_of, whole_of
+from stableopt.recorded.values import dict_of, list_of, number_of, whole_of
 from stableopt.runtime.words import count
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 
 class Kind(str, Enum):
@@ -44,7 +42,7 @@ _SYMPTOMS = frozenset({"nonfinite_gradient", "gradient_spike"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intervention:
-    """A call of ``step()`` that there is something to say about.
+    """A call of ``step()`` in which something was done beside taking the step.
 
     Attributes:
         kind: What was done.
@@ -82,7 +80,7 @@ class Intervention:
         """Whether its batch was not trained on."""
         return self.kind in (Kind.SKIP, Kind.ROLL_BACK, Kind.STOP)
 
-    def tell(self) -> str:
+    def sentence(self) -> str:
         """Return what was done as a sentence, without the reason."""
         if self.kind is Kind.SKIP:
             return "The batch was skipped: it never happened."
@@ -91,10 +89,10 @@ class Intervention:
             lost = f": {count(self.undone, 'update')} undone" if self.undone else ""
             return f"The run was rolled back{where}{lost}.{self._lowered()}"
         if self.kind is Kind.STOP:
-            weights = (
-                "" if self.to_step is None else f" The weights are those of step {self.to_step}."
+            step = self.to_step
+            return "The run was stopped." + (
+                "" if step is None else f" The weights are those of step {step}."
             )
-            return f"The run was stopped.{weights}"
         if self.kind is Kind.BACK_OFF:
             return f"The step was taken.{self._lowered()}"
         return {
@@ -118,15 +116,14 @@ def read_intervention(record: Mapping[str, Any], call: int, step: int) -> Interv
         call: Its call.
         step: Its step.
     """
-    findings = [f for f in _list(record.get("findings")) if isinstance(f, dict)]
+    findings = [f for f in list_of(record.get("findings")) if isinstance(f, dict)]
     kind = _kind_of(record, [str(f.get("kind", "")) for f in findings])
     if kind is None:
         return None
-    rollback = record.get("rollback")
-    back: Mapping[str, Any] = rollback if isinstance(rollback, dict) else {}
-    # Of a fault in the state every gradient is a symptom: what holds it is to blame.
+    back = dict_of(record.get("rollback"))
+    # A fault in the state shows in every gradient: what holds the fault is to blame.
     causes = [f for f in findings if f.get("kind") not in _SYMPTOMS and f.get("where")] or findings
-    where = [name for f in causes for name in _list(f.get("where")) if isinstance(name, str)]
+    where = [name for f in causes for name in list_of(f.get("where")) if isinstance(name, str)]
     scale = number_of(back.get("lr_scale", record.get("lr_scale")))
     return Intervention(
         kind=kind,
@@ -153,10 +150,6 @@ def _kind_of(record: Mapping[str, Any], kinds: Sequence[str]) -> Kind | None:
     if kinds:
         return Kind.RISK if all(k.startswith("risk_") for k in kinds) else Kind.NOTICE
     return Kind.CORRECTION if record.get("reason") else None
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def in_rows(interventions: Iterable[Intervention]) -> Iterator[list[Intervention]]:

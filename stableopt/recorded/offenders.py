@@ -1,26 +1,23 @@
-"""Which layers were named most, and which of their readings lie beyond a limit."""
+"""The layers that were named most, and their readings beyond a limit."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from stableopt.functional import gaussian_effective_rank
 from stableopt.health.spectra.tiers import SMALLEST, TIERS
-from stableopt.recorded.run import LayerTally
+from stableopt.recorded.run import LayerTally, Run
 from stableopt.runtime.words import count, listed, natural, spell
 from stableopt.sensors.targets import without_limits
 from stableopt.types import Standing
 
-if TYPE_CHECKING:
-    from stableopt.recorded.run import Run
-
-_TELLING = (*TIERS, "spectral_norm")
+_CRITICAL = (*TIERS, "spectral_norm")
 """Metrics that a weight loses only by becoming zero, or not finite."""
 
 
 class Offender(NamedTuple):
-    """A layer that something was said about.
+    """A layer that stands out.
 
     Attributes:
         name: Of the parameter.
@@ -38,26 +35,22 @@ class Offender(NamedTuple):
 def top_offenders(run: Run, most: int = 10) -> list[Offender]:
     """Return the layers that stand out, the worst first.
 
-    Those in danger come first, the ones whose metrics exist no more among them, then those beyond
-    a warning limit, then by how often interventions, rises of the risk and transforms have named
-    them.
+    Those in danger come first (also those whose metrics are now undefined), then those beyond a
+    warning limit, then by how often interventions, rises of the risk and transforms named them.
 
     Args:
         run: Which.
         most: How many at most.
     """
-    named = set(run.layers)
-    for metric in _TELLING:
-        named |= set(run.readings.get(metric, ()))
-    found = [_look_at(run, name) for name in named]
+    named = {*run.layers, *(name for metric in _CRITICAL for name in run.readings.get(metric, ()))}
+    found = [_offender(run, name) for name in named]
     found = [o for o in found if o.reading or o.tally.faults or o.tally.risks or o.tally.acts]
     return sorted(found, key=_badness)[:most]
 
 
-def _look_at(run: Run, name: str) -> Offender:
+def _offender(run: Run, name: str) -> Offender:
     standing, words = Standing.HEALTHY, []
-    gone = [metric for metric in _TELLING if is_gone(run, metric, name)]
-    if gone:
+    if gone := [metric for metric in _CRITICAL if is_gone(run, metric, name)]:
         standing = Standing.DANGER
         words.append(f"undefined, and was not before: {', '.join(gone)}")
     for metric, tier in TIERS.items():
@@ -92,8 +85,8 @@ def is_gone(run: Run, metric: str, name: str) -> bool:
 
 def say_undefined(run: Run) -> str:
     """Return which layers have lost their metrics, as a sentence; empty if none has."""
-    known = {name for metric in _TELLING for name in run.readings.get(metric, ())}
-    gone = [name for name in known if any(is_gone(run, metric, name) for metric in _TELLING)]
+    known = {name for metric in _CRITICAL for name in run.readings.get(metric, ())}
+    gone = [name for name in known if any(is_gone(run, metric, name) for metric in _CRITICAL)]
     if not gone:
         return ""
     these = listed(sorted(gone, key=natural))
@@ -108,8 +101,8 @@ def judge(run: Run, metric: str, name: str, value: float | None) -> Standing:
     """Return on which side of its limits a reading lies, where limits apply to that weight.
 
     They do not for an output layer, nor for a weight of fewer than 16 rows or columns: the summary
-    lists those. Without one, names and the effective rank that a random matrix of the shape has
-    tell nearly as well.
+    lists those. Without a summary they follow from the name, and from the effective rank that a
+    random matrix of the shape has.
 
     Args:
         run: Which.

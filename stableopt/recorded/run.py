@@ -1,26 +1,22 @@
-"""A run in memory, built from its records one by one: what report, watch and compare look at."""
+"""A run in memory, built from its records one by one, for report, watch and compare."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from stableopt.recorded.interventions import Kind, read_intervention
+from stableopt.recorded.interventions import Intervention, Kind, read_intervention
 from stableopt.recorded.step_clock import StepClock
 from stableopt.recorded.trace import Readings, Trace
-from stableopt.recorded.values import number_of, whole_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from stableopt.recorded.interventions import Intervention
+from stableopt.recorded.values import dict_of, list_of, number_of, whole_of
 
 TAIL = 10
-"""Recorded losses whose mean is what a run is said to have reached."""
+"""Recorded losses whose mean is the final loss of a run."""
 
 _REMEMBERED = 400
 """Losses from which those that a rollback has undone are taken away."""
@@ -71,7 +67,7 @@ class ActTally:
 
 
 class Run:
-    """Everything a report says about a run; series are bounded, interventions complete.
+    """Everything that a report shows of a run; series are bounded, interventions complete.
 
     Args:
         path: The event file.
@@ -123,7 +119,7 @@ class Run:
     # reading
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Take in a record; one that is no event of a step is passed by."""
+        """Add a record; one that is not the event of a step is ignored."""
         call, step = whole_of(record.get("call")), whole_of(record.get("step"))
         if record.get("event") != "step" or call is None or step is None:
             return
@@ -135,11 +131,13 @@ class Run:
         self._path_of_steps.add(call, step)
         if record.get("action") == "take":
             self._note_numbers(record, call)
-        self._note_risk(record, call)
+        level = record.get("risk")
+        if isinstance(level, str) and level != self.level:
+            self.risk.append((call, level))
         self._note_readings(record, call)
         self._note_acts(record)
         if isinstance(record.get("rollback"), dict):
-            self._go_back(step)
+            self._roll_back(step)
 
     def _note_time(self, record: Mapping[str, Any], call: int) -> None:
         moment = number_of(record.get("time"))
@@ -183,32 +181,18 @@ class Run:
         rate = number_of(rates[0] if isinstance(rates, list) and rates else rates)
         if rate is not None:
             self.lr.add(call, rate * (number_of(record.get("lr_scale")) or 1.0))
-        signals = record.get("signals")
-        if isinstance(signals, dict):
-            self._note_signals(signals, call)
-
-    def _note_signals(self, signals: Mapping[str, Any], call: int) -> None:
-        for name, value in signals.items():
+        for name, value in dict_of(record.get("signals")).items():
             number = number_of(value.get("mean") if isinstance(value, dict) else value)
-            if number is None or (name not in self.signals and len(self.signals) >= MOST_SIGNALS):
-                continue
-            self.signals.setdefault(name, Trace()).add(call, number)
-
-    def _note_risk(self, record: Mapping[str, Any], call: int) -> None:
-        level = record.get("risk")
-        if isinstance(level, str) and (not self.risk or self.risk[-1][1] != level):
-            self.risk.append((call, level))
+            known = name in self.signals or len(self.signals) < MOST_SIGNALS
+            if number is not None and known:
+                self.signals.setdefault(name, Trace()).add(call, number)
 
     def _note_readings(self, record: Mapping[str, Any], call: int) -> None:
-        readings = record.get("readings")
-        if not isinstance(readings, dict):
-            return
-        for layer, metrics in readings.items():
-            if not isinstance(metrics, dict):
-                continue
-            step = whole_of(metrics.get("step")) or 0
+        for layer, read in dict_of(record.get("readings")).items():
+            metrics = dict(dict_of(read))
+            step = whole_of(metrics.pop("step", None)) or 0
             for metric, value in metrics.items():
-                number = None if metric == "step" else number_of(value)
+                number = number_of(value)
                 if number is not None:
                     known = self.readings.setdefault(metric, {})
                     if layer not in known:
@@ -216,10 +200,7 @@ class Run:
                     known[layer].read(call, step, number)
 
     def _note_acts(self, record: Mapping[str, Any]) -> None:
-        acts = record.get("acts")
-        for act in acts if isinstance(acts, list) else ():
-            if not isinstance(act, dict):
-                continue
+        for act in filter(dict_of, list_of(record.get("acts"))):
             tally = self.acts.setdefault(str(act.get("transform", "")), ActTally())
             tally.metric = str(act.get("metric", ""))
             tally.records += 1
@@ -228,13 +209,13 @@ class Run:
             if isinstance(worst, str):
                 self.layers.setdefault(worst, LayerTally()).acts += 1
 
-    def _go_back(self, step: int) -> None:
-        """Forget what belongs to updates that were undone: it is no part of what was reached."""
+    def _roll_back(self, step: int) -> None:
+        """Forget what belongs to updates that were undone."""
         self._bad_since = None
         self._tail = deque((t for t in self._tail if t[0] <= step), _REMEMBERED)
         for layers in self.readings.values():
             for readings in layers.values():
-                readings.go_back(step)
+                readings.roll_back(step)
 
     # asking
 
@@ -297,5 +278,5 @@ class Run:
         """Return what the summary has under nested keys; ``None`` if it has nothing there."""
         value: Any = self.summary
         for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
+            value = dict_of(value).get(key)
         return value

@@ -1,24 +1,22 @@
-"""What state a run is in, in numbers and in words, and the exit code that says so."""
+"""The state of a run, in numbers and in words, and its exit code."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stableopt.recorded.interventions import Kind
+from stableopt.recorded.run import Run
 from stableopt.recorded.values import whole_of
 from stableopt.runtime.words import clock, count, printable
 from stableopt.telemetry.ledger import MANY
-
-if TYPE_CHECKING:
-    from stableopt.recorded.run import Run
 
 FINE, BAD = 0, 1
 """Exit codes of a run; 2 is a bad use of the command."""
 
 BROKEN = frozenset({"failed", "interrupted"})
-"""States of a run whose program did not come to its end."""
+"""States of a run whose program did not finish."""
 
 ENDED = BROKEN | {"closed", "stopped"}
 """States after which nothing more is written."""
@@ -44,9 +42,9 @@ class Status:
         steps: Updates taken so far.
         skips: Calls whose batch was left out.
         tamed: Calls whose gradients were scaled down to what is usual.
-        rollbacks: How often the run went back.
+        rollbacks: How often the run was rolled back.
         steps_lost: Updates that this has undone.
-        back_offs: How often learning rates were lowered without going back.
+        back_offs: How often learning rates were lowered without a rollback.
         stops: 1 if it was stopped.
         risk: The newest level; ``None`` while nothing is known.
         final_loss: Mean of the newest recorded losses, 10 at most, of steps that were taken.
@@ -104,7 +102,7 @@ def status_of(run: Run) -> Status:
         integrity=integrity,
         bad=integrity == "COMPROMISED" or state in BROKEN or run.level in _DANGEROUS,
         calls=_newest(run, "calls", run.call),
-        # Updates go back with a rollback: of two numbers the newer one, not the larger.
+        # A rollback lowers the number of updates: the newer of two counts, not the larger.
         steps=_steps_of(run),
         skips=_newest(run, "skips", run.counted(Kind.SKIP)),
         tamed=_newest(run, "tamed", run.counted(Kind.TAME)),
@@ -148,9 +146,9 @@ def _ended_by(run: Run) -> str | None:
 
 
 def _integrity_of(run: Run) -> str:
-    """Return what the summary says, unless events after it say worse."""
+    """Return the integrity of the summary, unless events after it are worse."""
     noted = run.setting("integrity")
-    # A guard sees to it that gradients are finite: single losses that are not mean nothing then.
+    # A guard keeps gradients finite: a single loss that is not finite means nothing then.
     many = MANY if isinstance(run.setting("guard"), dict) else 1
     lost = run.bad_losses >= many and _steps_of(run) == run.step
     if run.counted(Kind.STOP) or lost:
@@ -175,35 +173,33 @@ def say_state(status: Status) -> str:
 
 
 def say_interventions(status: Status) -> str:
-    """Return what was done in the run beside taking steps, as a sentence."""
-    deeds = []
-    if status.skips:
-        deeds.append(f"{count(status.skips, 'batch', 'batches')} skipped")
-    if status.tamed:
-        deeds.append(f"{count(status.tamed, 'batch', 'batches')} tamed")
-    if status.rollbacks:
-        times = count(status.rollbacks, "rollback")
-        deeds.append(f"{times}, {count(status.steps_lost, 'update')} undone")
-    if status.back_offs:
-        deeds.append(f"learning rates lowered {count(status.back_offs, 'time')}")
-    if status.stops:
-        deeds.append("stopped in the end")
-    return f"{'; '.join(deeds)}." if deeds else "Nothing was skipped or undone."
+    """Return what was done beside taking steps, as a sentence."""
+    undone = count(status.steps_lost, "update")
+    deeds = (
+        (status.skips, f"{count(status.skips, 'batch', 'batches')} skipped"),
+        (status.tamed, f"{count(status.tamed, 'batch', 'batches')} tamed"),
+        (status.rollbacks, f"{count(status.rollbacks, 'rollback')}, {undone} undone"),
+        (status.back_offs, f"learning rates lowered {count(status.back_offs, 'time')}"),
+        (status.stops, "stopped in the end"),
+    )
+    done = "; ".join(words for times, words in deeds if times)
+    return f"{done or 'Nothing was skipped or undone'}."
 
 
 def say_integrity(status: Status) -> str:
     """Return what the integrity means, as a sentence."""
-    if status.integrity == "OK":
-        return "Nothing harmful is known to remain."
-    if status.integrity == "UNCHECKED":
-        return "There was no guard: the weights were not checked."
-    if status.integrity == "UNKNOWN":
-        return "There is no summary.json that can be read: what the guard knew is not recorded."
+    meaning = {
+        "OK": "Nothing harmful is known to remain.",
+        "UNCHECKED": "There was no guard: the weights were not checked.",
+        "UNKNOWN": "There is no readable summary.json: the integrity is not recorded.",
+    }
+    if status.integrity in meaning:
+        return meaning[status.integrity]
     if status.stops:
-        return "The guard gave the run up: see the last entries of the ledger."
+        return "The guard stopped the run: see the last entries of the ledger."
     if status.last_loss is not None and not math.isfinite(status.last_loss):
-        return "It trains on a loss that is not finite."
-    return "Something that is tracked did not go back in a rollback, or the loss is not finite."
+        return "Its loss is not finite."
+    return "A tracked object was not restored by a rollback, or the loss is not finite."
 
 
 def say_risk(status: Status) -> str:

@@ -14,7 +14,7 @@ class StepClock:
         self._last: tuple[int, int] | None = None
 
     def add(self, call: int, step: int) -> None:
-        """Take in a record.
+        """Add a record.
 
         Args:
             call: Of ``step()``.

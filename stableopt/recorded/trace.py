@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @dataclass(slots=True)
@@ -40,7 +37,7 @@ class Bucket:
     infinite: int = 0
 
     def add(self, x: float, value: float) -> None:
-        """Take in a point."""
+        """Add a point."""
         self.end = x
         self.count += 1
         if value - value != 0.0:  # NaN or infinite
@@ -59,7 +56,7 @@ class Bucket:
             self.high = value
 
     def absorb(self, other: Bucket) -> None:
-        """Take in the bucket that follows."""
+        """Add the bucket that follows."""
         if other.finite:
             if not self.finite:
                 self.first = other.first
@@ -186,14 +183,14 @@ class Readings(Trace):
 
         Args:
             call: Of ``step()`` at which it was recorded.
-            step: Updates behind the weight when it was read.
+            step: Steps taken so far when it was read.
             value: What was read.
         """
         self.add(call, value)
         self._recent.append((step, value))
 
-    def go_back(self, step: int) -> None:
-        """Forget what was read from weights that are no more; the series keeps it."""
+    def roll_back(self, step: int) -> None:
+        """Forget what was read from updates that were undone; the series keeps it."""
         while self._recent and self._recent[-1][0] > step:
             self._recent.pop()
 
@@ -204,4 +201,4 @@ class Readings(Trace):
 
 
 _RECENT = 8
-"""Readings that a rollback may lie behind."""
+"""Newest readings that are kept for a rollback."""

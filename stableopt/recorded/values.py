@@ -32,3 +32,13 @@ def whole_of(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     return value if abs(value) < 2**63 else None
+
+
+def dict_of(value: Any) -> dict[str, Any]:
+    """Return a dict from a record; an empty one for what is none."""
+    return value if isinstance(value, dict) else {}
+
+
+def list_of(value: Any) -> list[Any]:
+    """Return a list from a record; an empty one for what is none."""
+    return value if isinstance(value, list) else []

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Errand:
+class Transfer:
     """Numbers on their way to the host.
 
     Args:
@@ -51,13 +51,13 @@ class Lane:
 
     On a CUDA device the work is queued on a stream of its own, behind everything queued so far
     on the current one, and its results are copied to pinned host memory. Whoever changes what
-    it reads calls :meth:`Errand.wait` first. On the CPU it runs at once.
+    it reads calls :meth:`Transfer.wait` first. On the CPU it runs at once.
     """
 
     def __init__(self) -> None:
         self._streams: dict[torch.device, Any] = {}
 
-    def run(self, device: torch.device, work: Callable[[], Sequence[Tensor]]) -> Errand:
+    def run(self, device: torch.device, work: Callable[[], Sequence[Tensor]]) -> Transfer:
         """Run ``work``; nothing of it is recorded by autograd or touched by autocast.
 
         Args:
@@ -66,10 +66,10 @@ class Lane:
         """
         with undisturbed(device):
             if device.type != "cuda":
-                return Errand([value.cpu() for value in work()])
+                return Transfer([value.cpu() for value in work()])
             return self._beside(device, work)
 
-    def _beside(self, device: torch.device, work: Callable[[], Sequence[Tensor]]) -> Errand:
+    def _beside(self, device: torch.device, work: Callable[[], Sequence[Tensor]]) -> Transfer:
         stream = self._streams.get(device)
         if stream is None:
             stream = self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -79,7 +79,7 @@ class Lane:
             started.record(stream)
             values = [self._to_host(value) for value in work()]
             done.record(stream)
-        return Errand(values, done, started)
+        return Transfer(values, done, started)
 
     @staticmethod
     def _to_host(value: Tensor) -> Tensor:

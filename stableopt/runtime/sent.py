@@ -13,7 +13,7 @@ from stableopt.functional import widest_real
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stableopt.runtime.lane import Errand, Lane
+    from stableopt.runtime.lane import Lane, Transfer
 
 
 class Sent:
@@ -33,7 +33,7 @@ class Sent:
     ) -> None:
         self._scalars = [0.0] * len(scalars)
         self._tensors = list(tensors)
-        self._errands: list[tuple[list[int], list[int], Errand]] = []
+        self._transfers: list[tuple[list[int], list[int], Transfer]] = []
         remote: dict[torch.device, tuple[list[int], list[int]]] = {}
         for i, value in enumerate(scalars):
             if isinstance(value, Tensor) and is_remote(value):
@@ -46,8 +46,8 @@ class Sent:
         # Held until they are read: the allocator must not give their memory away before.
         self._held = (tuple(scalars), tuple(tensors))
         for device, (some, others) in remote.items():
-            errand = lane.run(device, partial(self._gather, device, some, others))
-            self._errands.append((some, others, errand))
+            transfer = lane.run(device, partial(self._gather, device, some, others))
+            self._transfers.append((some, others, transfer))
 
     def _gather(self, device: torch.device, some: list[int], others: list[int]) -> list[Tensor]:
         scalars, tensors = self._held
@@ -58,13 +58,13 @@ class Sent:
 
     def wait(self) -> tuple[list[float], list[Tensor]]:
         """Return the scalars and the tensors, on the host."""
-        for some, others, errand in self._errands:
-            numbers, *found = errand.wait()
+        for some, others, transfer in self._transfers:
+            numbers, *found = transfer.wait()
             for i, number in zip(some, numbers.tolist(), strict=True):
                 self._scalars[i] = number
             for i, tensor in zip(others, found, strict=True):
                 self._tensors[i] = tensor
-        self._errands, self._held = [], ((), ())
+        self._transfers, self._held = [], ((), ())
         return self._scalars, self._tensors
 
 

@@ -16,10 +16,9 @@ from stableopt.sensors.protocol import Measurement, Result, Visit
 class ConditionNumber:
     """Reads ``condition_number`` and ``relative_condition``, exactly.
 
-    Nothing that only multiplies sees σ_min, so this is a decomposition: for weights that
-    another sensor has doubts about, unless ``always``. ``relative_condition`` is divided by what
-    a Gaussian matrix of that shape typically reads: a square one of size n has about 3.7 n for
-    no fault of its own.
+    No estimate by products alone finds σ_min, so this is a decomposition: for weights that
+    another sensor suspects, unless ``always``. ``relative_condition`` is divided by the typical
+    value of a Gaussian matrix of that shape: about 3.7 n for a healthy square one of size n.
 
     Attributes:
         always: Visit every weight in its turn.
@@ -39,7 +38,7 @@ class ConditionNumber:
         return not self.always
 
     def start(self, visit: Visit) -> Measurement:
-        """Decompose."""
+        """Compute the decomposition."""
         value = condition_number(visit.weight)
         rows = visit.weight.shape[0]
         columns = math.prod(visit.weight.shape[1:])

@@ -1,4 +1,4 @@
-"""Keeps what the sensors cost inside a share of the time that training takes."""
+"""Limits the cost of the sensors to a share of the training time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Governor:
         self.postponed = 0
 
     def allows(self, now: float | None = None) -> bool:
-        """Tell whether there is anything on the account.
+        """Return whether there is anything on the account.
 
         Args:
             now: Seconds of a monotonic clock; the current time if not given.
@@ -44,7 +44,7 @@ class Governor:
         return self._account > 0
 
     def charge(self, seconds: float) -> None:
-        """Take what sensors took from the account."""
+        """Subtract the time that sensors took from the account."""
         self.spent += seconds
         self._account -= seconds
 

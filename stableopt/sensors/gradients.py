@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from stableopt.functional import (
     all_finite,
@@ -17,11 +19,6 @@ from stableopt.functional import (
 )
 from stableopt.runtime.scalars import read_scalars
 from stableopt.types import GradientNorms
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
 
 MOST_GROUPS = 16
 """Norms that are looked at beside the global one; of more groups, neighbours share one."""
@@ -46,12 +43,12 @@ class GradientMeasurement(NamedTuple):
     groups: dict[int, Tensor]
 
     @property
-    def asked(self) -> list[Tensor]:
+    def scalars(self) -> list[Tensor]:
         """The numbers that :meth:`finish` needs read."""
         return [self.total, *self.groups.values()]
 
     def finish(self, numbers: Sequence[float]) -> GradientNorms:
-        """Return the norms, given the numbers of ``asked``.
+        """Return the norms, given the numbers of ``scalars``.
 
         A norm that is not finite is confirmed element by element, because the norm of huge
         finite gradients overflows: only a NaN or an Inf in a gradient makes it ``nonfinite``.
@@ -122,9 +119,9 @@ def measure_gradients(
     started = start_gradients(param_groups)
     if started is None:
         return None, read_scalars(beside)
-    asked = started.asked
-    numbers = read_scalars([*asked, *beside])
-    return started.finish(numbers[: len(asked)]), numbers[len(asked) :]
+    scalars = started.scalars
+    numbers = read_scalars([*scalars, *beside])
+    return started.finish(numbers[: len(scalars)]), numbers[len(scalars) :]
 
 
 def _group_totals(owners: Sequence[tuple[int, int]], norms: Sequence[Tensor]) -> dict[int, Tensor]:

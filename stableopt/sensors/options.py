@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from stableopt.errors import ConfigError, require_number
 from stableopt.sensors.protocol import Sensor
@@ -12,11 +12,6 @@ from stableopt.sensors.sampler import Sampler
 from stableopt.sensors.spectral_norm import SpectralNorm
 
 RISKS = ("spectral", "kappa_tilde")
-
-
-def default_sensors() -> tuple[Sensor, ...]:
-    """Return the default set."""
-    return (SpectralNorm(), SampledSpectrum())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +25,16 @@ class Sensors:
             dimensions or more.
         heads: Patterns of the names of output layers. Their rows for what never occurs, such as
             tokens that the data lack, are alike in a healthy run: their course is followed, but
-            no absolute limit applies to them. ``None`` for names with ``head``, ``classifier``,
-            ``logits`` or ``embed_out`` in them, the last linear layer of the model, and the table
-            of its vocabulary if no layer has as many outputs (then it is tied to them). No limit
-            applies to learned positions either (``wpe``, ``position`` or ``pos_emb`` in their
-            names), whatever is given here: neighbours are alike in a healthy run.
+            no absolute limit applies to them. ``None`` for those with a part such as ``lm_head``,
+            ``head``, ``classifier``, ``score`` or ``embed_out`` in their dotted names, the last
+            linear layer of the model, and the table of its vocabulary if no layer has as many
+            outputs (then it is tied to them). No limit applies to learned positions either (a part
+            such as ``wpe``, ``pos_embed`` or ``position_embeddings``), whatever is given here:
+            neighbours are alike in a healthy run.
         budget: Share of the training time that sensors may take, beyond the first visit of all
-            weights: visits are postponed, and that is said, where they would take more. What is
+            weights: visits that would take more are postponed, and that is logged. What is
             read then depends on the machine. ``None`` for no limit. Where readings lead to
-            actions nothing is postponed, so that runs are reproducible, and it is only said.
+            actions nothing is postponed, so that runs are reproducible, and it is only logged.
         risk: What the risk level is read from: ``"spectral"``, or ``"kappa_tilde"`` for the
             slope of κ̃ that Gradience reads (needs :class:`KappaTilde` among the sensors).
 
@@ -53,8 +49,8 @@ class Sensors:
         400
     """
 
-    use: tuple[Sensor, ...] = field(default_factory=default_sensors)
-    sampler: Sampler = field(default_factory=Sampler)
+    use: tuple[Sensor, ...] = (SpectralNorm(), SampledSpectrum())
+    sampler: Sampler = Sampler()  # noqa: RUF009 - frozen
     params: tuple[str, ...] | None = None
     heads: tuple[str, ...] | None = None
     budget: float | None = 0.005

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from torch import Tensor
+from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +30,11 @@ class Visit:
 
 
 class Result(NamedTuple):
-    """What came of a visit.
+    """The result of a visit.
 
     Attributes:
         values: A number for every metric of the sensor; NaN where it is undefined.
-        memory: For the next visit of this weight; goes back with the weights.
+        memory: For the next visit of this weight; restored by a rollback.
     """
 
     values: Mapping[str, float]
@@ -62,7 +60,7 @@ class Sensor(Protocol):
 
     Attributes:
         metrics: Their names.
-        on_suspicion: Whether only weights are visited that other sensors have doubts about.
+        on_suspicion: Whether only weights are visited that other sensors suspect.
     """
 
     @property
@@ -71,10 +69,10 @@ class Sensor(Protocol):
 
     @property
     def on_suspicion(self) -> bool:
-        """Whether it waits for a suspicion."""
+        """Whether only suspected weights are visited."""
 
     def start(self, visit: Visit) -> Measurement:
         """Queue the work on the device of ``visit.weight``; must not wait for it.
 
-        Whatever it raises is logged, and the metrics are undefined for this visit.
+        An exception is logged, and the metrics are undefined for this visit.
         """

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
+
+from torch import Tensor
 
 from stableopt.functional import assr_condition_number, assr_fiedler
 from stableopt.sensors.protocol import Measurement, Result, Visit
 from stableopt.sensors.spectral_norm import SpectralNorm
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class AssrFiedler:
     on_suspicion: ClassVar[bool] = False
 
     def start(self, visit: Visit) -> Measurement:
-        """Decompose."""
+        """Compute the decomposition."""
         value = assr_fiedler(visit.weight)
         return Measurement((), lambda host: Result({"assr_fiedler": value}))
 
@@ -44,7 +42,7 @@ class AssrConditionNumber:
     on_suspicion: ClassVar[bool] = False
 
     def start(self, visit: Visit) -> Measurement:
-        """Decompose."""
+        """Compute the decomposition."""
         value = assr_condition_number(visit.weight)
         return Measurement((), lambda host: Result({"assr_condition_number": value}))
 

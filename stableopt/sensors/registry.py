@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
 from stableopt.sensors.condition_number import ConditionNumber
+from stableopt.sensors.protocol import Sensor
 from stableopt.sensors.published import AssrConditionNumber, AssrFiedler, KappaTilde
 from stableopt.sensors.sampled_spectrum import SampledSpectrum
 from stableopt.sensors.spectral_norm import SpectralNorm
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from stableopt.sensors.protocol import Sensor
 
 _KINDS = (
     SpectralNorm,

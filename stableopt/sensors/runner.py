@@ -1,20 +1,17 @@
-"""Run sensors on weights, beside training where that is possible; none of them ends a run."""
+"""Run sensors on weights, beside training where possible; a sensor that fails ends no run."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from stableopt.runtime.lane import Errand, Lane, undisturbed
+import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import torch
-    from torch import Tensor
-
-    from stableopt.sensors.protocol import Measurement, Result, Sensor, Visit
+from stableopt.runtime.lane import Lane, Transfer, undisturbed
+from stableopt.sensors.protocol import Measurement, Result, Sensor, Visit
 
 logger = logging.getLogger("stableopt")
 
@@ -33,41 +30,38 @@ class Task(NamedTuple):
     measurement: Measurement | None = None
 
 
-class Round:
+class Round(NamedTuple):
     """Visits that are under way.
 
-    Args:
-        errands: What each device brings to the host.
+    Attributes:
+        transfers: What each device sends to the host.
         started: What was started there, in the order in which it was.
     """
 
-    def __init__(
-        self, errands: dict[torch.device, Errand], started: dict[torch.device, list[Task]]
-    ) -> None:
-        self._errands = errands
-        self._started = started
+    transfers: dict[torch.device, Transfer]
+    started: dict[torch.device, list[Task]]
 
     @property
     def late(self) -> int:
-        """How many devices would have to be waited for."""
-        return sum(errand.late for errand in self._errands.values())
+        """How many devices are not done yet."""
+        return sum(transfer.late for transfer in self.transfers.values())
 
     def wait(self) -> None:
         """Return once nothing of it reads a weight any more."""
-        for errand in self._errands.values():
-            errand.wait()
+        for transfer in self.transfers.values():
+            transfer.wait()
 
     @property
     def device_seconds(self) -> float:
         """Seconds that it took on accelerators. Only after :meth:`wait`."""
-        return sum(errand.device_seconds for errand in self._errands.values())
+        return sum(transfer.device_seconds for transfer in self.transfers.values())
 
     def arrivals(self) -> list[tuple[Task, list[Tensor]]]:
         """Return everything that was started, with what it has sent to the host."""
         found = []
-        for device, errand in self._errands.items():
-            sent = list(errand.wait())
-            for task in self._started[device]:
+        for device, transfer in self.transfers.items():
+            sent = list(transfer.wait())
+            for task in self.started[device]:
                 count = 0 if task.measurement is None else len(task.measurement.sent)
                 found.append((task, sent[:count]))
                 del sent[:count]
@@ -87,23 +81,23 @@ class Runner:
         for task in tasks:
             by_device.setdefault(task.visit.weight.device, []).append(task)
         started: dict[torch.device, list[Task]] = {device: [] for device in by_device}
-        errands = {
+        transfers = {
             device: self._run(device, mine, started[device]) for device, mine in by_device.items()
         }
-        return Round(errands, started)
+        return Round(transfers, started)
 
     def finish(self, launched: Round) -> list[tuple[Task, Result | None]]:
-        """Return what came of every visit; ``None`` where the sensor failed."""
+        """Return the result of every visit; ``None`` where the sensor failed."""
         return [(task, self._result(task, sent)) for task, sent in launched.arrivals()]
 
-    def _run(self, device: torch.device, tasks: Sequence[Task], started: list[Task]) -> Errand:
+    def _run(self, device: torch.device, tasks: Sequence[Task], started: list[Task]) -> Transfer:
         try:
             return self.lane.run(device, partial(self._start, tasks, started))
         except Exception as error:  # noqa: BLE001 - a sensor must not end a run
             started[:] = tasks
             for task in tasks:
-                self._tell(task, error)
-            return Errand([])
+                self._warn(task, error)
+            return Transfer([])
 
     def _start(self, tasks: Sequence[Task], started: list[Task]) -> list[Tensor]:
         sent: list[Tensor] = []
@@ -113,7 +107,7 @@ class Runner:
                 measurement = task.sensor.start(task.visit)
                 sent += measurement.sent
             except Exception as error:  # noqa: BLE001 - a sensor must not end a run
-                self._tell(task, error)
+                self._warn(task, error)
                 measurement = None
             started.append(task._replace(measurement=measurement))
         return sent
@@ -129,17 +123,17 @@ class Runner:
                 raise ValueError(f"its result does not fit its metrics: {', '.join(sorted(odd))}")
             values = {metric: float(value) for metric, value in result.values.items()}
         except Exception as error:  # noqa: BLE001 - a sensor must not end a run
-            self._tell(task, error)
+            self._warn(task, error)
             return None
         return result._replace(values=values)
 
-    def _tell(self, task: Task, error: Exception) -> None:
-        told = f"{task.sensor!r}"
-        if told not in self._failed:
-            self._failed.add(told)
+    def _warn(self, task: Task, error: Exception) -> None:
+        name = f"{task.sensor!r}"
+        if name not in self._failed:
+            self._failed.add(name)
             logger.warning(
-                "%s failed on %s (%s: %s): its metrics are undefined there; this is not said again",
-                told,
+                "%s failed on %s (%s: %s): its metrics are undefined there; this is logged once",
+                name,
                 task.visit.name,
                 type(error).__name__,
                 error,

@@ -1,32 +1,24 @@
-"""The sensor of everything that one small Gram matrix of sampled rows tells."""
+"""The sensor of everything that is read from one small Gram matrix of sampled rows."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from stableopt.errors import ConfigError
+from stableopt.errors import require_int
 from stableopt.functional import (
     as_matrix,
     gaussian_effective_rank,
     gaussian_fiedler_value,
     gaussian_kappa_p10,
 )
-from stableopt.functional.row_spectrum import (
-    SAMPLED_ROWS,
-    row_gram,
-    sample_rows,
-    spectrum_of_gram,
-)
+from stableopt.functional.row_spectrum import SAMPLED_ROWS, row_gram, sample_rows, spectrum_of_gram
 from stableopt.sensors.protocol import Measurement, Result, Visit
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
 
 LEAST_KAPPA = 4.0
 """What κ_p10 is divided by at least: training takes wide matrices away from their 1 to 2."""
@@ -68,8 +60,7 @@ class SampledSpectrum:
     rows: int = SAMPLED_ROWS
 
     def __post_init__(self) -> None:
-        if isinstance(self.rows, bool) or not isinstance(self.rows, int) or self.rows < 2:
-            raise ConfigError(f"rows={self.rows!r} must be an int, at least 2: how many")
+        require_int("rows", self.rows, 2, "how many rows are sampled")
 
     def start(self, visit: Visit) -> Measurement:
         """Queue the Gram matrix."""

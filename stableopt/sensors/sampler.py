@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 import random
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from stableopt.errors import ConfigError, require_int, require_number
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 ORDERS = ("round_robin", "random")
 
@@ -21,7 +18,7 @@ class Sampler:
     """Which share of the weights is measured, how often, and in which order.
 
     ``"round_robin"`` visits every weight within ``every / ratio`` steps; ``"random"`` draws
-    anew every time, as ASSR does. Either depends on the places of the parameters and the seed
+    again every time, as ASSR does. Both depend on the places of the parameters and the seed
     alone. What is suspected, or has no baseline yet, is visited beside those whose turn it is.
 
     Attributes:
@@ -59,12 +56,12 @@ class Sampler:
     def spacing(self) -> int:
         """Steps between two visits of a weight whose usual course is being learned.
 
-        Closer ones would tell how it moves within a few steps, early in training.
+        Closer ones would measure how it moves within a few steps, early in training.
         """
         return max(self.coverage // 2, 4 * self.every)
 
     def due(self, step: int) -> bool:
-        """Tell whether weights are measured once they are ``step`` updates old.
+        """Return whether weights are measured after ``step`` steps.
 
         What is measured after step 9 is read in the tenth, with which telemetry writes it.
         """
@@ -76,7 +73,7 @@ class Sampler:
         Args:
             names: What all weights are known by, in any order.
             turn: How many times weights were picked before.
-            step: Updates behind them.
+            step: Steps taken so far.
         """
         count = min(len(names), max(1, math.ceil(self.ratio * len(names))))
         ordered = sorted(names, key=lambda name: (zlib.crc32(f"{self.seed}:{name}".encode()), name))

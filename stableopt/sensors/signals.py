@@ -1,12 +1,12 @@
-"""What the user tells about a step: collected by ``observe()``, consumed by ``step()``."""
+"""The signals of a step: collected by ``observe()``, consumed by ``step()``."""
 
 from __future__ import annotations
 
 import math
 import numbers
 import weakref
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,15 +14,11 @@ from torch import Tensor
 from stableopt.errors import ConfigError
 from stableopt.functional import dense_values, widest_real
 from stableopt.runtime.storage import has_data
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from stableopt.types import Observation
+from stableopt.types import Observation
 
 
 class Signals:
-    """The signals observed since the last step, or since a batch that nobody took a step on.
+    """The signals observed since the last step, or since a batch without a step.
 
     ``loss`` is averaged over all calls, and a value that is not finite wins, as it does
     in any mean. Every other signal keeps its last value.
@@ -38,7 +34,7 @@ class Signals:
     def add(
         self, signals: Mapping[str, Any], param_groups: Sequence[Mapping[str, Any]] = ()
     ) -> float | Tensor | None:
-        """Collect ``signals``; ``None`` stands for not observed.
+        """Collect ``signals``; a value of ``None`` was not observed.
 
         Args:
             signals: What is observed.
@@ -63,7 +59,7 @@ class Signals:
         if found is not None:
             self._look_for_reset(param_groups)
         if self._ended:
-            # What was told between two steps, of an evaluation, is not about the batch that ended.
+            # Signals between two steps, of an evaluation, do not belong to the batch that ended.
             self._losses, self._others, self._ended = [], dict(self._between), False
         if found is not None:
             self._losses.append(found)
@@ -81,11 +77,11 @@ class Signals:
         return losses, others
 
     def end_batch(self) -> None:
-        """Let what comes next replace what is there: no step will be taken on it.
+        """Have the next signals replace those of this batch: no step will be taken on it.
 
         A GradScaler does not call ``step()`` when it skips an overflow, and loops leave out batches
-        of their own, so that nobody consumes what was observed of them. What is there stays until
-        then, because some loops reset the gradients between the forward and the backward pass.
+        of their own: their signals are not consumed by a step. They are kept until then,
+        because some loops reset the gradients between the forward and the backward pass.
         """
         self._begun = self._ended = True
 
@@ -94,7 +90,7 @@ class Signals:
         return {**self.__dict__, "_gradient": None}
 
     def _look_for_reset(self, param_groups: Sequence[Mapping[str, Any]]) -> None:
-        """End the batch if its gradients have been reset since a loss of it was told."""
+        """End the batch if its gradients were reset after its loss was observed."""
         if self._gradient is not None:
             parameter, known = self._gradient
             gradient = known()
@@ -118,7 +114,7 @@ def loss_of(value: Any) -> list[float | Tensor]:
 
 
 def signals_of(observation: Observation) -> dict[str, Any]:
-    """Return what triggers may read of an observation beside the readings of sensors."""
+    """Return the signals of an observation that triggers may read, its loss included."""
     loss = {} if observation.loss is None else {"loss": observation.loss}
     return {**loss, **observation.signals}
 
@@ -153,7 +149,7 @@ def _checked_tensor(name: str, value: Tensor) -> Tensor:
     if value.numel() == 0:
         raise ConfigError(f"{name}: an empty tensor has no value; leave the signal out")
     if value.is_quantized:
-        raise ConfigError(f"{name}: a quantized tensor; tell {name}.dequantize() instead")
+        raise ConfigError(f"{name}: a quantized tensor; pass {name}.dequantize() instead")
     # Copied, because running averages and buffers are written to before the step.
     return dense_values(value.detach()).clone()
 
@@ -161,7 +157,7 @@ def _checked_tensor(name: str, value: Tensor) -> Tensor:
 def _as_float(value: Any) -> float:
     try:
         return float(value)
-    except OverflowError:  # an int of hundreds of digits: no loss that anybody can use
+    except OverflowError:  # an int of hundreds of digits
         return math.inf if value > 0 else -math.inf
 
 

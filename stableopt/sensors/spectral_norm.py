@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from stableopt.functional import as_matrix, widest_real
 from stableopt.functional.spectral_norm import (
@@ -19,13 +21,8 @@ from stableopt.functional.spectral_norm import (
 )
 from stableopt.sensors.protocol import Measurement, Result, Visit
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
 COLD_STEPS = 24
-"""Lanczos steps of a first visit, which nothing is known for and nobody waits for."""
+"""Lanczos steps of a first visit, which has no estimate to start from."""
 
 
 @dataclass(frozen=True)

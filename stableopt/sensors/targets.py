@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from stableopt.errors import ConfigError
 from stableopt.runtime.names import parameter_names
 from stableopt.runtime.storage import has_data
+from stableopt.runtime.words import listed
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+_OUTPUT = re.compile(
+    r"head|head_dist|(?!.*(multi|attn|attention))\w{2,}_head|(\w+_)?classifier|score|logits(_\w+)?|"
+    r"embed_out|output_projection"
+)
+"""What a part of the name of an output layer is, e.g. of ``lm_head.weight``.
 
-    from torch import Tensor
-    from torch.optim import Optimizer
+Not ``heads`` and ``multi_head``, nor ``q_head`` of one letter: those belong to attention.
+"""
 
-
-HEADS = ("head", "classifier", "logits", "embed_out")
-"""What the names of output layers have in them."""
-
-POSITIONS = ("wpe", "position", "pos_emb", "posemb")
-"""What the names of learned positions have in them: neighbours are alike in a healthy run."""
+_POSITION = re.compile(
+    r"wpe|(\w+_)?positions?(_bias\w*)?|"
+    r"(\w+_)?pos(itions?|itional)?_?(emb(ed(ding)?s?)?|enc(oding)?s?)(_table|_window)?"
+)
+"""What a part of the name of learned positions is, e.g. of ``wpe.weight``."""
 
 
 class Targets:
@@ -66,10 +71,8 @@ class Targets:
         names = list(parameter_names(self._optimizer, self._model).values())
         for pattern in self._params or ():
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise ConfigError(
-                    f"params={pattern!r} matches no parameter: the names are "
-                    f"{', '.join(names[:8])}{', …' if len(names) > 8 else ''}"
-                )
+                known = listed(names, 8)
+                raise ConfigError(f"params={pattern!r} matches no parameter: the names are {known}")
 
     def weights(self) -> dict[str, Tensor]:
         """Return every weight, detached, as it is now."""
@@ -88,24 +91,22 @@ class Targets:
 
     @property
     def places(self) -> dict[str, str]:
-        """Where every weight of the last :meth:`weights` stands, as ``"group.index"``, by name."""
+        """The place of every weight of the last :meth:`weights`, ``"group.index"``, by name."""
         return {name: f"{g}.{i}" for name, (g, i) in self._names.items()}
 
     def _find_heads(self) -> frozenset[str]:
         """Return the names of output layers, and of tables of positions."""
-        if self._heads is not None:
-            return frozenset(
-                name
-                for name in self._names
-                if is_position(name) or any(fnmatchcase(name, p) for p in self._heads)
-            )
         outputs = [] if self._model is None else _outputs(self._model)
         groups = self._optimizer.param_groups
-        return frozenset(
-            name
-            for name, (g, i) in self._names.items()
-            if without_limits(name) or any(groups[g]["params"][i] is w for w in outputs)
-        )
+
+        def exempt(name: str, group: int, index: int) -> bool:
+            if self._heads is not None:
+                named = any(fnmatchcase(name, pattern) for pattern in self._heads)
+                return _has_part(name, _POSITION) or named
+            weight = groups[group]["params"][index]
+            return bool(without_limits(name)) or any(weight is output for output in outputs)
+
+        return frozenset(name for name, place in self._names.items() if exempt(name, *place))
 
 
 def _outputs(model: nn.Module) -> list[Tensor]:
@@ -125,14 +126,14 @@ def _outputs(model: nn.Module) -> list[Tensor]:
 
 def without_limits(name: str) -> str | None:
     """Return what a parameter is, by its name, if its rows are alike in healthy runs, too."""
-    if any(part in name.lower() for part in HEADS):
+    if _has_part(name, _OUTPUT):
         return "an output layer"
-    return "learned positions" if is_position(name) else None
+    return "learned positions" if _has_part(name, _POSITION) else None
 
 
-def is_position(name: str) -> bool:
-    """Return whether a parameter is a table of learned positions, by its name."""
-    return any(part in name.lower() for part in POSITIONS)
+def _has_part(name: str, pattern: re.Pattern[str]) -> bool:
+    """Return whether a whole part of a dotted name matches."""
+    return any(pattern.fullmatch(part) for part in name.lower().split("."))
 
 
 def _has_spectrum(parameter: Tensor) -> bool:

@@ -1,7 +1,7 @@
-"""Public fault injectors: drill your own training loop before a real fault does.
+"""Public fault injectors: test your own training loop before a real fault does.
 
 Each function changes exactly what it names, with plain assignments outside autograd, draws
-what it is not told from a private generator (``seed``), and returns an :class:`Injection`
+what is not given from a private generator (``seed``), and returns an :class:`Injection`
 that says what was done. None consumes the global random state of torch, python or numpy.
 """
 

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from copy import copy
-from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from stableopt.errors import ConfigError, unknown_name
 from stableopt.functional import dense_values
 from stableopt.runtime.names import parameter_names
 from stableopt.testing.elements import Injection, flip_bit, generator, inject_value
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import nn
-    from torch.optim import Optimizer
 
 
 def inject_gradient(
@@ -158,7 +153,7 @@ def poison_batch(batch: Any, value: float = math.nan, *, seed: int = 0) -> Any:
         seed: Seed of the private generator.
 
     Raises:
-        ConfigError: There was nothing to change: a drill on a clean batch proves nothing.
+        ConfigError: There was nothing to change.
 
     Example:
         >>> x, y = poison_batch((torch.zeros(2), torch.arange(3)))
@@ -175,13 +170,13 @@ def poison_batch(batch: Any, value: float = math.nan, *, seed: int = 0) -> Any:
     return poisoned
 
 
+@dataclass
 class _Poison:
-    """Walks one batch; ``changed`` counts the tensors that are not what they were."""
+    """Walks one batch; ``changed`` counts the tensors that were changed."""
 
-    def __init__(self, value: float, seed: int) -> None:
-        self._value = value
-        self._seed = seed
-        self.changed = 0
+    value: float
+    seed: int
+    changed: int = 0
 
     def __call__(self, part: Any) -> Any:
         if isinstance(part, Tensor):
@@ -204,12 +199,12 @@ class _Poison:
         values = dense_values(twin)
         if values.numel() == 0 or values.dtype is torch.bool:
             return twin
-        self._seed += 1
+        self.seed += 1
         if values.is_floating_point() or values.is_complex():
-            inject_value(values, self._value, seed=self._seed)
+            inject_value(values, self.value, seed=self.seed)
             self.changed += 1
             return twin
-        noise = torch.rand(values.shape, dtype=torch.float64, generator=generator(self._seed))
+        noise = torch.rand(values.shape, dtype=torch.float64, generator=generator(self.seed))
         low, high = int(values.min()), int(values.max())
         drawn = (low + noise * (high - low)).round().clamp(low, high).to(values.dtype)
         self.changed += not torch.equal(drawn.to(values.device), values)
@@ -238,7 +233,7 @@ def _choose(what: str, known: Mapping[str, Any], name: str | None, seed: int) ->
     if not known:
         raise ConfigError(f"there is no {what}: nothing can be injected here")
     if name is None:
-        names: Sequence[str] = list(known)
+        names = list(known)
         return names[int(torch.randint(len(names), (), generator=generator(seed)))]
     if name not in known:
         raise unknown_name(what, name, known)

@@ -1,4 +1,4 @@
-"""What may change gradients and weights around the inner step, one file per transform."""
+"""Transforms change gradients and weights around the inner step; one file each."""
 
 from typing import TYPE_CHECKING
 

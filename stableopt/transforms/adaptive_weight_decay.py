@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from stableopt.errors import ConfigError, require_number
 from stableopt.sensors.registry import METRICS
-from stableopt.transforms.protocol import Change, Found, Needs, Phase
+from stableopt.transforms.protocol import Change, Found, Needs, Phase, Target
 from stableopt.transforms.selection import Select, selection
+from stableopt.transforms.site import Site
+from stableopt.transforms.view import StepView
 from stableopt.transforms.watch import Watch, metrics_of
 from stableopt.transforms.weights import has_matrix
-from stableopt.triggers.conditions import Limit, Trigger, check_trigger
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from stableopt.transforms.protocol import Target
-    from stableopt.transforms.site import Site
-    from stableopt.transforms.view import StepView
-    from stableopt.triggers.conditions import Leaf
+from stableopt.triggers.conditions import Leaf, Limit, Trigger, check_trigger
 
 SCALED = frozenset({"spectral_norm"})
 """Metrics of sensors that fall when a weight is scaled down. No other one does."""
@@ -126,7 +120,7 @@ class AdaptiveWeightDecay:
         return Found([t for t in site.targets if named or has_matrix(site.parameter(t))])
 
     def act(self, view: StepView, found: Found, memory: dict[str, Any]) -> Sequence[Change]:
-        """Decay gradients or weights in place; ``memory["owed"]`` has shares too small yet."""
+        """Decay gradients or weights in place; ``memory["owed"]`` holds shares too small so far."""
         watch = Watch(self.trigger, view, memory)
         owed = memory.setdefault("owed", {})
         changes = []
@@ -158,7 +152,7 @@ def smallest_share(weight: Tensor) -> float:
 
 
 def _shrink(view: StepView, target: Target, rate: float, owed: dict[str, float]) -> None:
-    """Decay a weight, or add to what it is owed."""
+    """Decay a weight, or add the share to what is saved up for it."""
     weight, lr = view.parameter(target), view.lr(target)
     share = owed.get(target.name, 0.0) + rate * (1.0 if lr is None else lr)
     if share >= smallest_share(weight):

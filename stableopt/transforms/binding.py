@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from stableopt.errors import ConfigError
+from stableopt.runtime.words import listed
 from stableopt.sensors.registry import METRICS
 from stableopt.transforms.previous import Previous
-from stableopt.transforms.protocol import Found
+from stableopt.transforms.protocol import Found, Transform
 from stableopt.transforms.selection import NothingSelectedError
+from stableopt.transforms.site import Site
 from stableopt.transforms.where_found import WhereFound
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
-
-    from stableopt.transforms.protocol import Transform
-    from stableopt.transforms.site import Site
-    from stableopt.types import Act
+from stableopt.types import Act
 
 logger = logging.getLogger("stableopt")
 
@@ -33,7 +30,7 @@ class Entry:
         position: In the list that it was given in.
         group: Number of the parameter group that it was given with, if any.
         memory: What it remembers; restored by a rollback and saved in checkpoints.
-        said: What it has warned about.
+        warned: What it has warned about.
         worked: Whether it has found parameters before. It may find none for now, where all of
             them are frozen.
         steps: In how many steps it has acted.
@@ -46,7 +43,7 @@ class Entry:
     position: int
     group: int | None = None
     memory: dict[str, Any] = field(default_factory=dict)
-    said: set[str] = field(default_factory=set)
+    warned: set[str] = field(default_factory=set)
     worked: bool = False
     steps: int = 0
     changes: int = 0
@@ -76,14 +73,14 @@ class Bound(NamedTuple):
         entry: The transform.
         found: What its ``find()`` returned.
         sensed: The metrics that it reads from sensors.
-        told: Those that it reads from signals of ``observe()``.
+        observed: Those that it reads from signals of ``observe()``.
         previous: Copies of the weights before a step, if it needs them.
     """
 
     entry: Entry
     found: Found
     sensed: tuple[str, ...]
-    told: tuple[str, ...]
+    observed: tuple[str, ...]
     previous: Previous | None
 
     def summary(self) -> dict[str, Any]:
@@ -143,13 +140,12 @@ def _bind(site: Site, entry: Entry, measured: Mapping[str, Collection[str]]) -> 
     for metric in sensed:
         missed = [target.name for target in found.targets if target.name not in measured[metric]]
         if missed:
-            more = f" and {len(missed) - 1} more" if len(missed) > 1 else ""
             raise entry.refusal(
-                f"which acts on {missed[0]}{more}, where no sensor reads {metric!r}: widen "
+                f"which acts on {listed(missed, 1)}, where no sensor reads {metric!r}: widen "
                 "Sensors(params=), or narrow the params= of the transform"
             )
-    told = tuple(metric for metric in needs.metrics if metric not in sensed)
-    return Bound(entry, found, sensed, told, Previous() if needs.previous else None)
+    observed = tuple(metric for metric in needs.metrics if metric not in sensed)
+    return Bound(entry, found, sensed, observed, Previous() if needs.previous else None)
 
 
 def _find(site: Site, entry: Entry) -> Found:

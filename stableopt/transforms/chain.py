@@ -1,35 +1,27 @@
-"""Have transforms act in a step that is taken: on gradients before it, on weights after it."""
+"""Apply transforms in a step that is taken: on gradients before it, on weights after it."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from stableopt.errors import ConfigError
+from stableopt.health.spectra.sensed import Sensed
+from stableopt.health.spectra.sensing import Sensing
 from stableopt.runtime.storage import has_data
 from stableopt.sensors.signals import signals_of
 from stableopt.transforms.binding import Bound, Entry, bind
-from stableopt.transforms.protocol import Phase
+from stableopt.transforms.protocol import Change, Phase, Transform
 from stableopt.transforms.site import Site
 from stableopt.transforms.view import StepView
 from stableopt.triggers.awaited import Awaited
-from stableopt.types import Act
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from torch import nn
-    from torch.optim import Optimizer
-
-    from stableopt.health.spectra.sensed import Sensed
-    from stableopt.health.spectra.sensing import Sensing
-    from stableopt.transforms.protocol import Change, Transform
-    from stableopt.types import Observation
+from stableopt.types import Act, Observation
 
 logger = logging.getLogger("stableopt")
 
@@ -38,7 +30,7 @@ QUIET = 100
 
 
 class Transforming:
-    """Has transforms act in their order, and records what they did.
+    """Applies transforms in their order, and records what they did.
 
     Args:
         optimizer: The inner optimizer.
@@ -97,7 +89,7 @@ class Transforming:
             item.entry.worked = True
         self.reads = any(item.sensed for item in bound)
         self._asks_lr = any(item.entry.transform.needs.lr for item in bound)
-        self._awaited.expect(metric for item in bound for metric in item.told)
+        self._awaited.expect(metric for item in bound for metric in item.observed)
         if self.reads and self._sensing is not None:
             self._sensing.acts = True
 
@@ -159,7 +151,7 @@ class Transforming:
 
     def wants(self, signal: str) -> bool:
         """Return whether a trigger reads a signal."""
-        return any(signal in bound.told for bound in self._bound)
+        return any(signal in bound.observed for bound in self._bound)
 
     def _view(self, observation: Observation, lr_scale: float) -> StepView:
         # The later evaluations of a line search do not observe every signal again.
@@ -180,7 +172,7 @@ class Transforming:
                     if phase is Phase.GRADIENT:
                         view.note_changed_gradients()
 
-    def tell(self, call: int) -> tuple[Act, ...]:
+    def acts_of(self, call: int) -> tuple[Act, ...]:
         """Return what was done in this step; nothing if it was not taken.
 
         Args:
@@ -233,11 +225,10 @@ class Transforming:
         """
         states = {entry.key: _copied(entry.key, entry.memory) for entry in self._entries}
         self._saved.add(frozenset(states))
-        peaks = {str(group): lr for group, lr in self._peaks.items()}
-        return {"peaks": peaks, "states": states}
+        return {"peaks": {str(g): lr for g, lr in self._peaks.items()}, "states": states}
 
     def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
-        """Return what assigns ``state``; what it lacks starts anew.
+        """Return what assigns ``state``; what it lacks starts again.
 
         Raises:
             AttributeError, TypeError, ValueError: :meth:`state_dict` has not made it.
@@ -246,8 +237,8 @@ class Transforming:
 
         def assign() -> None:
             # A snapshot of this run may lack the transforms of a group that was added later.
-            if frozenset(memories) not in self._saved:
-                self._report({entry.key for entry in self._entries}, set(memories))
+            if memories and frozenset(memories) not in self._saved:
+                _warn_of_others({entry.key for entry in self._entries}, set(memories))
             self._peaks = peaks
             for entry in self._entries:
                 entry.memory = memories.get(entry.key, {})
@@ -255,21 +246,21 @@ class Transforming:
 
         return assign
 
-    @staticmethod
-    def _report(here: set[str], there: set[str]) -> None:
-        """Warn about transforms that are on one side only."""
-        unused, new = ", ".join(sorted(there - here)), ", ".join(sorted(here - there))
-        if there and here != there:
-            logger.warning(
-                "the checkpoint was written with other transforms:%s%s give the same transforms= "
-                "in the same order to continue with their state",
-                f" its state of {unused} is not used;" if unused else "",
-                f" it has no state of {new}, which starts anew;" if new else "",
-            )
-
     def summary(self) -> list[dict[str, Any]]:
         """Return every transform and what it has done, as plain values."""
         return [bound.summary() for bound in self._bound]
+
+
+def _warn_of_others(here: set[str], there: set[str]) -> None:
+    """Warn about transforms that are on one side only."""
+    unused, new = ", ".join(sorted(there - here)), ", ".join(sorted(here - there))
+    if unused or new:
+        logger.warning(
+            "the checkpoint was written with other transforms:%s%s give the same transforms= "
+            "in the same order to continue with their state",
+            f" its state of {unused} is not used;" if unused else "",
+            f" it has no state of {new}, which starts empty;" if new else "",
+        )
 
 
 def parse_state(state: Mapping[str, Any]) -> tuple[dict[int, float], dict[str, dict[str, Any]]]:
@@ -282,10 +273,8 @@ def parse_state(state: Mapping[str, Any]) -> tuple[dict[int, float], dict[str, d
     for group, lr in peaks.items():
         if group < 0 or not lr >= 0:
             raise ValueError(f"peaks[{group}]={lr!r} must be at least 0")
-    memories = {}
-    for key, memory in state.get("states", {}).items():
-        memories[str(key)] = _copied(key, dict(memory.items()))
-    return peaks, memories
+    states = state.get("states", {})
+    return peaks, {str(key): _copied(key, dict(held.items())) for key, held in states.items()}
 
 
 def _copied(key: str, value: Any) -> Any:
@@ -299,5 +288,5 @@ def _copied(key: str, value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, complex, str)):
         return value
     raise ConfigError(
-        f"memory of {key} has {value!r:.80}: it must be numbers, strings, lists, dicts and tensors"
+        f"memory of {key} has {value!r:.80}: keep numbers, strings, lists, dicts and tensors only"
     )

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from stableopt.errors import require_number
 from stableopt.functional import safe_norm, total_norm, widest_real
 from stableopt.transforms.protocol import Change, Found, Needs, Phase
 from stableopt.transforms.selection import Select, selection
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from stableopt.transforms.site import Site
-    from stableopt.transforms.view import StepView
-    from stableopt.types import GradientNorms
+from stableopt.transforms.site import Site
+from stableopt.transforms.view import StepView
+from stableopt.types import GradientNorms
 
 
 @dataclass(frozen=True)

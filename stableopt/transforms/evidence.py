@@ -1,16 +1,15 @@
-"""What sensors and signals say about one parameter."""
+"""The readings and signals of one parameter."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from stableopt.health.spectra.risk import WeightHealth
-    from stableopt.types import Drift
+from stableopt.health.spectra.risk import WeightHealth
+from stableopt.types import Drift
 
 
 class Known(NamedTuple):
@@ -45,7 +44,7 @@ class Known(NamedTuple):
 
 
 def signal_about(signal: Any, name: str, *, largest: bool) -> float | None:
-    """Return what a signal says about one parameter.
+    """Return the value of a signal for one parameter.
 
     Args:
         signal: A number, a tensor, or a dict of these by the name of a parameter or of a module
@@ -54,9 +53,9 @@ def signal_about(signal: Any, name: str, *, largest: bool) -> float | None:
         largest: Whether the largest value of a tensor is asked for, or the smallest.
 
     Returns:
-        The number; ``None`` if it says nothing, or is NaN.
+        The number; ``None`` if there is none, or it is NaN.
     """
-    signal = told_of(signal, name)
+    signal = part_about(signal, name)
     if isinstance(signal, Tensor):
         if signal.numel() == 0:
             return None
@@ -65,7 +64,7 @@ def signal_about(signal: Any, name: str, *, largest: bool) -> float | None:
     return None if signal is None or math.isnan(signal) else float(signal)
 
 
-def told_of(signal: Any, name: str) -> Any:
+def part_about(signal: Any, name: str) -> Any:
     """Return the part of a signal that is about one parameter; ``None`` if none is.
 
     Args:

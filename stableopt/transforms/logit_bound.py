@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from stableopt.errors import ConfigError, require_number
-from stableopt.layouts import OutputHead, find_head, norm_values
+from stableopt.layouts import NormLayout, OutputHead, find_head, norm_values
 from stableopt.transforms.evidence import signal_about
 from stableopt.transforms.protocol import Change, Found, Needs, Phase
 from stableopt.transforms.selection import NothingSelectedError, Select, selection
+from stableopt.transforms.site import Site
+from stableopt.transforms.view import StepView
 from stableopt.transforms.weights import ROOM, aim, check_strictness
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from stableopt.layouts import NormLayout
-    from stableopt.transforms.site import Site
-    from stableopt.transforms.view import StepView
 
 SIGNAL = "max_logit"
 """The signal of ``observe()`` with the largest output logit that was measured."""

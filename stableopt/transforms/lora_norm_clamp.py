@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
 
 from stableopt.errors import ConfigError, require_number
 from stableopt.functional import lora_delta_norm
@@ -13,15 +15,9 @@ from stableopt.layouts import LoraPair, find_lora_pairs
 from stableopt.runtime.scalars import read_scalars
 from stableopt.transforms.protocol import Change, Found, Needs, Phase
 from stableopt.transforms.selection import NothingSelectedError, Select, selection
+from stableopt.transforms.site import Site
+from stableopt.transforms.view import StepView
 from stableopt.transforms.weights import ROOM, aim
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from stableopt.transforms.site import Site
-    from stableopt.transforms.view import StepView
 
 _ORDS: Mapping[str, Literal["fro", "spectral"]] = {"frobenius": "fro", "spectral": "spectral"}
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from stableopt.errors import ConfigError, require_number
 from stableopt.functional import widest_real
-from stableopt.transforms.protocol import Change, Found, Needs, Phase
+from stableopt.transforms.protocol import Change, Found, Needs, Phase, Target
 from stableopt.transforms.selection import Select, selection
+from stableopt.transforms.site import Site
+from stableopt.transforms.view import StepView
 from stableopt.transforms.weights import ROOM, aim, has_norm
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from stableopt.transforms.protocol import Target
-    from stableopt.transforms.site import Site
-    from stableopt.transforms.view import StepView
 
 
 @dataclass(frozen=True)
@@ -76,7 +71,7 @@ class MaxNorm:
             given = [self.dim] if isinstance(self.dim, int) else self.dim
             is_dims = isinstance(given, (list, tuple)) and len(given) > 0
             if not is_dims or not all(type(d) is int for d in given):
-                raise ConfigError(f"dim={self.dim!r} must be an int, several, or None for all")
+                raise ConfigError(f"dim={self.dim!r} must be an int, a tuple, or None for all")
             object.__setattr__(self, "dim", tuple(given))
         object.__setattr__(self, "params", selection("params", self.params))
 

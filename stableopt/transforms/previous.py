@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
+from torch import Tensor
 
 
 class Previous:
@@ -41,9 +37,5 @@ class Previous:
 
 
 def _fits(copy: Tensor, live: Tensor) -> bool:
-    return (
-        copy.shape == live.shape
-        and copy.dtype == live.dtype
-        and copy.device == live.device
-        and copy.stride() == live.stride()
-    )
+    same_kind = copy.dtype == live.dtype and copy.device == live.device
+    return same_kind and copy.shape == live.shape and copy.stride() == live.stride()

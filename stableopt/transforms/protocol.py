@@ -82,8 +82,7 @@ class Change(NamedTuple):
 class Transform(Protocol):
     """Changes gradients or weights around the inner optimizer's step.
 
-    One object may be given to any number of optimizers: whatever it remembers belongs into
-    ``memory``.
+    One object may be given to any number of optimizers: its state belongs into ``memory``.
 
     Example:
         >>> import torch

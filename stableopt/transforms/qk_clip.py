@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,23 +14,20 @@ from stableopt.errors import ConfigError, require_number
 from stableopt.functional.attention_logits import qk_scales
 from stableopt.layouts import (
     AttentionLayout,
+    NormLayout,
     check_layout,
     find_attention,
     key_rows,
     logit_bound,
     query_rows,
 )
+from stableopt.runtime.words import listed
 from stableopt.transforms.evidence import is_about
 from stableopt.transforms.protocol import Change, Found, Needs, Phase
 from stableopt.transforms.selection import NothingSelectedError, Select, selection
+from stableopt.transforms.site import Site
+from stableopt.transforms.view import StepView
 from stableopt.transforms.weights import ROOM, aim, check_strictness
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from stableopt.layouts import NormLayout
-    from stableopt.transforms.site import Site
-    from stableopt.transforms.view import StepView
 
 logger = logging.getLogger("stableopt")
 
@@ -113,9 +110,9 @@ class QKClip:
         blocks = []
         for layout in given:
             check_layout(layout, site.named(_names_of(layout)))
-            if layout.query.weight in chosen and _is_trained(layout, site):
-                norms = _scaled_norms(layout, site)
-                blocks.append(_Block(layout, norms, _scaled_names(layout, norms)))
+            block = _block(layout, site)
+            if layout.query.weight in chosen and block is not None:
+                blocks.append(block)
         if not blocks:
             raise NothingSelectedError(
                 f"transforms has {self!r}, which finds no attention block that is trained: give "
@@ -125,9 +122,8 @@ class QKClip:
         unbounded = [b.name for b in layouts if b.norm is None and b.q_norm is None]
         if unbounded:
             logger.info(
-                "the weights of %s%s allow no bound: QKClip acts there on observe(%s=...) alone",
-                ", ".join(unbounded[:4]),
-                f" and {len(unbounded) - 4} more" if len(unbounded) > 4 else "",
+                "the weights of %s allow no bound: QKClip acts there on observe(%s=...) alone",
+                listed(unbounded, 4),
                 SIGNAL,
             )
         weights = dict.fromkeys(n for b in layouts for n in (b.query.weight, b.key.weight))
@@ -139,13 +135,13 @@ class QKClip:
         signal = view.signals.get(SIGNAL)
         _check_keys(view, signal, [block.layout.name for block in blocks])
         looks = view.step % self.every == 0
-        told = [told_about(signal, block.layout.name) for block in blocks]
+        given = [signal_of(signal, block.layout.name) for block in blocks]
         changes = []
-        for block, measured in zip(blocks, told, strict=True):
+        for block, measured in zip(blocks, given, strict=True):
             if measured is None and not looks:
                 continue
             limit = self.limit * (self.slack if measured is None else 1.0)
-            alone = sum(other is measured for other in told) == 1
+            alone = sum(other is measured for other in given) == 1
             logits = _logits(view, block.layout, measured, alone)
             changes += _clip(view, block, logits, limit)
         return changes
@@ -173,9 +169,8 @@ def _logits(view: StepView, layout: AttentionLayout, measured: Any, alone: bool)
         return by_head
     if isinstance(measured, Tensor) and measured.numel() > 1 and view.once("shape"):
         logger.warning(
-            "observe(%s=...) of shape %s does not tell the %d heads of %s apart, and its "
-            "largest value is taken for each: give (heads,) or (batch, heads) for each block, "
-            "by name",
+            "observe(%s=...) of shape %s has no dimension of the %d heads of %s: its largest value "
+            "is taken for each; give (heads,) or (batch, heads) for each block, by name",
             SIGNAL,
             tuple(measured.shape),
             layout.heads,
@@ -225,13 +220,13 @@ def _check_keys(view: StepView, signal: Any, names: Sequence[str]) -> None:
         logger.warning(
             "observe(%s=...) has %s, and there is no such attention block: the blocks are %s",
             SIGNAL,
-            ", ".join(map(repr, lost[:4])),
-            ", ".join(names[:8]),
+            listed([repr(key) for key in lost], 4),
+            listed(names, 8),
         )
 
 
 def by_heads(measured: Any, heads: int) -> Tensor | None:
-    """Return the largest magnitude of each head, ``(heads,)``, or ``None`` if it does not say.
+    """Return the largest magnitude of each head, ``(heads,)``; ``None`` if the shape has none.
 
     Args:
         measured: ``(heads,)``, ``(batch, heads)``, or all logits ``(batch, heads, n, n)``.
@@ -242,22 +237,20 @@ def by_heads(measured: Any, heads: int) -> Tensor | None:
     axis = 1 if measured.dim() == 4 else measured.dim() - 1
     if measured.shape[axis] != heads:
         return None
-    largest = measured.detach().abs().movedim(axis, 0).flatten(1) if measured.dim() > 1 else None
-    found = measured.detach().abs() if largest is None else largest.amax(dim=1)
-    return found.to(torch.float64)
+    return measured.detach().abs().movedim(axis, 0).reshape(heads, -1).amax(dim=1).double()
 
 
-def told_about(signal: Any, block: str) -> Any:
-    """Return what a signal says about a block; ``None`` for nothing.
+def signal_of(signal: Any, block: str) -> Any:
+    """Return the value of a signal for a block; ``None`` if there is none.
 
     Args:
         signal: A number or a tensor for all blocks, or a dict of these by the names of blocks or
-            of modules around them. NaN says nothing.
+            of modules around them. NaN counts as none.
         block: Name of the block.
     """
     if isinstance(signal, Mapping):
         keys = [key for key in signal if is_about(str(key), block)]
-        return told_about(signal[max(keys, key=len)], block) if keys else None
+        return signal_of(signal[max(keys, key=len)], block) if keys else None
     unknown = signal is None or bool(torch.as_tensor(signal).isnan().all())
     return None if unknown else signal
 
@@ -277,36 +270,26 @@ def _layouts(given: object) -> tuple[AttentionLayout, ...]:
 def _names_of(layout: AttentionLayout) -> list[str]:
     """Return the names of all parameters of a layout."""
     norms = [norm for norm in (layout.norm, layout.q_norm, layout.k_norm) if norm is not None]
-    names = [side.weight for side in (layout.query, layout.key)]
-    names += [side.bias for side in (layout.query, layout.key) if side.bias is not None]
-    names += [name for norm in norms for name in (norm.gain, norm.bias) if name is not None]
-    return list(dict.fromkeys(names))
+    names = [name for side in (layout.query, layout.key) for name in (side.weight, side.bias)]
+    names += [name for norm in norms for name in (norm.gain, norm.bias)]
+    return list(dict.fromkeys(name for name in names if name is not None))
 
 
-def _scaled_names(layout: AttentionLayout, norms: Iterable[NormLayout]) -> list[str]:
-    """Return the names of what is scaled where a head of a layout is beyond the limit."""
+def _block(layout: AttentionLayout, site: Site) -> _Block | None:
+    """Return a block; ``None`` if something that would be scaled is frozen."""
+    norms = {
+        norm
+        for norm in (layout.q_norm, layout.k_norm)
+        if norm is not None and norm.gain in site.trained
+        if norm.bias is None or norm.bias in site.trained
+    }
     if layout.q_norm is not None:
         parts = [p for norm in norms for p in (norm.gain, norm.bias)]
     else:
         parts = [p for side in (layout.query, layout.key) for p in (side.weight, side.bias)]
-    return list(dict.fromkeys(part for part in parts if part is not None))
-
-
-def _scaled_norms(layout: AttentionLayout, site: Site) -> set[NormLayout]:
-    """Return the QK-norms whose gains are trained, and whose biases are if they have any."""
-    return {
-        norm
-        for norm in (layout.q_norm, layout.k_norm)
-        if norm is not None
-        and norm.gain in site.trained
-        and (norm.bias is None or norm.bias in site.trained)
-    }
-
-
-def _is_trained(layout: AttentionLayout, site: Site) -> bool:
-    """Return whether all that would be scaled is trained: what is frozen is never written."""
-    wanted = _scaled_names(layout, _scaled_norms(layout, site))
-    return bool(wanted) and {*wanted, layout.key.weight} <= site.trained.keys()
+    scaled = list(dict.fromkeys(part for part in parts if part is not None))
+    trained = bool(scaled) and {*scaled, layout.key.weight} <= site.trained.keys()
+    return _Block(layout, norms, scaled) if trained else None
 
 
 def _finite(layout: AttentionLayout, tensors: Mapping[str, Tensor]) -> Tensor:

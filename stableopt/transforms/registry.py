@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
 from stableopt import transforms
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 _NAMES = (
     "AdaptiveWeightDecay",

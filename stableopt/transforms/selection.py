@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from stableopt.errors import ConfigError
 from stableopt.runtime.names import without_wrappers
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from stableopt.transforms.protocol import Target
+from stableopt.runtime.words import listed
+from stableopt.transforms.protocol import Target
 
 
 class NothingSelectedError(ConfigError):
@@ -151,8 +148,5 @@ def _layer_types(model: nn.Module | None) -> dict[str, frozenset[str]]:
 
 
 def _unmatched(option: str, given: str, targets: Sequence[Target]) -> str:
-    names = [target.name for target in targets]
-    return (
-        f"{option}={given!r} matches no parameter: the names are "
-        f"{', '.join(names[:8])}{', …' if len(names) > 8 else ''}"
-    )
+    names = listed([target.name for target in targets], 8)
+    return f"{option}={given!r} matches no parameter: the names are {names}"

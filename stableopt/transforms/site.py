@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from stableopt.errors import ConfigError
 from stableopt.runtime.names import parameter_names, without_wrappers
 from stableopt.runtime.storage import has_data
+from stableopt.runtime.words import listed
 from stableopt.transforms.protocol import Target
 from stableopt.transforms.selection import Select, selection
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from torch import Tensor, nn
-    from torch.optim import Optimizer
 
 
 class Site:
@@ -75,11 +74,9 @@ class Site:
 
     def unknown(self, option: str, name: str) -> ConfigError:
         """Return the error for a name that no parameter of the optimizer has."""
-        names = list(self.trained)
         return ConfigError(
             f"{option}: {name!r} is no parameter of the optimizer: the names are "
-            f"{', '.join(names[:8])}{', …' if len(names) > 8 else ''}; give model= for names "
-            "instead of positions"
+            f"{listed(list(self.trained), 8)}; give model= for names instead of positions"
         )
 
     def part(self, params: Select, group: int | None) -> Site:

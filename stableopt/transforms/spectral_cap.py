@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from stableopt.errors import ConfigError, require_number
 from stableopt.functional import (
@@ -21,17 +23,11 @@ from stableopt.health.spectra.drift import LAWS
 from stableopt.sensors.registry import METRICS
 from stableopt.transforms.protocol import Change, Found, Needs, Phase
 from stableopt.transforms.selection import Select, selection
+from stableopt.transforms.site import Site
+from stableopt.transforms.view import StepView
 from stableopt.transforms.watch import Watch, metrics_of
 from stableopt.transforms.weights import ROOM, aim, has_matrix, write_matrix
 from stableopt.triggers.conditions import Limit, Trigger, above, check_trigger
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from stableopt.transforms.site import Site
-    from stableopt.transforms.view import StepView
 
 MODES = ("fast", "exact", "soft")
 
@@ -70,9 +66,9 @@ class SpectralCap:
       some readings.
     - ``"soft"`` without a limit, for triggers such as ``below("relative_rank", 0.45)``: the same
       step, scaled back to the Frobenius norm that the weight had. With every reading the
-      condition number falls and the effective rank rises; σ₁ does not rise, and the layer stays
-      as loud as it was. It cannot give a weight directions that it does not have, and lets one
-      be whose singular values are all equal or zero. Trigger it by a rank: the Fiedler value of
+      condition number falls and the effective rank rises; σ₁ does not rise, and the
+      Frobenius norm stays. It cannot give a weight directions that it does not have, and leaves one
+      alone whose singular values are all equal or zero. Trigger it by a rank: the Fiedler value of
       rows in clusters falls with the first readings, and is back only after 4 to 10.
 
     A convolution is capped as the matrix ``(out, in·kh·kw)``. The state of the optimizer is left

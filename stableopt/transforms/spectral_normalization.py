@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from stableopt.errors import require_int, require_number
 from stableopt.functional import as_matrix
 from stableopt.functional.caps import exact_cap_and_norm
 from stableopt.transforms.protocol import Change, Found, Needs, Phase
 from stableopt.transforms.selection import Select, selection
+from stableopt.transforms.site import Site
+from stableopt.transforms.view import StepView
 from stableopt.transforms.weights import aim, has_matrix, write_matrix
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from stableopt.transforms.site import Site
-    from stableopt.transforms.view import StepView
 
 
 @dataclass(frozen=True)

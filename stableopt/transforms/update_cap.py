@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from stableopt.errors import require_number
 from stableopt.functional import distances, safe_norm, stay_within, tensor_norms
 from stableopt.runtime.scalars import read_scalars
-from stableopt.transforms.protocol import Change, Found, Needs, Phase
+from stableopt.transforms.protocol import Change, Found, Needs, Phase, Target
 from stableopt.transforms.selection import Select, selection
+from stableopt.transforms.site import Site
+from stableopt.transforms.view import StepView
 from stableopt.transforms.weights import has_norm
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from stableopt.transforms.protocol import Target
-    from stableopt.transforms.site import Site
-    from stableopt.transforms.view import StepView
-
 
 LEAST, MOST = 0.5, 2.0
 """What counts as the norm of a weight, in units of that which keeps the size of its inputs."""

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import Tensor
+
+from stableopt.health.spectra.sensing import Sensing
 from stableopt.sensors.gradients import measure_gradients
-from stableopt.transforms.evidence import Known, told_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from torch import Tensor
-
-    from stableopt.health.spectra.sensing import Sensing
-    from stableopt.transforms.binding import Bound
-    from stableopt.transforms.protocol import Target
-    from stableopt.transforms.site import Site
-    from stableopt.triggers.conditions import Evidence
-    from stableopt.types import GradientNorms
+from stableopt.transforms.binding import Bound
+from stableopt.transforms.evidence import Known, part_about
+from stableopt.transforms.protocol import Target
+from stableopt.transforms.site import Site
+from stableopt.triggers.conditions import Evidence
+from stableopt.types import GradientNorms
 
 
 @dataclass
@@ -92,7 +89,7 @@ class StepView:
         return self._peaks.get(target.place[0])
 
     def evidence(self, target: Target) -> Evidence:
-        """Return what sensors and signals say about a parameter."""
+        """Return the readings and signals of a parameter."""
         health = None if self._sensing is None else self._sensing.weights.get(target.name)
         return Known(target.name, health, self.signals)
 
@@ -100,13 +97,13 @@ class StepView:
         """Return whether any of ``metrics`` was read or observed since the last step taken."""
         news = self._fresh.get(target.name, ())
         return any(
-            metric in news or told_of(self.signals.get(metric), target.name) is not None
+            metric in news or part_about(self.signals.get(metric), target.name) is not None
             for metric in metrics
         )
 
     def once(self, key: str) -> bool:
-        """Return whether the transform asks this for the first time: for warnings."""
-        said = set() if self._bound is None else self._bound.entry.said
-        is_first = key not in said
-        said.add(key)
+        """Return whether the transform calls this with ``key`` for the first time."""
+        known = set() if self._bound is None else self._bound.entry.warned
+        is_first = key not in known
+        known.add(key)
         return is_first

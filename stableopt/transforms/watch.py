@@ -1,4 +1,4 @@
-"""Ask a trigger about parameters, with hysteresis kept in the memory of a transform."""
+"""Evaluate a trigger for parameters, with hysteresis kept in the memory of a transform."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """Asks a trigger about each parameter once per reading.
+    """Evaluates a trigger for each parameter once per reading.
 
     Args:
         trigger: The trigger.
@@ -33,7 +33,7 @@ class Watch:
         A condition that was read before is not new because another metric has been read since.
         """
         severity = self.lasting(target)
-        return severity if self._brings_news(target) else None
+        return severity if self._has_new_reading(target) else None
 
     def lasting(self, target: Target) -> float | None:
         """Return the severity as of the newest reading, ``None`` where it does not trigger."""
@@ -47,7 +47,7 @@ class Watch:
                 self._held[target.name] = sorted(held)
         return self._severity.get(target.name)
 
-    def _brings_news(self, target: Target) -> bool:
+    def _has_new_reading(self, target: Target) -> bool:
         """Return whether a condition that holds was read just now."""
         evidence = self._view.evidence(target)
         held = self._held.get(target.name, ())

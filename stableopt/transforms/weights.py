@@ -1,15 +1,11 @@
-"""What bounds on weights have in common: which weights, how strictly, and what rounding takes."""
+"""What bounds on weights have in common: which weights, how strictly, and how they round."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from torch import Tensor
 
 from stableopt.errors import ConfigError, require_int, require_number
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 ROOM = 1e-5
 """How far above a bound, relatively, rounding may leave a metric without another correction."""
@@ -50,5 +46,5 @@ def check_strictness(slack: float, every: int) -> None:
     """
     require_number("slack", slack, 1e6, "how far above the limit the bound may be")
     if slack < 1:
-        raise ConfigError(f"slack={slack!r} must be at least 1, which holds the limit")
+        raise ConfigError(f"slack={slack!r} must be at least 1, the limit itself")
     require_int("every", every, 1, "updates from one look at the weights to the next")

@@ -52,7 +52,7 @@ class WhereFound:
         return self.transform.find(site)
 
     def act(self, view: StepView, found: Found, memory: dict[str, Any]) -> Sequence[Change]:
-        """Have the transform act."""
+        """Apply the transform."""
         return self.transform.act(view, found, memory)
 
     def __repr__(self) -> str:

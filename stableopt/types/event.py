@@ -43,7 +43,7 @@ class Act:
     def _pairs(self) -> list[tuple[float, float]]:
         return list(zip(self.before, self.after, strict=True))
 
-    def tell(self) -> str:
+    def sentence(self) -> str:
         """Return it as a sentence."""
         before, after = self._pairs()[self.worst]
         name = f" of {self.where[self.worst]}" if self.where else ""

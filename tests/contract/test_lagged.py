@@ -206,9 +206,9 @@ class RecordingLane(LateLane):
         self.arrived = []
 
     def run(self, device, work):
-        errand = super().run(device, lambda: [value.clone() for value in work()])
-        self.arrived = [value.untyped_storage().data_ptr() for value in errand._values]
-        return errand
+        transfer = super().run(device, lambda: [value.clone() for value in work()])
+        self.arrived = [value.untyped_storage().data_ptr() for value in transfer._values]
+        return transfer
 
 
 class Waits(TorchDispatchMode):

@@ -94,7 +94,7 @@ def test_a_norm_that_is_not_right_before_it_is_unknown(layers):
 
 
 class Unreadable(nn.Module):
-    """Ends with one layer, but says so in a way that is not followed."""
+    """Ends with one layer, in a way that the reader of the source does not follow."""
 
     def __init__(self, last):
         super().__init__()

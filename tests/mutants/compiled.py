@@ -215,8 +215,8 @@ COMPILED_MUTANTS = {
     ),
     "what is sent is waited for": Mutant(
         "stableopt.runtime.sent",
-        "self._errands.append((some, others, errand))",
-        "self._errands.append((some, others, errand)), errand.wait()",
+        "self._transfers.append((some, others, transfer))",
+        "self._transfers.append((some, others, transfer)), transfer.wait()",
         (f"{LAGGED}::test_nothing_is_waited_for_but_by_a_snapshot",),
     ),
     "whoever asks gets old news": Mutant(

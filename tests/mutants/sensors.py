@@ -117,9 +117,9 @@ SENSOR_MUTANTS = {
     "a failing sensor ends the run": Mutant(
         "stableopt.sensors.runner",
         "            except Exception as error:  # noqa: BLE001 - a sensor must not end a run\n"
-        "                self._tell(task, error)\n"
+        "                self._warn(task, error)\n"
         "                measurement = None",
-        "            except KeyError as error:\n                self._tell(task, error)",
+        "            except KeyError as error:\n                self._warn(task, error)",
         (f"{SENSING}::TestFailures::test_a_sensor_that_fails_is_undefined_and_told_once",),
     ),
     "what a sensor sees broken is left to the scan": Mutant(
@@ -218,10 +218,16 @@ SENSOR_MUTANTS = {
         "lowers = False",
         (f"{RESPONSES}::TestResponses::test_an_instability_goes_back_with_a_lower_learning_rate",),
     ),
+    "a word anywhere in its name exempts a weight from limits": Mutant(
+        "stableopt.sensors.targets",
+        "pattern.fullmatch(part)",
+        "pattern.search(part)",
+        ("tests/sensors/test_targets.py::test_layers_of_torch_are_judged",),
+    ),
     "limits apply to learned positions where heads are named": Mutant(
         "stableopt.sensors.targets",
-        "if is_position(name) or any(",
-        "if any(",
+        "return _has_part(name, _POSITION) or named",
+        "return named",
         (f"{SENSING}::TestReadings::test_learned_positions_are_smooth_and_healthy",),
     ),
 }

@@ -108,13 +108,13 @@ TRANSFORM_MUTANTS = {
     ),
     "what is orphaned is not reported": Mutant(
         "stableopt.transforms.chain",
-        "if there and here != there:",
+        "if unused or new:",
         "if False:",
         (f"{BINDING}::TestCustom::test_a_checkpoint_of_other_transforms_is_reported_once",),
     ),
     "a rollback past a new group is reported": Mutant(
         "stableopt.transforms.chain",
-        "if frozenset(memories) not in self._saved:",
+        "if memories and frozenset(memories) not in self._saved:",
         "if True:",
         (f"{BINDING}::TestCustom::test_a_rollback_restores_its_memory_and_reports_no_later_group",),
     ),
@@ -164,7 +164,7 @@ TRANSFORM_MUTANTS = {
     ),
     "an old reading acts again": Mutant(
         "stableopt.transforms.watch",
-        "return severity if self._brings_news(target) else None",
+        "return severity if self._has_new_reading(target) else None",
         "return severity",
         (f"{DECAY}::TestWhen::test_of_a_sensor",),
     ),
@@ -401,8 +401,8 @@ TRANSFORM_MUTANTS = {
     ),
     "what is frozen is scaled": Mutant(
         "stableopt.transforms.qk_clip",
-        "return bool(wanted) and {*wanted, layout.key.weight} <= site.trained.keys()",
-        "return layout.key.weight in site.trained",
+        "trained = bool(scaled) and {*scaled, layout.key.weight} <= site.trained.keys()",
+        "trained = layout.key.weight in site.trained",
         (f"{QK}::TestFrozen",),
     ),
     "the gain of Gemma is scaled without its one": Mutant(

@@ -63,7 +63,7 @@ def train(model, opt, steps, first=0):
 
 
 def stand_still(opt, steps=1, value=0.0, **signals):
-    """Take steps that move nothing by themselves, each told ``signals``."""
+    """Take steps that move nothing by themselves, each after ``observe(**signals)``."""
     for _ in range(steps):
         for group in opt.param_groups:
             for parameter in group["params"]:

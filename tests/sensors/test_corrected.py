@@ -1,4 +1,4 @@
-"""A weight that was corrected upon a reading is looked at again soon, and judged anew."""
+"""A weight that was corrected after a reading is read again soon, and judged again."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stableopt import StableOptimizer
-from stableopt.runtime.lane import Errand, Lane
+from stableopt.runtime.lane import Lane, Transfer
 from stableopt.sensors import Sampler, Sensors
 from tests.sensors.runs import Net, assert_same, build, train, values
 
@@ -17,7 +17,7 @@ EVERY_STEP = Sensors(sampler=Sampler(ratio=1, every=1), budget=None)
 
 
 class Event:
-    """Stands in for a CUDA event; fires when it is waited for, or told to."""
+    """In place of a CUDA event; done once it is waited for, or fired."""
 
     def __init__(self):
         self.fired = False
@@ -35,7 +35,7 @@ class Event:
 
 
 class LateLane(Lane):
-    """Runs the work at once, and pretends that it takes until somebody waits for it."""
+    """Runs the work at once, and reports it as unfinished until it is waited for."""
 
     def __init__(self):
         super().__init__()
@@ -44,7 +44,7 @@ class LateLane(Lane):
     def run(self, device, work):
         event = Event()
         self.events.append(event)
-        return Errand(super().run(device, work).wait(), event, event)
+        return Transfer(super().run(device, work).wait(), event, event)
 
 
 def late(opt):

@@ -1,4 +1,4 @@
-"""What becomes of a risk: it is told; and acted upon where somebody asked for it."""
+"""A risk is logged, and acted upon where options ask for it."""
 
 from __future__ import annotations
 

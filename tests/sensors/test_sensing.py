@@ -339,7 +339,7 @@ class TestReproducibility:
 
 
 class Failing:
-    """A sensor that fails where it is told to."""
+    """A sensor that fails in a given method."""
 
     metrics = ("broken",)
     on_suspicion = False

@@ -173,5 +173,5 @@ def test_nothing_is_written_and_no_random_number_consumed(sensor):
 
 @pytest.mark.parametrize("rows", [0, 1, -3, 2.0, True, "all"])
 def test_a_sample_needs_two_rows(rows):
-    with pytest.raises(ConfigError, match=f"^rows={rows!r} must be an int, at least 2"):
+    with pytest.raises(ConfigError, match=f"^rows={rows!r} must be an int of at least 2"):
         SampledSpectrum(rows=rows)

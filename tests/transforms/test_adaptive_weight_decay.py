@@ -27,7 +27,7 @@ from stableopt.sensors import Sampler, Sensors, SpectralNorm
 from tests.contract.bits import assert_same
 
 ALWAYS = above("alarm", 1.0, severity=0.5)
-"""Half as hard as can be once it is told so."""
+"""At half of the largest severity once the signal is observed."""
 
 SENSORS = Sensors(use=(SpectralNorm(),), sampler=Sampler(ratio=1, every=3), budget=None)
 

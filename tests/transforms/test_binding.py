@@ -598,7 +598,7 @@ class TestCustom:
             assert_same(value, before[name] + 2.0 if name.startswith("norm.") else before[name])
         (event,) = opt.ledger
         assert event.intervened
-        assert event.acts[0].tell() == (
+        assert event.acts[0].sentence() == (
             "Shift moves the shift of norm.weight from 0 to 2, and of 1 more"
         )
         assert all(type(number) is float for number in event.acts[0].before + event.acts[0].after)
@@ -635,7 +635,7 @@ class TestCustom:
         again.load_state_dict(opt.state_dict())
         (said,) = [r.message for r in caplog.records if "other transforms" in r.message]
         assert "its state of 0.UpdateCap, 1.Shift is not used" in said
-        assert "it has no state of 0.Shift, 1.Plain, which starts anew" in said
+        assert "it has no state of 0.Shift, 1.Plain, which starts empty" in said
         states = again.state_dict()["stableopt"]["transforms"]["states"]
         assert states == {"0.Shift": {}, "1.Plain": {}}
 
@@ -675,7 +675,7 @@ class TestCustom:
         step(model, opt)
         before = opt._loop.transforms.state_dict()
         with pytest.raises((AttributeError, TypeError, ValueError)):
-            opt._loop.transforms.load_state_dict(broken)
+            opt._loop.transforms.prepare(broken)
         assert opt._loop.transforms.state_dict() == before
         checkpoint = opt.state_dict()
         checkpoint["stableopt"]["transforms"] = broken
@@ -700,7 +700,7 @@ class TestCustom:
         assert_same(state["stableopt"]["transforms"]["states"]["0.Mean"]["mean"], torch.ones(2))
         opt = wrap(model, Odd(), guard=False)
         step(model, opt)
-        with pytest.raises(ConfigError, match=r"memory of 0\.Odd has \{1, 2\}: it must be numbers"):
+        with pytest.raises(ConfigError, match=r"memory of 0\.Odd has \{1, 2\}: keep numbers"):
             opt.state_dict()
 
     @pytest.mark.parametrize("thing", [Shift, Plain, 3, None, object(), lambda: None, Found(())])

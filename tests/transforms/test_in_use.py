@@ -136,7 +136,7 @@ class TestSignals:
         after = layer.self_attn.in_proj_weight.detach()
         same = [torch.equal(a, b) for a, b in zip(before.split(4), after.split(4), strict=True)]
         assert same[:4] == ([True, False, True, True] if heads_apart else same[:4])
-        assert ("does not tell the 4 heads" in caplog.text) is not heads_apart
+        assert ("has no dimension of the 4 heads" in caplog.text) is not heads_apart
 
     def test_a_block_that_does_not_exist_is_told(self, caplog):
         layer = nn.TransformerEncoderLayer(16, 4, 32, norm_first=True, batch_first=True)

@@ -188,7 +188,10 @@ class TestErrors:
             ({"limit": 0}, "limit=0 must be a number above 0"),
             ({"limit": math.nan}, "limit=nan must be a number above 0"),
             ({"limit": math.inf}, "limit=inf must be a number above 0 and at most"),
-            ({"limit": 1, "slack": 0.9}, "slack=0.9 must be at least 1, which holds the limit"),
+            (
+                {"limit": 1, "slack": 0.9},
+                "slack=0.9 must be at least 1, the limit itself",
+            ),
             ({"limit": 1, "slack": math.inf}, "slack=inf must be a number above 0 and at most"),
             ({"limit": 1, "every": 0}, "every=0 must be an int of at least 1"),
             ({"limit": 1, "head": "2.weight"}, "head='2.weight' must be a stableopt.layouts.Out"),

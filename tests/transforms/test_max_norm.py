@@ -203,11 +203,11 @@ WRONG = [
     ({"limit": math.inf}, "^limit=inf must be a number above 0"),
     ({"limit": True}, "^limit=True must be a number above 0"),
     ({"limit": "1"}, "^limit='1' must be a number above 0"),
-    ({"dim": "1"}, "^dim='1' must be an int, several, or None"),
-    ({"dim": 1.0}, "^dim=1.0 must be an int, several, or None"),
-    ({"dim": True}, "^dim=True must be an int, several, or None"),
-    ({"dim": ()}, r"^dim=\(\) must be an int, several, or None"),
-    ({"dim": (0, None)}, r"^dim=\(0, None\) must be an int, several, or None"),
+    ({"dim": "1"}, "^dim='1' must be an int, a tuple, or None"),
+    ({"dim": 1.0}, "^dim=1.0 must be an int, a tuple, or None"),
+    ({"dim": True}, "^dim=True must be an int, a tuple, or None"),
+    ({"dim": ()}, r"^dim=\(\) must be an int, a tuple, or None"),
+    ({"dim": (0, None)}, r"^dim=\(0, None\) must be an int, a tuple, or None"),
 ]
 
 

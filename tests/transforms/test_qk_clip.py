@@ -415,7 +415,7 @@ class TestErrors:
             ({"limit": 0}, "limit=0 must be a number above 0"),
             ({"limit": math.nan}, "limit=nan must be a number above 0"),
             ({"limit": math.inf}, "limit=inf must be a number above 0 and at most"),
-            ({"slack": 0.5}, "slack=0.5 must be at least 1, which holds the limit"),
+            ({"slack": 0.5}, "slack=0.5 must be at least 1, the limit itself"),
             ({"slack": math.nan}, "slack=nan must be a number above 0"),
             ({"slack": "3"}, "slack='3' must be a number"),
             ({"every": 0}, "every=0 must be an int of at least 1"),

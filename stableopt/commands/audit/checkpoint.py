@@ -1,25 +1,22 @@
-"""A file as named tensors, without running anything that is in it."""
+"""A checkpoint file as named tensors; nothing in it is executed."""
 
 from __future__ import annotations
 
 import re
 import warnings
 import zipfile
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from stableopt.commands.audit.flatten import flatten
 from stableopt.errors import ConfigError, MissingExtraError
+from stableopt.runtime.paths import usable
 from stableopt.runtime.words import natural
-
-if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
-    from pathlib import Path
-
-    from torch import Tensor
 
 SAFE = ".safetensors"
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", SAFE)
@@ -106,86 +103,72 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not checkpoint.tensors:
         count = checkpoint.optimizer_tensors
         only = f"only {count} tensors of optimizer state" if count else "no tensor"
-        raise ConfigError(
-            f"checkpoint={str(path)!r} must hold weights, and has {only}: "
-            "give the file that model.state_dict() was saved to"
-        )
+        advice = "give the file that model.state_dict() was saved to"
+        raise _unusable(path, f"must hold weights, and has {only}: {advice}")
     return checkpoint
+
+
+def _unusable(path: Path, why: str) -> ConfigError:
+    return ConfigError(f"checkpoint={str(path)!r} {why}")
 
 
 def _check_file(path: Path) -> None:
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
         example = f", e.g. {inside[0]!r}" if inside else ""
-        raise ConfigError(
-            f"checkpoint={str(path)!r} must be a file, and is a directory: "
-            f"give one of the files in it{example}"
-        )
+        raise _unusable(path, f"must be a file, not a directory: give a file in it{example}")
     if not path.exists():
-        raise ConfigError(f"checkpoint={str(path)!r} must exist: look at the path")
+        raise _unusable(path, "must exist: check the path")
     if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(
-            f"checkpoint={str(path)!r} must end in one of {', '.join(SUFFIXES)}: rename it, if it "
-            "is a file of torch.save or of safetensors"
+        endings = ", ".join(SUFFIXES)
+        raise _unusable(
+            path, f"must end in one of {endings}: rename it if torch.save or safetensors wrote it"
         )
-    try:
-        with path.open("rb") as file:
-            empty = not file.read(1)
-    except OSError as error:
-        raise ConfigError(
-            f"checkpoint={str(path)!r} cannot be read ({error.strerror or error}): "
-            "give a file that this process may read"
-        ) from error
+    advice = "give a file that this process may read"
+    with usable("checkpoint", path, "read", advice), path.open("rb") as file:
+        empty = not file.read(1)
     if empty:
-        raise ConfigError(
-            f"checkpoint={str(path)!r} is empty: give a complete file, or save it once more"
-        )
+        raise _unusable(path, "is empty: give a complete file, or save it again")
 
 
 def _read_torch(path: Path) -> Checkpoint:
     try:
         with warnings.catch_warnings():
-            # About how torch stored tensors in old versions; nothing the user can mend here.
+            # About the storage of old versions of torch, which the user cannot change here.
             warnings.simplefilter("ignore")
             content = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
     except Exception as error:
         raise _refusal(path, error) from error
-    flat = flatten(content)
-    return Checkpoint(
-        path=path,
-        tensors=tuple(_share(flat.tensors)),
-        optimizer_tensors=flat.optimizer_tensors,
-    )
+    tensors, left_out = flatten(content)
+    return Checkpoint(path=path, tensors=tuple(_share(tensors)), optimizer_tensors=left_out)
 
 
 def _refusal(path: Path, error: Exception) -> ConfigError:
     """Return why a file cannot be read: it would run code, or it is damaged."""
     text = str(error)
     if "TorchScript" in text:
-        return ConfigError(
-            f"checkpoint={str(path)!r} must hold tensors only, and is a TorchScript program, which "
-            "is not run here: save its weights with torch.save(module.state_dict(), ...)"
+        return _unusable(
+            path,
+            "must hold tensors only, and is a TorchScript program, which is not run here: save its "
+            "weights with torch.save(module.state_dict(), ...)",
         )
     found = _GLOBAL.search(text)
     if found or "Unsupported class" in text or "unrecognized function" in text:
         what = f"the Python object {found[1]}" if found else "a Python object"
-        return ConfigError(
-            f"checkpoint={str(path)!r} must hold tensors only, and needs {what}: loading it would "
-            "let the file run code here, so it was not loaded. Where you trust it, load it with "
-            "torch.load(..., weights_only=False) and save its weights with "
-            "torch.save(model.state_dict(), ...)"
+        return _unusable(
+            path,
+            f"must hold tensors only, and needs {what}: loading it would run code of the file, so "
+            "it was not loaded. If you trust it, load it with torch.load(..., weights_only=False) "
+            "and save its weights with torch.save(model.state_dict(), ...)",
         )
     return _damaged(path, error, "torch.save")
 
 
 def _damaged(path: Path, error: Exception, writer: str) -> ConfigError:
-    why = first_line(error)
-    return ConfigError(
-        f"checkpoint={str(path)!r} cannot be read: it is damaged, or was not written by {writer} "
-        f"({why}). Copy or save it once more"
-    )
+    why = f"it is damaged, or was not written by {writer} ({first_line(error)})"
+    return _unusable(path, f"cannot be read: {why}. Copy or save it again")
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Where an audit is written, if that is not said."""
+"""Where an audit is written by default."""
 
 from __future__ import annotations
 

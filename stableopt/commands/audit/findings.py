@@ -1,30 +1,21 @@
-"""What an audit came to: reports, what was left out, and a verdict in one line."""
+"""The result of an audit: reports, what was left out, and a verdict in one line."""
 
 from __future__ import annotations
 
 import platform
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from stableopt.commands.audit.measure import WeightReport
 from stableopt.runtime.version import __version__
 from stableopt.runtime.words import count, listed
 from stableopt.types import Standing
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from stableopt.commands.audit.measure import WeightReport
-
-_ORDER = (
-    Standing.DANGER,
-    Standing.WARNING,
-    Standing.UNDEFINED,
-    Standing.HEALTHY,
-    Standing.UNJUDGED,
-)
+_ORDER = tuple(map(Standing, ("danger", "warning", "undefined", "healthy", "unjudged")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Whatever a checkpoint nests, as tensors with dotted names; optimizer state is only counted."""
+"""The tensors of a nested checkpoint by dotted names; optimizer state is only counted."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def flatten(content: object) -> Flat:
     tensors: list[tuple[str, Tensor]] = []
     left_out = 0
     visited = set[int]()
-    # A stack of our own: a file can nest deeper than Python recurses.
+    # Not recursive: a file can nest deeper than Python recurses.
     places = [_Place("", "", content, optimizer=False)]
     while places:
         place = places.pop()

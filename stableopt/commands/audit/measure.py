@@ -1,15 +1,17 @@
-"""What the sensors read from one weight, and what that says about it by its shape."""
+"""Measure one weight with the sensors, and judge the readings by its shape."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from stableopt.commands.audit.checkpoint import first_line
+from stableopt.commands.audit.checkpoint import NamedTensor, first_line
 from stableopt.functional import (
     as_matrix,
     gaussian_condition_number,
@@ -20,20 +22,12 @@ from stableopt.functional.rank import effective_rank_of
 from stableopt.health.spectra.tiers import SMALLEST, TIERS, standing_of
 from stableopt.runtime.words import listed
 from stableopt.sensors.condition_number import ConditionNumber
-from stableopt.sensors.protocol import Visit
+from stableopt.sensors.protocol import Sensor, Visit
 from stableopt.sensors.published import AssrConditionNumber, AssrFiedler, KappaTilde
 from stableopt.sensors.sampled_spectrum import SampledSpectrum
 from stableopt.sensors.spectral_norm import SpectralNorm
 from stableopt.sensors.targets import without_limits
 from stableopt.types import Standing
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from torch import Tensor
-
-    from stableopt.commands.audit.checkpoint import NamedTensor
-    from stableopt.sensors.protocol import Sensor
 
 _PUBLISHED = (AssrFiedler(), AssrConditionNumber(), KappaTilde())
 
@@ -44,13 +38,7 @@ _DTYPES = (*_REAL, torch.complex128, torch.complex64)
 _CAUGHT = (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError, MemoryError)
 """What a tensor may raise without ending the audit of the others."""
 
-_WORST = (
-    Standing.DANGER,
-    Standing.WARNING,
-    Standing.HEALTHY,
-    Standing.UNJUDGED,
-    Standing.UNDEFINED,
-)
+_WORST = tuple(map(Standing, ("danger", "warning", "healthy", "unjudged", "undefined")))
 
 _WORDS = {
     "relative_rank": "relative rank",
@@ -151,7 +139,7 @@ def measure_weight(
         return _unread(named, named.problem)
     try:
         with warnings.catch_warnings():
-            # That a dtype is experimental or deprecated is nothing to mend here.
+            # That a dtype is experimental or deprecated does not matter here.
             warnings.simplefilter("ignore")
             tensor = _plain(named.tensor)
         nonfinite = torch.isfinite(tensor).logical_not_()
@@ -159,12 +147,9 @@ def measure_weight(
     except _CAUGHT as error:
         return _unread(named, first_line(error))
     if bad:
-        return WeightReport(
-            **_identity(named),
-            nonfinite=bad,
-            standing=Standing.DANGER,
-            note=_where(tensor, nonfinite, bad),
-        )
+        note = _where(tensor, nonfinite, bad)
+        danger = Standing.DANGER
+        return WeightReport(**_identity(named), nonfinite=bad, standing=danger, note=note)
     if tensor.numel() == 0:
         return WeightReport(**_identity(named), note="it is empty")
     if tensor.dim() < 2:
@@ -175,12 +160,9 @@ def measure_weight(
 def is_weight(named: NamedTensor) -> bool:
     """Return whether a tensor is of floating numbers, complex and quantized ones included."""
     tensor = named.tensor
-    return (
-        tensor is None
-        or tensor.is_floating_point()
-        or tensor.is_complex()
-        or bool(tensor.is_quantized)
-    )
+    if tensor is None or tensor.is_floating_point() or tensor.is_complex():
+        return True
+    return bool(tensor.is_quantized)
 
 
 def is_vector(named: NamedTensor) -> bool:
@@ -257,7 +239,7 @@ _DECOMPOSED = ("spectral_norm", "stable_rank", "effective_rank")
 
 
 def _decompose(matrix: Tensor) -> dict[str, float]:
-    """Return what all singular values tell."""
+    """Return what all singular values say."""
     values = singular_values(matrix)
     numbers = (values[0], (values / values[0]).square().sum(), effective_rank_of(values))
     return dict(zip(_DECOMPOSED, map(float, numbers), strict=True))

@@ -96,7 +96,7 @@ def _draw_condition(axes: Axes, reports: list[WeightReport]) -> None:
     finite = [ratio for ratio in ratios if math.isfinite(ratio) and ratio > 0]
     low, high = min([*finite, 0.3]), max([*finite, 10.0])
     axes.set_yscale("log")
-    # An infinite one stands at the upper edge, above all others.
+    # An infinite one is at the upper edge, above all others.
     top = high * (high / low) ** 0.15
     axes.axhline(1.0, color=INK, linewidth=0.8, linestyle=":", zorder=1)
     _draw_points(axes, reports, [min(ratio, top) for ratio in ratios], missing=None)
@@ -115,13 +115,13 @@ def _draw_condition(axes: Axes, reports: list[WeightReport]) -> None:
 def _draw_points(
     axes: Axes, reports: list[WeightReport], values: list[float], missing: float | None
 ) -> None:
-    """Draw every value; what a bad weight has none of stands at ``missing``."""
+    """Draw every value; ``missing`` in place of what a bad weight lacks."""
     for standing, style in _MARKS.items():
         danger = standing is Standing.DANGER
-        stand_in = missing if danger or standing is Standing.UNDEFINED else None
+        instead = missing if danger or standing is Standing.UNDEFINED else None
         points = dict[int, float]()
         for x, (report, value) in enumerate(zip(reports, values, strict=True), 1):
-            shown = value if math.isfinite(value) else stand_in
+            shown = value if math.isfinite(value) else instead
             if report.standing is standing and shown is not None:
                 points[x] = shown
         if not points:
@@ -143,12 +143,8 @@ def _name_layers(axes: Axes, reports: list[WeightReport], names: bool) -> None:
         axes.set_xticks([])
         axes.set_xlabel("there is no matrix in this checkpoint")
     elif names:
-        axes.set_xticks(
-            range(1, len(reports) + 1),
-            [_short(report.name) for report in reports],
-            rotation=90,
-            fontsize=8,
-        )
+        names_of = [_short(report.name) for report in reports]
+        axes.set_xticks(range(1, len(reports) + 1), names_of, rotation=90, fontsize=8)
         for label, report in zip(axes.get_xticklabels(), reports, strict=True):
             if report.standing in (Standing.DANGER, Standing.WARNING):
                 label.set_fontweight("bold")
@@ -177,14 +173,11 @@ def _label_worst(axes: Axes, reports: list[WeightReport], ranks: list[float]) ->
 
 
 def _explain(figure: Figure, reports: list[WeightReport]) -> None:
-    words = {
-        Standing.UNJUDGED: "no limit applies",
-        Standing.DANGER: "danger (at 0 if not finite)",
-    }
+    words = {Standing.UNJUDGED: "no limit applies", Standing.DANGER: "danger (at 0 if not finite)"}
     handles = [
         Line2D([], [], linestyle="none", label=words.get(standing, standing.value), **style)
         for standing, style in _MARKS.items()
-        if any(report.standing is standing for report in reports)
+        if standing in {report.standing for report in reports}
     ]
     if handles:
         figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), frameon=False)
@@ -195,6 +188,6 @@ def _power(value: float) -> str:
 
 
 def _short(name: str) -> str:
-    """Return a name short enough for an axis: its end tells more than its beginning."""
+    """Return a name short enough for an axis: its end matters more than its beginning."""
     text = printable(name)
     return text if len(text) <= _LONGEST else f"…{text[1 - _LONGEST :]}"

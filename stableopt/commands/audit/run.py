@@ -1,27 +1,22 @@
-"""The audit from file to exit code."""
+"""Run an audit, from the file to the exit code."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 
-from stableopt.commands.audit.checkpoint import read_checkpoint
+from stableopt.commands.audit.checkpoint import Checkpoint, read_checkpoint
 from stableopt.commands.audit.directory import directory_of
 from stableopt.commands.audit.findings import Audit
 from stableopt.commands.audit.measure import is_vector, is_weight, measure_weight
 from stableopt.commands.audit.picture import draw_audit
 from stableopt.commands.audit.show import show_table, show_verdict
 from stableopt.commands.terminal import claim_directory
-from stableopt.errors import ConfigError
+from stableopt.runtime.paths import usable
 from stableopt.telemetry.encode import encode
 from stableopt.types import Standing
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from stableopt.commands.audit.checkpoint import Checkpoint
 
 
 def run_audit(
@@ -60,14 +55,9 @@ def run_audit(
     bar = Console(stderr=True) if as_json else console
     audit = audit_checkpoint(checkpoint, bar, exact=exact, published=published)
     text = encode(audit.to_dict(), indent=2)
-    try:
+    with usable("out", out, "written", "give a directory with room for audit.json and audit.png"):
         (out / "audit.json").write_text(f"{text}\n", encoding="utf-8")
         draw_audit(audit, out / "audit.png")
-    except OSError as error:
-        raise ConfigError(
-            f"out={str(out)!r} cannot be written ({error.strerror or error}): "
-            "give a directory with room for audit.json and audit.png"
-        ) from error
     if as_json:
         console.out(text, highlight=False)
     else:

@@ -91,15 +91,9 @@ def show_table(console: Console, audit: Audit, *, published: bool = False) -> No
 
 
 def show_verdict(console: Console, audit: Audit, files: tuple[Path, ...]) -> None:
-    """Say what else there was, where the files are, and the verdict."""
-    left_out = [
-        f"{count} of {what}"
-        for count, what in (
-            (audit.optimizer_tensors, "optimizer state"),
-            (audit.integer_tensors, "integers"),
-        )
-        if count
-    ]
+    """Print what else there was, where the files are, and the verdict."""
+    counts = {"optimizer state": audit.optimizer_tensors, "integers": audit.integer_tensors}
+    left_out = [f"{number} of {what}" for what, number in counts.items() if number]
     if audit.vectors:
         say(console, f"looked at  {audit.vectors} vectors and scalars: all finite", style="dim")
     if left_out:
@@ -110,10 +104,8 @@ def show_verdict(console: Console, audit: Audit, files: tuple[Path, ...]) -> Non
 
 def _print_table(console: Console, reports: list[WeightReport], columns: Sequence[Column]) -> None:
     cells = [[column.cell(report) for column in columns] for report in reports]
-    width = sum(
-        1 + max(len(text) for text in (column.title, *(row[i] for row in cells)))
-        for i, column in enumerate(columns)
-    )
+    texts = zip([column.title for column in columns], *cells, strict=True)
+    width = sum(1 + max(map(len, column)) for column in texts)
     room = max(_NARROWEST, console.width - width - len("undefined") - 1)
     names = [_title(report) for report in reports]
     common = _common(names) if max(map(len, names)) > room else ""
@@ -160,10 +152,8 @@ def _folded(name: str, room: int) -> str:
 
 
 def _legend(audit: Audit) -> str:
-    rank, kappa, fiedler = (
-        TIERS[metric].warning
-        for metric in ("relative_rank", "relative_kappa_p10", "relative_fiedler")
-    )
+    judged = ("relative_rank", "relative_kappa_p10", "relative_fiedler")
+    rank, kappa, fiedler = (TIERS[metric].warning for metric in judged)
     exact = "" if audit.exact else " The exact tier was left out (--no-exact)."
     return (
         "rel.rank, rel.fied and κ/Gauss are over what a random matrix of that shape reads: 1 is "

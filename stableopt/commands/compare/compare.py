@@ -1,16 +1,13 @@
-"""Several runs beside each other: where they came to, and what was configured differently."""
+"""Several runs beside each other: how they ended, and what was configured differently."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+from stableopt.recorded.files import Place
+from stableopt.recorded.run import Run
 from stableopt.recorded.status import BAD, FINE, Status, status_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from stableopt.recorded.files import Place
-    from stableopt.recorded.run import Run
 
 _SETTINGS = (
     "optimizer",
@@ -27,7 +24,7 @@ _SENSED = frozenset({"use"})
 
 
 class Comparison(NamedTuple):
-    """What there is to say about several runs.
+    """Several runs, and how they differ.
 
     Attributes:
         titles: Of the runs, in the order given.

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stableopt.commands.compare.compare import Comparison
 from stableopt.commands.terminal import Column, fitting
 from stableopt.recorded.run import TAIL
 from stableopt.recorded.status import BROKEN, say_state
 from stableopt.runtime.words import duration, printable, spell
 from stableopt.telemetry.encode import plain
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from stableopt.commands.compare.compare import Comparison
-
 
 _COLUMNS = (
     Column("integrity", lambda s: s.integrity),

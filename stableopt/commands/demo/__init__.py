@@ -1,1 +1,1 @@
-"""The demo: a small GPT, a fault in the middle of its training, and what becomes of it."""
+"""The demo: a small GPT, a fault in the middle of its training, and how it ends."""

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from stableopt.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor
 
 _EXCLUDED = frozenset({"__pycache__", "dist-packages", "idlelib", "site-packages", "test", "tests"})
 _SMALLEST = 100_000

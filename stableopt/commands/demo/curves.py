@@ -1,4 +1,4 @@
-"""The picture: what each run lost, where the fault struck, and what the guard did then."""
+"""The picture: the loss of each run, where the fault struck, and what the guard did then."""
 
 from __future__ import annotations
 
@@ -43,11 +43,7 @@ _LANE = 0.04
 """Height above the axis, as a share of it, of what the guard did."""
 _ROOM = 0.1
 _COLUMNS = 3
-_STYLE: dict[Any, Any] = {
-    **STYLE,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "stableopt",
-}
+_STYLE: dict[Any, Any] = {**STYLE, "svg.fonttype": "none", "svg.hashsalt": "stableopt"}
 
 
 def draw_curves(runs: Mapping[str, Run], fault: Fault | None, out: Path) -> tuple[Path, ...]:
@@ -119,7 +115,7 @@ def _window(runs: Mapping[str, Run], fault: Fault) -> tuple[int, int]:
 
 
 def _limit(axes: Axes, runs: Mapping[str, Run], first: int = 1, last: int | None = None) -> None:
-    """Leave out what a broken weight does to a loss: the others could not be seen beside it."""
+    """Limit the axis to sane losses: that of a broken weight would hide the others."""
     most = _SANE * max(run.losses[0] for run in runs.values())
     shown = [loss for run in runs.values() for loss in run.losses[first - 1 : last]]
     sane = [loss for loss in shown if loss <= most]
@@ -164,11 +160,11 @@ def _draw_arrow(axes: Axes, call: int, to: int) -> None:
 
 
 def _call_of(run: Run, before: int, to_step: int) -> int:
-    """Return the call of ``step()`` that made the update which a rollback led back to."""
-    gone_back = {call: back.to_step for call, back in run.rollbacks}
+    """Return the call of ``step()`` whose update a rollback restored."""
+    restored = {call: back.to_step for call, back in run.rollbacks}
     steps, found = 0, 0
     for call, action in enumerate(run.actions[: before - 1], 1):
-        steps = gone_back.get(call, steps + (action is Action.TAKE))
+        steps = restored.get(call, steps + (action is Action.TAKE))
         if action is Action.TAKE and steps == to_step:
             found = call
     return found

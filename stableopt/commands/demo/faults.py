@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from typing import NamedTuple
 
 POISONED = 5
 """Batches in a row that the fault ``batch`` replaces."""
@@ -37,8 +35,7 @@ class Stage(Enum):
     STATE = "after the step, before the next forward pass"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class Kind(NamedTuple):
     """One kind of fault.
 
     Attributes:
@@ -56,46 +53,27 @@ class Kind:
     place: float = 0.5
 
 
+_FLIP = f"bit {EXPONENT} of one weight flips: it is still finite, and absurdly large"
+_MOMENT = "one element of AdamW's second moments becomes Inf: its weight learns no more"
+_BUFFER = "one element of the table of positions, a buffer, becomes NaN"
+_NOISE = f"noise replaces the text of {POISONED} batches in a row"
+
 KINDS: Mapping[Inject, Kind] = {
     Inject.NAN_GRAD: Kind(
-        stage=Stage.GRADIENT,
-        says="one element of one gradient becomes NaN",
-        label="NaN in one gradient",
+        Stage.GRADIENT, "one element of one gradient becomes NaN", "NaN in one gradient"
     ),
     Inject.INF_GRAD: Kind(
-        stage=Stage.GRADIENT,
-        says="one element of one gradient becomes Inf",
-        label="Inf in one gradient",
+        Stage.GRADIENT, "one element of one gradient becomes Inf", "Inf in one gradient"
     ),
-    Inject.WEIGHTS: Kind(
-        stage=Stage.STATE, says="one weight becomes NaN", label="one weight becomes NaN"
-    ),
-    Inject.BIT_FLIP: Kind(
-        stage=Stage.STATE,
-        says=f"bit {EXPONENT} of one weight flips: it is still finite, and absurdly large",
-        label="one bit of one weight flips",
-    ),
+    Inject.WEIGHTS: Kind(Stage.STATE, "one weight becomes NaN", "one weight becomes NaN"),
+    Inject.BIT_FLIP: Kind(Stage.STATE, _FLIP, "one bit of one weight flips"),
     # An Inf in the second moment divides every update of one weight by infinity: the weight
-    # stands still for ever, and neither the loss nor a gradient ever shows it.
-    Inject.MOMENTS: Kind(
-        stage=Stage.STATE,
-        says="one element of AdamW's second moments becomes Inf: its weight learns no more",
-        label="Inf in one second moment",
-    ),
-    Inject.BUFFERS: Kind(
-        stage=Stage.STATE,
-        says="one element of the table of positions, a buffer, becomes NaN",
-        label="NaN in one buffer",
-    ),
+    # never moves again, and neither the loss nor a gradient shows it.
+    Inject.MOMENTS: Kind(Stage.STATE, _MOMENT, "Inf in one second moment"),
+    Inject.BUFFERS: Kind(Stage.STATE, _BUFFER, "NaN in one buffer"),
     # Later than the others: a loss is a spike if it stands out from the last 128, and from
     # those at the very beginning, when nothing is learned yet, not even noise does.
-    Inject.BATCH: Kind(
-        stage=Stage.BATCH,
-        says=f"noise replaces the text of {POISONED} batches in a row",
-        label=f"{POISONED} batches of noise",
-        lasts=POISONED,
-        place=0.7,
-    ),
+    Inject.BATCH: Kind(Stage.BATCH, _NOISE, f"{POISONED} batches of noise", POISONED, 0.7),
 }
 """Every fault that can be injected."""
 

@@ -1,21 +1,17 @@
-"""What is seen while a run trains: a bar on a terminal, a line now and then elsewhere."""
+"""The progress of a run: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from stableopt.types import Action
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rich.console import Console
 
 _PLAIN_LINES = 10
 _ROOMY = 100
@@ -24,7 +20,7 @@ _COUNTED = {Action.TAKE: "taken", Action.SKIP: "skipped", Action.ROLL_BACK: "rol
 _STYLES = {"skip": "yellow", "roll_back": "bold cyan", "stop": "bold red"}
 
 
-class Live:
+class Live(Progress):
     """Show one run; a context manager.
 
     Args:
@@ -34,11 +30,7 @@ class Live:
     """
 
     def __init__(self, console: Console, title: str, steps: int) -> None:
-        self._console = console
-        self._title = title
-        self._steps = steps
-        self._counts: Counter[Action] = Counter()
-        self._bar = Progress(
+        super().__init__(
             TextColumn("{task.description:<10}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
@@ -48,31 +40,24 @@ class Live:
             disable=not console.is_terminal,
             expand=True,
         )
-        self._task = self._bar.add_task(title, total=steps, numbers="")
-
-    def __enter__(self) -> Live:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._title, self._steps = title, steps
+        self._counts: Counter[Action] = Counter()
+        self._task = self.add_task(title, total=steps, numbers="")
 
     def stepped(self, step: int, loss: float, lr: float, action: Action) -> None:
         """Show the numbers of a step."""
         self._counts[action] += 1
         counts = "  ".join(f"{word} {self._counts[done]}" for done, word in _COUNTED.items())
-        narrow = self._console.is_terminal and self._console.width < _ROOMY
+        narrow = self.console.is_terminal and self.console.width < _ROOMY
         numbers = f"loss {loss:<5.3f}  {'' if narrow else f'lr {lr:.1e}  '}{counts}"
-        self._bar.update(self._task, completed=step, numbers=numbers)
-        if not self._console.is_terminal and self._is_due(step):
-            self._console.print(f"{self._title:<10} {step:>4}/{self._steps}  {numbers}")
+        self.update(self._task, completed=step, numbers=numbers)
+        due = step == self._steps or step % max(1, self._steps // _PLAIN_LINES) == 0
+        if due and not self.console.is_terminal:
+            self.console.print(f"{self._title:<10} {step:>4}/{self._steps}  {numbers}")
 
     def struck(self, strike: str) -> None:
-        """Say that a fault was injected."""
-        self._console.print(Text(f"injected {strike}", style="magenta"), soft_wrap=True)
-
-    def _is_due(self, step: int) -> bool:
-        return step == self._steps or step % max(1, self._steps // _PLAIN_LINES) == 0
+        """Print that a fault was injected."""
+        self.console.print(Text(f"injected {strike}", style="magenta"), soft_wrap=True)
 
 
 @contextmanager

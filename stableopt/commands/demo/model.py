@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name everybody reads
+from torch.nn import functional as F  # noqa: N812 - its usual name
 
 _BYTES = 256
 _INIT_STD = 0.02

@@ -1,4 +1,4 @@
-"""What the demo is asked to do, checked before anything trains."""
+"""The options of the demo, checked before anything trains."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.steps < MIN_STEPS:
             raise ConfigError(
-                f"steps={self.steps} must be at least {MIN_STEPS}: there is no curve to see in less"
+                f"steps={self.steps} must be at least {MIN_STEPS}: a shorter run shows no curve"
             )
         if not 0 <= self.seed <= MAX_SEED:
             raise ConfigError(f"seed={self.seed} must be an int from 0 to {MAX_SEED}")

@@ -1,4 +1,4 @@
-"""What became of a run that was hit by a fault: facts, as plain data and as sentences."""
+"""How a run that was hit by a fault ended, as plain data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from stableopt.telemetry.encode import encode
-from stableopt.types import Scope
+from stableopt.types import Event, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from stableopt.commands.demo.faults import Fault
     from stableopt.commands.demo.train import Run
-    from stableopt.types import Event
 
 RECOVERED = "recovered"
 SURVIVED = "survived"
@@ -39,8 +38,8 @@ class Outcome:
         found: What it found.
         skips: Steps that were skipped.
         tamed: Steps whose gradients were scaled down.
-        rollbacks: Where the run went back from, and where to.
-        updates: Updates behind the final weights.
+        rollbacks: From which step to which, for every rollback.
+        updates: Updates in the final weights.
         updates_lost: Updates that rollbacks have undone.
         scars: Final weights, moments and buffers that hold a value no sane run has.
         validation_loss: Of each run, by title.
@@ -78,7 +77,7 @@ class Outcome:
 
 
 def fate_of(run: Run) -> str:
-    """Return in one of four words what became of a run."""
+    """Return how a run ended."""
     if run.died_at is not None:
         return DIED
     if run.scars:
@@ -124,7 +123,7 @@ def judge_outcome(fault: Fault, run: Run, runs: Mapping[str, Run], clean: Run | 
 
 
 def _is_of_fault(event: Event) -> bool:
-    """Return whether an event is about a fault: of some spikes no more is done than a word."""
+    """Return whether an event is about a fault: some spikes are only noted."""
     return event.intervened or any(found.scope is Scope.SPIKE for found in event.findings)
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stableopt.commands.demo.faults import announce_fault
-from stableopt.commands.demo.outcome import DIED, RECOVERED, SCARRED, fate_of
+from stableopt.commands.demo.outcome import DIED, RECOVERED, SCARRED, Outcome, fate_of
 from stableopt.commands.terminal import say
 from stableopt.runtime.words import count, listed
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from stableopt.commands.demo.corpus import Corpus
     from stableopt.commands.demo.model import GPT
     from stableopt.commands.demo.options import DemoOptions
-    from stableopt.commands.demo.outcome import Outcome
     from stableopt.commands.demo.train import Run
 
 _UNGUARDED = ": there was no guard"
@@ -35,7 +34,7 @@ _STYLES = {DIED: "bold red", SCARRED: "bold red", RECOVERED: "green"}
 
 
 def announce(console: Console, options: DemoOptions, corpus: Corpus, model: GPT) -> None:
-    """Say what is about to happen."""
+    """Print what is about to happen."""
     recipe, fault = options.recipe, options.fault
     parameters = sum(p.numel() for p in model.parameters())
     size = (len(corpus.training) + len(corpus.validation)) / 1e6
@@ -58,16 +57,12 @@ def compare(console: Console, runs: Mapping[str, Run]) -> None:
     table.add_column("integrity", no_wrap=True)
     table.add_column("outcome")
     for title, run in runs.items():
-        table.add_row(
-            title,
-            _number(run.training_loss),
-            _number(run.validation_loss),
-            str(len(run.skipped)),
-            str(len(run.tamed)),
-            str(len(run.rollbacks)),
-            "-" if run.summary is None else run.summary["integrity"],
-            _fate(run),
-        )
+        losses = map(_number, (run.training_loss, run.validation_loss))
+        counts = (str(len(done)) for done in (run.skipped, run.tamed, run.rollbacks))
+        integrity, fate = (run.summary or {}).get("integrity", "-"), fate_of(run)
+        at = f" at step {run.died_at}" if fate == DIED else ""
+        outcome = Text(f"{fate}{at}", style=_STYLES.get(fate, "green"))
+        table.add_row(title, *losses, *counts, integrity, outcome)
     console.print()
     console.print(table)
     taken = len(next(iter(runs.values())).tail)
@@ -79,8 +74,8 @@ def compare(console: Console, runs: Mapping[str, Run]) -> None:
     )
 
 
-def tell_fate(console: Console, title: str, run: Run) -> None:
-    """Say that a run died, and where, or that a fault is still in it."""
+def print_fate(console: Console, title: str, run: Run) -> None:
+    """Print that a run died, and where, or that a fault is still in it."""
     if run.died_at is not None:
         if math.isfinite(run.losses[run.died_at - 1]):
             why = "it left weights whose loss is not finite"
@@ -91,8 +86,8 @@ def tell_fate(console: Console, title: str, run: Run) -> None:
         say(console, f"{title}: {SCARRED}: {_scars(run.scars)}", style="bold red")
 
 
-def tell_outcome(console: Console, outcome: Outcome) -> None:
-    """Tell in words what happened to the run that was asked for, and how it ended."""
+def print_outcome(console: Console, outcome: Outcome) -> None:
+    """Print in words what happened to the run that was asked for, and how it ended."""
     console.print()
     for line in outcome.strikes[:1]:
         more = f" (and {len(outcome.strikes) - 1} more)" if len(outcome.strikes) > 1 else ""
@@ -106,7 +101,7 @@ def tell_outcome(console: Console, outcome: Outcome) -> None:
 def point_to_files(
     console: Console, runs: Mapping[str, Run], pictures: tuple[Path, ...], summary: Path | None
 ) -> None:
-    """Say where everything is."""
+    """Print where everything is."""
     console.print()
     for run in runs.values():
         if run.telemetry is not None and run.summary_path is not None:
@@ -139,7 +134,7 @@ def _undone(outcome: Outcome) -> str:
 
 
 def _left(outcome: Outcome) -> str:
-    behind = f"{count(outcome.updates, 'update')} behind the final weights"
+    behind = f"{count(outcome.updates, 'update')} in the final weights"
     if outcome.scars:
         return f"{_scars(outcome.scars)}; {behind}"
     return f"nothing of it: no weight, moment or buffer is damaged; {behind}"
@@ -166,9 +161,3 @@ def _scars(names: tuple[str, ...]) -> str:
 
 def _number(loss: float) -> str:
     return f"{loss:.4f}" if loss < _LARGE else f"{loss:.3g}"
-
-
-def _fate(run: Run) -> Text:
-    fate = fate_of(run)
-    at = f" at step {run.died_at}" if fate == DIED else ""
-    return Text(f"{fate}{at}", style=_STYLES.get(fate, "green"))

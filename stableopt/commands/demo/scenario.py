@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from rich.console import Console
 
 from stableopt.commands.demo import report
-from stableopt.commands.demo.corpus import load_corpus
+from stableopt.commands.demo.corpus import Corpus, load_corpus
 from stableopt.commands.demo.curves import draw_curves
+from stableopt.commands.demo.faults import Fault
 from stableopt.commands.demo.live import Live, log_to
 from stableopt.commands.demo.model import GPT
+from stableopt.commands.demo.options import DemoOptions
 from stableopt.commands.demo.outcome import judge_outcome
-from stableopt.commands.demo.train import identical, train, train_bare
-from stableopt.commands.report import write_report
+from stableopt.commands.demo.train import Run, identical, train, train_bare
+from stableopt.commands.report.write import write_report
 from stableopt.commands.terminal import claim_directory, say
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from stableopt.commands.demo.corpus import Corpus
-    from stableopt.commands.demo.faults import Fault
-    from stableopt.commands.demo.options import DemoOptions
-    from stableopt.commands.demo.train import Run
 
 GUARDED = "guarded"
 UNGUARDED = "no guard"
@@ -28,7 +22,7 @@ CLEAN = "no fault"
 BARE = "bare AdamW"
 
 SUMMARY = "summary.json"
-"""The file in ``out`` that says what became of the run that was asked for."""
+"""The file in ``out`` with the outcome of the run that was asked for."""
 
 
 def run_demo(options: DemoOptions, console: Console) -> int:
@@ -63,7 +57,7 @@ def run_demo(options: DemoOptions, console: Console) -> int:
 
 
 def _conclude(options: DemoOptions, console: Console, runs: dict[str, Run]) -> bool:
-    """Say how it ended; return whether it ended well."""
+    """Print how it ended; return whether it ended well."""
     requested = next(iter(runs.values()))
     if options.fault is None:
         same = identical(requested, runs[BARE])
@@ -73,7 +67,7 @@ def _conclude(options: DemoOptions, console: Console, runs: dict[str, Run]) -> b
         return same
     outcome = judge_outcome(options.fault, requested, runs, runs.get(CLEAN))
     outcome.write(options.out / SUMMARY)
-    report.tell_outcome(console, outcome)
+    report.print_outcome(console, outcome)
     return outcome.good
 
 
@@ -85,7 +79,7 @@ def _play(options: DemoOptions, corpus: Corpus, console: Console) -> dict[str, R
         out = options.out / title.replace(" ", "-")
         with Live(console, title, recipe.steps) as live:
             run = train(corpus, recipe, live, out=out, fault=fault, guard=guard)
-        report.tell_fate(console, title, run)
+        report.print_fate(console, title, run)
         return run
 
     if fault is None:

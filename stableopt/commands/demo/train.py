@@ -8,8 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional as F  # noqa: N812 - the name everybody reads
-from torch.optim import AdamW
+from torch.nn import functional as F  # noqa: N812 - its usual name
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from stableopt.commands.demo.inject import Injector, scars
@@ -17,19 +17,17 @@ from stableopt.commands.demo.model import GPT
 from stableopt.optimizer import StableOptimizer
 from stableopt.telemetry import JsonLines
 from stableopt.transforms import ClipGradNorm
-from stableopt.types import Action
+from stableopt.types import Action, Event, Rollback
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
-    from torch.optim import Optimizer
 
     from stableopt.commands.demo.corpus import Corpus
     from stableopt.commands.demo.faults import Fault
     from stableopt.commands.demo.live import Live
     from stableopt.commands.demo.options import Recipe
-    from stableopt.types import Event, Rollback
 
 DEAD_AFTER = 5
 """Losses in a row that are not finite before a run counts as dead."""
@@ -44,7 +42,7 @@ _VALIDATION_WINDOWS = 128
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """What became of a run.
+    """The course of a run, and how it ended.
 
     Attributes:
         losses: Of every batch, before its step.
@@ -97,7 +95,7 @@ class Run:
 
     @property
     def rollbacks(self) -> list[tuple[int, Rollback]]:
-        """The steps that found a fault in the state, from 1, and where each led back to."""
+        """The steps that found a fault in the state, from 1, and the rollback of each."""
         events = [event for event in self.ledger if event.action is Action.ROLL_BACK]
         return [(event.call, event.rollback) for event in events if event.rollback is not None]
 
@@ -140,11 +138,11 @@ def train(
         optimizer.track(scheduler=schedule)
     run = Run(telemetry=writer.path, summary_path=writer.summary_path)
 
-    def tell(strike: str) -> None:
+    def report(strike: str) -> None:
         run.strikes.append(strike)
         live.struck(strike)
 
-    injector = Injector(fault, model=model, optimizer=optimizer, seed=recipe.seed, tell=tell)
+    injector = Injector(fault, model=model, optimizer=optimizer, seed=recipe.seed, report=report)
     try:
         for step in range(1, recipe.steps + 1):
             loss = model.loss(*injector.on_batch(step, _batch(corpus, recipe, step)))
@@ -165,7 +163,7 @@ def train(
 
 
 def train_bare(corpus: Corpus, recipe: Recipe, live: Live) -> Run:
-    """Train the GPT with AdamW alone, as everybody writes it.
+    """Train the GPT with AdamW alone, in the usual loop.
 
     Args:
         corpus: The text.

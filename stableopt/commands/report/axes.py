@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from stableopt.recorded.trace import Trace
+from stableopt.recorded.trace import Trace
 
 _RATIO = 8.0
 """Of the largest to the smallest value from which on an axis is logarithmic."""

@@ -1,21 +1,18 @@
-"""A series as a line, and what does not fit into the frame in words."""
+"""A series as a line, with a description in words."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+
+from markupsafe import Markup
 
 from stableopt.commands.report import marks
 from stableopt.commands.report.axes import Axis, fitted, span
 from stableopt.commands.report.frame import figure, grid, percent, plot, stretched, y_labels
 from stableopt.commands.report.markup import el, join
+from stableopt.recorded.run import Run
+from stableopt.recorded.trace import Bucket, Trace
 from stableopt.runtime.words import count, spell
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
-
-    from stableopt.recorded.run import Run
-    from stableopt.recorded.trace import Bucket, Trace
 
 _UNITS = 1000
 """Of the drawing, in both directions."""
@@ -51,7 +48,7 @@ def draw_curve(
         name: The fragment that it is linked by.
         height: Of the frame in pixels.
         linked: Calls with an entry in the ledger, to have every intervention marked below; only
-            lines where the run went back if not given.
+            lines at rollbacks if not given.
         level: Of the heading.
         linear: Whether the vertical axis is never logarithmic.
     """
@@ -69,7 +66,7 @@ def draw_curve(
         marks.marks(run, x, height, linked or set()) if full else marks.lines(run, x, height),
     )
     below = marks.LANE if full else 0
-    says = " ".join(filter(None, (describe(trace, y), _tell_refused(run) if full else "")))
+    says = " ".join(filter(None, (describe(trace, y), _refused_in_words(run) if full else "")))
     return figure(
         title,
         says,
@@ -116,7 +113,7 @@ def describe(trace: Trace, y: Axis) -> str:
     return f"{'; '.join(words)}."
 
 
-def _tell_refused(run: Run) -> str:
+def _refused_in_words(run: Run) -> str:
     refused = sum(found.refused and found.loss is not None for found in run.interventions)
     if not refused:
         return ""
@@ -169,10 +166,8 @@ def _refused(run: Run, x: Axis, y: Axis, height: int) -> Markup:
         place = (round(_ONCE * x.at(found.call)), -1 if outside else round(100 * y.at(found.loss)))
         if place in drawn:
             continue
-        at, title = (
-            percent(x.at(found.call)),
-            f"call {found.call}: loss {spell(found.loss)}, refused",
-        )
+        at = percent(x.at(found.call))
+        title = f"call {found.call}: loss {spell(found.loss)}, refused"
         if outside:
             drawn[place] = _sign(at, "▲" if math.isfinite(found.loss) else _CROSS, title, "out")
         else:

@@ -1,19 +1,15 @@
-"""A plot that keeps the size of its letters at any width of the page."""
+"""A plot whose text keeps its size at any width of the page."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
 
+from markupsafe import Markup
+
+from stableopt.commands.report.axes import Axis
 from stableopt.commands.report.markup import el, join
 from stableopt.runtime.words import spell
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from markupsafe import Markup
-
-    from stableopt.commands.report.axes import Axis
 
 _EDGE = 0.06
 """Of the width, within which a number is written inside instead of centred."""
@@ -56,14 +52,7 @@ def plot(
         left: What is written beside it.
         below: Pixels of the drawing that are below its lower edge.
     """
-    svg = el(
-        "svg",
-        inside,
-        class_="area",
-        height=height,
-        role="group",
-        aria_label=label,
-    )
+    svg = el("svg", inside, class_="area", height=height, role="group", aria_label=label)
     return el(
         "div",
         el("div", left, class_="ys", aria_hidden="true", style=f"height:{height - below}px"),
@@ -88,9 +77,7 @@ def x_labels(x: Axis) -> Markup:
 
 def y_labels(y: Axis, ticks: Sequence[float]) -> Markup:
     """Return the numbers beside a plot."""
-    return join(
-        *(el("span", spell(tick), style=f"top:{percent(1 - y.at(tick))}") for tick in ticks)
-    )
+    return join(el("span", spell(v), style=f"top:{percent(1 - y.at(v))}") for v in ticks)
 
 
 def stretches(cells: Iterable[str | None]) -> list[tuple[int, int, str]]:
@@ -110,21 +97,11 @@ def stretches(cells: Iterable[str | None]) -> list[tuple[int, int, str]]:
 
 def grid(y: Axis, ticks: Sequence[float], height: int) -> Markup:
     """Return a line for each of the numbers."""
-    return join(
-        *(
-            el("line", x1="0", x2="100%", y1=at, y2=at, class_="grid")
-            for at in (f"{(1 - y.at(tick)) * height:.1f}" for tick in ticks)
-        )
-    )
+    places = (f"{(1 - y.at(tick)) * height:.1f}" for tick in ticks)
+    return join(el("line", x1="0", x2="100%", y1=at, y2=at, class_="grid") for at in places)
 
 
 def stretched(inside: Markup, *, width: int, height: int, pixels: int) -> Markup:
     """Return SVG whose units are stretched to the whole width and to ``pixels`` of height."""
-    return el(
-        "svg",
-        inside,
-        viewBox=f"0 0 {width} {height}",
-        preserveAspectRatio="none",
-        width="100%",
-        height=pixels,
-    )
+    box = {"viewBox": f"0 0 {width} {height}", "preserveAspectRatio": "none"}
+    return el("svg", inside, **box, width="100%", height=pixels)

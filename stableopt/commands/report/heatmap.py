@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
+from markupsafe import Markup
+
+from stableopt.commands.report.axes import Axis
 from stableopt.commands.report.frame import figure, stretched, stretches, x_labels
 from stableopt.commands.report.markup import el, join
-from stableopt.commands.report.scales import Change, Limits, factors_for
+from stableopt.commands.report.scales import Change, Limits, Scale, factors_for
 from stableopt.health.spectra.tiers import TIERS
 from stableopt.recorded.offenders import is_gone, judge
+from stableopt.recorded.run import Run
+from stableopt.recorded.trace import Readings, Trace
 from stableopt.runtime.words import count, listed, natural, spell
 from stableopt.types import Standing
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from markupsafe import Markup
-
-    from stableopt.commands.report.axes import Axis
-    from stableopt.commands.report.scales import Scale
-    from stableopt.recorded.run import Run
-    from stableopt.recorded.trace import Readings, Trace
 
 MOST_LAYERS = 1000
 """Rows of a heatmap."""
@@ -91,8 +86,8 @@ def draw_heatmap(run: Run, metric: str, x: Axis) -> Markup:
         for start, end, kind in _stretches(layers[name], scale, x, columns):
             paths.setdefault(kind, []).append(f"M{start} {row}h{end - start}v1h{start - end}z")
     inside = join(
-        *(el("path", d="".join(paths[kind]), class_=f"c-{kind}") for kind in sorted(paths)),
-        *(_hover(name, layers[name], row, columns) for row, name in enumerate(shown)),
+        (el("path", d="".join(paths[kind]), class_=f"c-{kind}") for kind in sorted(paths)),
+        (_hover(name, layers[name], row, columns) for row, name in enumerate(shown)),
     )
     says = _describe(run, metric, names, len(shown))
     drawing = el(
@@ -143,7 +138,7 @@ def _scale(run: Run, metric: str, name: str, factors: tuple[float, ...]) -> Scal
 def _stretches(trace: Trace, scale: Scale, x: Axis, columns: int) -> Sequence[tuple[int, int, str]]:
     """Return first and last column and class of neighbouring cells of one colour.
 
-    Of several readings in a cell the one that tells most counts; a cell without one has the
+    Of several readings in a cell the most extreme one counts; a cell without one has the
     colour of the one before.
     """
     cells: list[str | None] = [None] * columns
@@ -154,19 +149,13 @@ def _stretches(trace: Trace, scale: Scale, x: Axis, columns: int) -> Sequence[tu
         )
         for column in range(first, last + 1):
             known = cells[column]
-            cells[column] = kind if known is None else _graver(known, kind)
+            cells[column] = kind if known is None else max(known, kind, key=_gravity)
     return stretches(accumulate(cells, lambda held, cell: cell or held))
-
-
-def _graver(a: str, b: str) -> str:
-    return max(a, b, key=_gravity)
 
 
 def _gravity(kind: str) -> float:
     named = {"un": 10, "danger": 9, "warning": 8}
-    if kind in named:
-        return named[kind]
-    return abs(int(kind[1]) - 4) if kind[0] == "d" else int(kind[1])
+    return named.get(kind) or abs(int(kind[1]) - (4 if kind[0] == "d" else 0))
 
 
 def _hover(name: str, trace: Readings, row: int, columns: int) -> Markup:
@@ -180,23 +169,16 @@ def _hover(name: str, trace: Readings, row: int, columns: int) -> Markup:
 
 def _names(names: Sequence[str], height: int) -> Markup:
     every = max(1, math.ceil(_ROW * len(names) / height))
-    return join(
-        *(
-            el(
-                "span",
-                el("bdi", name, class_="full"),
-                el("bdi", shorten(name), class_="short"),
-                style=f"top:{100 * (row + 0.5) / len(names):.2f}%",
-                title=name,
-            )
-            for row, name in enumerate(names)
-            if row % every == 0
-        )
-    )
+    spans = []
+    for row in range(0, len(names), every):
+        name, place = names[row], f"top:{100 * (row + 0.5) / len(names):.2f}%"
+        both = el("bdi", name, class_="full"), el("bdi", shorten(name), class_="short")
+        spans.append(el("span", *both, style=place, title=name))
+    return join(*spans)
 
 
 def shorten(name: str) -> str:
-    """Return a name with its middle left out: both of its ends tell layers apart.
+    """Return a name with its middle left out: layers differ at both ends of their names.
 
     Example:
         >>> shorten("blocks.3.attention.qkv.weight"), shorten("0.weight")
@@ -247,8 +229,5 @@ def _describe(run: Run, metric: str, names: Sequence[str], shown: int) -> str:
 
 
 def _legend(scale: Scale) -> Markup:
-    entries = [
-        el("li", el("i", class_=f"swatch c-{kind}", aria_hidden="true"), f" {words}")
-        for kind, words in scale.legend()
-    ]
-    return el("ul", *entries, class_="legend")
+    signs = ((el("i", class_=f"swatch c-{k}", aria_hidden="true"), w) for k, w in scale.legend())
+    return el("ul", (el("li", sign, f" {words}") for sign, words in signs), class_="legend")

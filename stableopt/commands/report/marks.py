@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
+from markupsafe import Markup
+
+from stableopt.commands.report.axes import Axis
 from stableopt.commands.report.frame import percent
 from stableopt.commands.report.markup import el, join
 from stableopt.recorded.interventions import WORDS, Kind
+from stableopt.recorded.run import Run
 from stableopt.runtime.words import count
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from markupsafe import Markup
-
-    from stableopt.commands.report.axes import Axis
-    from stableopt.recorded.run import Run
 
 _SHAPES: Mapping[Kind, str] = {
     Kind.STOP: "M-6-6H6V6H-6Z",
@@ -38,19 +34,13 @@ LANE = 22
 def shapes() -> Markup:
     """Return the definitions that marks refer to; once in a page."""
     symbols = [el("path", id=f"m-{kind.value}", d=shape) for kind, shape in _SHAPES.items()]
-    hatch = el(
-        "pattern",
-        el("path", d="M-1 1 1-1M0 6 6 0M5 7 7 5", class_="hatch"),
-        id="hatch",
-        width=6,
-        height=6,
-        patternUnits="userSpaceOnUse",
-    )
+    path = el("path", d="M-1 1 1-1M0 6 6 0M5 7 7 5", class_="hatch")
+    hatch = el("pattern", path, id="hatch", width=6, height=6, patternUnits="userSpaceOnUse")
     return el("svg", el("defs", *symbols, hatch), class_="defs", aria_hidden="true")
 
 
 def icon(kind: Kind) -> Markup:
-    """Return the shape of a kind, to stand in a line of text."""
+    """Return the shape of a kind, for a line of text."""
     shape = el("path", d=_SHAPES[kind])
     return el(
         "svg", shape, class_=f"icon k-{kind.value}", viewBox="-8 -8 16 16", aria_hidden="true"
@@ -88,26 +78,21 @@ def marks(run: Run, x: Axis, height: int, linked: set[int]) -> Markup:
         place = (found.kind, round(_ONCE * x.at(found.call)))
         if place not in drawn:
             at = percent(x.at(found.call))
-            mark = el(
-                "use",
-                el("title", f"call {found.call}: {WORDS[found.kind]}"),
-                href=f"#m-{found.kind.value}",
-                x=at,
-                y=height + LANE // 2,
-                class_=f"k-{found.kind.value}",
-            )
+            title, kind = f"call {found.call}: {WORDS[found.kind]}", found.kind.value
+            where = {"x": at, "y": height + LANE // 2, "class_": f"k-{kind}"}
+            mark = el("use", el("title", title), href=f"#m-{kind}", **where)
             if found.call in linked:
                 mark = el("a", mark, href=f"#call-{found.call}", tabindex="-1")
             drawn[place] = join(_line(found.kind, at, height), mark)
     # The grave ones last, so that they lie on top.
     order = sorted(drawn, key=lambda place: -list(Kind).index(place[0]))
-    return join(*(drawn[place] for place in order))
+    return join(drawn[place] for place in order)
 
 
 def lines(run: Run, x: Axis, height: int) -> Markup:
-    """Return lines across a plot where the run went back or was stopped."""
+    """Return lines across a plot where the run was rolled back or stopped."""
     found = {percent(x.at(i.call)): i.kind for i in run.interventions if i.kind in _GRAVE}
-    return join(*(_line(kind, at, height) for at, kind in found.items()))
+    return join(_line(kind, at, height) for at, kind in found.items())
 
 
 _GRAVE = (Kind.ROLL_BACK, Kind.STOP)
@@ -121,11 +106,8 @@ def _line(kind: Kind, at: str, height: int) -> Markup | None:
 
 def legend(run: Run) -> Markup | None:
     """Return what the marks mean and how many there are; ``None`` if there are none."""
-    entries = [
-        el("li", icon(kind), f" {WORDS[kind]}: {run.counted(kind)}")
-        for kind in Kind
-        if run.counted(kind)
-    ]
+    counts = {kind: n for kind in Kind if (n := run.counted(kind))}
+    entries = [el("li", icon(kind), f" {WORDS[kind]}: {n}") for kind, n in counts.items()]
     if run.lost:
         area = el("rect", width=16, height=16, class_="undone")
         hatched = el("svg", area, class_="icon", viewBox="0 0 16 16", aria_hidden="true")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from markupsafe import Markup, escape
 
 from stableopt.runtime.words import printable
@@ -44,5 +46,6 @@ def el(name: str, /, *children: object, **attributes: object) -> Markup:
 
 
 def join(*children: object) -> Markup:
-    """Return children side by side, escaped as in :func:`text`."""
-    return Markup("").join(map(text, children))
+    """Return children side by side, escaped as in :func:`text`; of a generator all that it has."""
+    flat = (part for c in children for part in (c if isinstance(c, Iterator) else (c,)))
+    return Markup("").join(map(text, flat))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from functools import cache, partial
 from importlib import resources
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from stableopt.commands.report import marks, tables
-from stableopt.commands.report.axes import span
+from stableopt.commands.report.axes import Axis, span
 from stableopt.commands.report.curves import draw_curve
 from stableopt.commands.report.heatmap import draw_heatmap
 from stableopt.commands.report.markup import join, text
@@ -21,19 +21,13 @@ from stableopt.health.spectra.tiers import TIERS
 from stableopt.recorded import status as states
 from stableopt.recorded.interventions import WORDS
 from stableopt.recorded.offenders import say_undefined
-from stableopt.recorded.run import TAIL
+from stableopt.recorded.run import TAIL, Run
+from stableopt.recorded.status import Status
 from stableopt.recorded.values import number_of, whole_of
 from stableopt.runtime.version import __version__
 from stableopt.runtime.words import clock, count, duration, listed, size, spell
 from stableopt.sensors.governor import CREDIT
 from stableopt.telemetry.encode import plain
-
-if TYPE_CHECKING:
-    from jinja2 import Template
-
-    from stableopt.commands.report.axes import Axis
-    from stableopt.recorded.run import Run
-    from stableopt.recorded.status import Status
 
 MOST_METRICS = 16
 """Heatmaps of a page."""

@@ -1,13 +1,12 @@
-"""What a run was configured with, in the form that ``from_config`` takes."""
+"""The configuration of a run, as ``from_config`` takes it."""
 
 from __future__ import annotations
 
 import ast
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from stableopt.recorded.run import Run
-
+from stableopt.recorded.run import Run
+from stableopt.recorded.values import dict_of, list_of
 
 _SENSING = ("sampler", "budget", "params", "heads")
 
@@ -42,14 +41,13 @@ def recipe_of(run: Run) -> Recipe:
     beyond: list[str] = []
     if (guard := run.setting("guard")) is not None:
         config["guard"] = guard
-    transforms = run.setting("transforms")
-    if isinstance(transforms, list) and transforms:
+    if transforms := list_of(run.setting("transforms")):
         config["transforms"] = []
-        for entry in (entry for entry in transforms if isinstance(entry, dict)):
+        for entry in map(dict_of, transforms):
             text = str(entry.get("transform", ""))
             if "group" in entry:
                 beyond.append(f"{text} belongs to parameter group {entry['group']}.")
-            else:
+            elif entry:
                 config["transforms"] += _read(text, beyond)
     sensors = run.setting("sensors")
     if sensors is False:
@@ -60,8 +58,7 @@ def recipe_of(run: Run) -> Recipe:
             known["budget"] = None  # no limit, which is not the default
         if "judged_by" in sensors:
             known["risk"] = sensors["judged_by"]
-        use = sensors.get("use")
-        use = [str(text) for text in use] if isinstance(use, list) else []
+        use = map(str, list_of(sensors.get("use")))
         config["sensors"] = {"use": [e for text in use for e in _read(text, beyond)], **known}
     if run.setting("compiled"):
         config["compile"] = True

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from markupsafe import Markup
 
+from stableopt.commands.report.axes import Axis
 from stableopt.commands.report.frame import figure, percent, plot, stretched, stretches
 from stableopt.commands.report.markup import el, join
+from stableopt.recorded.run import Run
 from stableopt.runtime.words import count
 from stableopt.types import RiskLevel
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
-
-    from stableopt.commands.report.axes import Axis
-    from stableopt.recorded.run import Run
 
 _LANE = 24
 _COLUMNS = 1000
@@ -31,20 +27,12 @@ def draw_risk(run: Run, x: Axis) -> Markup | None:
     if not run.risk:
         return None
     height = _LANE * len(LEVELS)
-    bars = join(*(_bar(*bar) for bar in _bars(run, x)))
-    labels = join(
-        *(
-            el("span", level, style=f"top:{percent((_row(level) + 0.5) / len(LEVELS))}")
-            for level in LEVELS
-        )
-    )
+    bars = join(_bar(*bar) for bar in _bars(run, x))
+    places = {level: percent((_row(level) + 0.5) / len(LEVELS)) for level in LEVELS}
+    labels = join(el("span", level, style=f"top:{at}") for level, at in places.items())
     says = _describe(run)
-    lines = join(
-        *(
-            el("line", x1="0", x2="100%", y1=_LANE * row, y2=_LANE * row, class_="grid")
-            for row in range(len(LEVELS) + 1)
-        )
-    )
+    edges = range(0, height + 1, _LANE)
+    lines = join(el("line", x1="0", x2="100%", y1=y, y2=y, class_="grid") for y in edges)
     drawing = plot(
         join(lines, stretched(bars, width=_COLUMNS, height=len(LEVELS), pixels=height)),
         label=f"Risk over calls of step(). {says}",

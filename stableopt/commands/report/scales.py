@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from stableopt.health.spectra.tiers import TIERS
+from stableopt.recorded.trace import Bucket, Trace
 from stableopt.types import Standing
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    from stableopt.recorded.trace import Bucket, Trace
 
 UNDEFINED = "un"
 """The class of a number that does not exist."""
@@ -35,7 +32,7 @@ class Scale(Protocol):
     """Gives colours to one metric of one layer."""
 
     def kind(self, bucket: Bucket) -> str:
-        """Return the class of the value in a bucket that tells most."""
+        """Return the class of the most extreme value in a bucket."""
 
     def legend(self) -> Sequence[tuple[str, str]]:
         """Return the classes with their meanings, lowest first."""
@@ -118,7 +115,7 @@ class Change:
 
 
 def factors_for(traces: Iterable[Trace]) -> tuple[float, ...]:
-    """Return where to divide the changes of a metric, so that most of them can be told apart.
+    """Return where to divide the changes of a metric, so that most of them differ in colour.
 
     Args:
         traces: Of all layers.
@@ -126,11 +123,8 @@ def factors_for(traces: Iterable[Trace]) -> tuple[float, ...]:
     changes = sorted(
         max(abs(math.log(value / trace.first)) for value in (trace.low, trace.high))
         for trace in traces
-        if trace.first and trace.low and trace.high and _comparable(trace)
+        if trace.first and trace.low and trace.high
+        if all(0 < value < 1e300 for value in (trace.first, trace.low, trace.high))
     )
     usual = math.exp(changes[int(0.8 * len(changes))]) if changes else 1.0
     return next((f for f in _FACTORS if usual <= f[-1]), _FACTORS[-1])
-
-
-def _comparable(trace: Trace) -> bool:
-    return all(0 < (x or 0.0) < 1e300 for x in (trace.first, trace.low, trace.high))

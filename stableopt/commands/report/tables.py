@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-from stableopt.recorded.interventions import in_rows
+from stableopt.recorded.interventions import Intervention, in_rows
 from stableopt.recorded.offenders import top_offenders
-from stableopt.recorded.values import number_of, whole_of
+from stableopt.recorded.run import Run
+from stableopt.recorded.values import dict_of, list_of, number_of, whole_of
 from stableopt.runtime.words import natural, spell
 from stableopt.types import Standing
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from stableopt.recorded.interventions import Intervention
-    from stableopt.recorded.run import Run
 
 MOST_ENTRIES = 400
 """Entries of the ledger on a page; of more, the first and the last half are shown."""
@@ -37,15 +33,8 @@ def ledger_rows(run: Run) -> tuple[list[list[Intervention]], int]:
 def offender_rows(run: Run) -> list[list[object]]:
     """Return the layers that stand out, the worst first."""
     return [
-        [
-            found.name,
-            _STANDINGS.get(found.standing, "-"),
-            found.reading or "-",
-            found.tally.faults,
-            found.tally.risks,
-            found.tally.acts,
-        ]
-        for found in top_offenders(run)
+        [name, _STANDINGS.get(standing, "-"), reading or "-", tally.faults, tally.risks, tally.acts]
+        for name, tally, standing, reading in top_offenders(run)
     ]
 
 
@@ -63,36 +52,22 @@ def layer_rows(run: Run, metrics: Sequence[str]) -> list[list[str]]:
 
 def transform_rows(run: Run) -> list[list[str]]:
     """Return what every transform is and did; without a summary what the records say."""
-    listed = run.setting("transforms")
-    return list(_summed(listed if isinstance(listed, list) else [])) or [
-        [
-            name,
-            "-",
-            f"{tally.records} recorded steps",
-            "-",
-            _moved(tally.metric, tally.before, tally.after),
-        ]
-        for name, tally in sorted(run.acts.items())
+    listed = filter(dict_of, list_of(run.setting("transforms")))
+    return [_summed(entry) for entry in listed] or [
+        [name, "-", f"{t.records} recorded steps", "-", _moved(t.metric, t.before, t.after)]
+        for name, t in sorted(run.acts.items())
     ]
 
 
-def _summed(entries: list[Any]) -> Iterator[list[str]]:
-    for entry in entries:
-        if not isinstance(entry, dict):
-            continue
-        newest = entry.get("newest")
-        last = newest if isinstance(newest, dict) else {}
-        name = last.get("worst")
-        what = f"{last.get('metric', '')}{f' of {name}' if isinstance(name, str) else ''}"
-        moved = _moved(what, number_of(last.get("before")), number_of(last.get("after")))
-        group = f" (group {entry['group']})" if "group" in entry else ""
-        yield [
-            f"{entry.get('transform', '')}{group}",
-            counted(entry.get("parameters")),
-            f"{counted(entry.get('steps'))} steps",
-            counted(entry.get("changes")),
-            moved if last else "-",
-        ]
+def _summed(entry: dict[str, Any]) -> list[str]:
+    last = dict_of(entry.get("newest"))
+    name = last.get("worst")
+    what = f"{last.get('metric', '')}{f' of {name}' if isinstance(name, str) else ''}"
+    moved = _moved(what, number_of(last.get("before")), number_of(last.get("after")))
+    group = f" (group {entry['group']})" if "group" in entry else ""
+    parameters, steps, changes = (counted(entry.get(k)) for k in ("parameters", "steps", "changes"))
+    title = f"{entry.get('transform', '')}{group}"
+    return [title, parameters, f"{steps} steps", changes, moved if last else "-"]
 
 
 def _moved(what: str, before: float | None, after: float | None) -> str:

@@ -11,6 +11,7 @@ from stableopt.commands.report.page import build_page
 from stableopt.errors import ConfigError
 from stableopt.recorded.files import Follower, find_run
 from stableopt.recorded.status import Status, status_of
+from stableopt.runtime.paths import usable
 
 
 class Report(NamedTuple):
@@ -61,7 +62,7 @@ def _replace(path: Path, page: str) -> None:
         raise ConfigError(
             f"out={str(path)!r} is a directory: give a file, e.g. {path / 'report.html'}"
         )
-    try:
+    with usable("out", path, "written", "give a file in a directory that this process may write"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", dir=path.parent, suffix=".tmp", delete=False
@@ -70,11 +71,6 @@ def _replace(path: Path, page: str) -> None:
         # As a file that open() makes: a temporary one is for its owner only.
         os.chmod(draft.name, 0o666 & ~_umask())
         os.replace(draft.name, path)
-    except OSError as error:
-        raise ConfigError(
-            f"out={str(path)!r} cannot be written ({error.strerror or error}): "
-            "give a file in a directory that this process may write"
-        ) from error
 
 
 def _umask() -> int:

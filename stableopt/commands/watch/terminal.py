@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-from rich.console import Group
+from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from stableopt.commands.report.axes import fitted, span
 from stableopt.recorded.interventions import WORDS, Kind
 from stableopt.recorded.offenders import top_offenders
-from stableopt.recorded.status import BROKEN, ENDED
+from stableopt.recorded.run import Run
+from stableopt.recorded.status import BROKEN, ENDED, Status
+from stableopt.recorded.trace import Bucket, Trace
 from stableopt.runtime.words import count, duration, printable, spell
 from stableopt.types import Standing
-
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-
-    from stableopt.recorded.run import Run
-    from stableopt.recorded.status import Status
-    from stableopt.recorded.trace import Bucket, Trace
 
 _RAMP, _PLAIN_RAMP = "▁▂▃▄▅▆▇█", "_.-~=+*#"
 _BROKEN = "x"
@@ -78,7 +72,7 @@ def draw_frame(
     return Group(*lines)
 
 
-def tell_line(run: Run, status: Status) -> str:
+def status_line(run: Run, status: Status) -> str:
     """Return the state of a run as one line, for output that is no terminal."""
     parts = [
         f"call {status.calls:,}",

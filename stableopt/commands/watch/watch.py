@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from stableopt.commands.watch.terminal import draw_frame, tell_line
+from stableopt.commands.watch.terminal import draw_frame, status_line
 from stableopt.errors import ConfigError, require_number
 from stableopt.recorded.files import Follower, Place, find_run, list_runs, runs_below
 from stableopt.recorded.status import ENDED, Status, status_of
 from stableopt.runtime.words import printable
 from stableopt.telemetry.encode import encode
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from rich.console import Console, RenderableType
 
 LONGEST = 86_400.0
 """Seconds between two looks, at most."""
@@ -55,10 +51,10 @@ class WatchOptions:
         require_number("every", self.every, LONGEST, "seconds between two looks at the run")
         if self.wait is not None and not self.wait >= 0:
             raise ConfigError(
-                f"wait={self.wait!r} must be at least 0: seconds to wait for a run to begin"
+                f"wait={self.wait!r} must be at least 0: the seconds to wait for a run to begin"
             )
         if self.as_json and not self.once:
-            raise ConfigError("json=True needs once=True: add --once, a live view is no JSON")
+            raise ConfigError("json=True needs once=True: add --once")
 
     @property
     def patience(self) -> float | None:
@@ -105,7 +101,7 @@ def _await(options: WatchOptions, console: Console, sleep: Callable[[float], Non
         try:
             return find_run(options.where, options.number)
         except ConfigError:
-            if (left is not None and left <= 0) or _can_not_come(options.where):
+            if (left is not None and left <= 0) or _has_other_runs(options.where):
                 raise
         if not announced:
             announced = True
@@ -116,7 +112,7 @@ def _await(options: WatchOptions, console: Console, sleep: Callable[[float], Non
         left = None if left is None else left - pause
 
 
-def _can_not_come(path: Path) -> bool:
+def _has_other_runs(path: Path) -> bool:
     """Return whether a path is a file, or a directory with other runs than the one asked for."""
     try:
         return path.is_file() or bool(runs_below(path))
@@ -131,14 +127,14 @@ def _follow(
     live: Live | None,
     sleep: Callable[[float], None],
 ) -> Status:
-    """Show news until the run ends: drawn anew on a terminal, else as a line each."""
+    """Show what is new until the run ends: drawn again on a terminal, else as a line each."""
     while True:
         fresh = follower.poll()
         status = status_of(follower.run)
         if live is not None:
             live.update(_frame(follower, status, console, rows=console.height), refresh=True)
         elif fresh:
-            console.print(Text(tell_line(follower.run, status)), soft_wrap=True)
+            console.print(Text(status_line(follower.run, status)), soft_wrap=True)
         if status.state in ENDED:
             return status
         sleep(options.every)
@@ -151,7 +147,7 @@ def _newer(options: WatchOptions, follower: Follower) -> Follower:
         return follower
     try:
         newest = list_runs(options.where)[-1]
-    except (OSError, IndexError):  # it is gone: the next look says so
+    except (OSError, IndexError):  # it is gone: the next read raises
         return follower
     return follower if newest.path == follower.place.path else Follower(newest)
 

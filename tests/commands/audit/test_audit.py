@@ -211,7 +211,7 @@ def test_a_payload_does_not_run(audit, tmp_path, monkeypatch, new):
     result = audit(path)
 
     assert result.exit_code == 2
-    assert "would let the file run code here" in result.stderr
+    assert "would run code of the file" in result.stderr
     assert not proof.exists()
     with torch.serialization.safe_globals([]):
         torch.load(path, weights_only=False)["x"].close()
@@ -259,7 +259,7 @@ def test_files_that_are_none(audit, tmp_path):
         (empty, "is empty"),
         (other, "must end in one of .pt, "),
         (tmp_path / "none.pt", "must exist"),
-        (tmp_path, "is a directory: give one of the files in it, e.g. 'empty.pt'"),
+        (tmp_path, "not a directory: give a file in it, e.g. 'empty.pt'"),
     ):
         result = audit(path)
 

@@ -17,7 +17,7 @@ TINY = ModelOptions(context=16, width=16, depth=1, heads=2)
 
 
 class Recorder:
-    """A watcher that keeps what it is told."""
+    """A watcher that keeps what it receives."""
 
     def __init__(self):
         self.rates = []

@@ -189,7 +189,7 @@ def test_a_state_is_damaged_once_and_seen(kind, tiny_recipe):
     adamw.step()
     told = []
     fault = Fault(kind=kind, at=2)
-    imp = Injector(fault, model=model, optimizer=adamw, seed=5, tell=told.append)
+    imp = Injector(fault, model=model, optimizer=adamw, seed=5, report=told.append)
     assert scars(model, adamw) == ()
     for step in (1, 2, 3):
         batch = text, text
@@ -208,7 +208,7 @@ def test_a_bit_flip_is_finite(tiny_recipe):
         model = GPT(tiny_recipe().model)
         fault = Fault(kind=Inject.BIT_FLIP, at=1)
         sgd = torch.optim.SGD(model.parameters())
-        Injector(fault, model=model, optimizer=sgd, seed=seed, tell=str).on_state(1)
+        Injector(fault, model=model, optimizer=sgd, seed=seed, report=str).on_state(1)
         assert len(scars(model, sgd)) == 1
         assert all(bool(p.isfinite().all()) for p in model.parameters())
 

@@ -36,7 +36,7 @@ def test_summaries_belong_to_their_run(write):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: p / "no", r"^run='.*no' must exist: look at the path"),
+        (lambda p: p / "no", r"^run='.*no' must exist: check the path"),
         (lambda p: p, r"^run='.*' must hold a telemetry.jsonl: give the directory"),
     ],
 )

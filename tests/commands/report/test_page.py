@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stableopt import ConfigError, StableOptimizer, UpdateCap
-from stableopt.commands.report import write_report
 from stableopt.commands.report.markup import el
 from stableopt.commands.report.page import build_page
 from stableopt.commands.report.reproduce import read_call, recipe_of
 from stableopt.commands.report.tables import MOST_ENTRIES
+from stableopt.commands.report.write import write_report
 from stableopt.recorded import load_run
 from stableopt.recorded.interventions import WORDS, Kind
 from stableopt.recorded.run import Run
@@ -159,7 +159,7 @@ def test_the_head_says_what_became_of_it(page):
         ({"integrity": "OK"}, {"loss": "NaN"}, "Compromised"),
         ({"integrity": "OK"}, {"risk": "danger"}, "OK, but in danger"),
         ({"integrity": "UNCHECKED"}, {}, "There was no guard: the weights were not checked"),
-        ({"integrity": "OK"}, {"action": "stop"}, "The guard gave the run up"),
+        ({"integrity": "OK"}, {"action": "stop"}, "The guard stopped the run"),
         ({"integrity": "OK", "status": "failed"}, {}, "OK, but failed\n"),
         ({"integrity": "OK", "status": "failed"}, {}, "Failed: an exception ended the program."),
         ({"integrity": "OK", "status": "failed", "ended_by": 3}, {}, "Failed: an exception ended"),
