@@ -38,10 +38,10 @@ def _faults(results: _Results) -> str:
 
     names = {BASELINE: "AdamW with clipping", "checkpoint": "a checkpoint every 100 updates"}
     runs = sum(score[OURS]["runs"] for score in scores)
-    rivals = ", ".join(f"{title} {sound(name)}" for name, title in names.items())
+    rivals = "; ".join(f"{sound(name)} with {title}" for name, title in names.items())
     return (
-        f"**Faults.** Of {runs} runs with a fault ({len(rows)} kinds) {sound(OURS)} end sound; "
-        f"{rivals} ([table](docs/evidence/faults.md))."
+        f"**Faults.** {runs} runs, each hit by one of {len(rows)} kinds of fault: {sound(OURS)} "
+        f"end sound with stableopt; {rivals} ([table](docs/evidence/faults.md))."
     )
 
 
@@ -84,8 +84,8 @@ def _fixed(results: _Results) -> str:
 def _snapshots(results: _Results) -> str:
     shares = [cell["snapshots_of_a_step"] for cell in results["snapshots"]["cells"]]
     return (
-        "**Memory.** Three snapshots of parameters, optimizer state and buffers: for AdamW nine "
-        f"times the weights ([calculator](docs/reference/memory.md)). Taking them is "
+        "**Memory.** Three snapshots of parameters, optimizer state and buffers: with AdamW, nine "
+        f"times the size of the weights more ([calculator](docs/reference/memory.md)). Taking them is "
         f"{min(shares):.3%} to {max(shares):.3%} of training."
     )
 

@@ -9,10 +9,10 @@ from stableopt.health.judge import Judge
 from stableopt.health.spectra.sensed import Sensed
 from stableopt.health.spectra.sensing import Sensing
 from stableopt.health.stability import COOLDOWN
+from stableopt.loop.checkpoint import Register
 from stableopt.loop.decide import Decider
 from stableopt.loop.in_flight import InFlight, check_lagged
 from stableopt.loop.record import Recorder
-from stableopt.loop.register import Register
 from stableopt.loop.scaler import ScalerWatch
 from stableopt.loop.take import Take
 from stableopt.loop.way_back import WayBack
@@ -61,6 +61,20 @@ class Parts:
     Attributes:
         verdict: What was decided about the last step.
         called: Whether a step was called.
+        signals: What :meth:`~stableopt.StableOptimizer.observe` was given.
+        sensing: Measures weights between steps; ``None`` without sensors.
+        transforms: Change gradients and weights in a step that is taken.
+        update: Takes the inner step: eager, fused or compiled.
+        traced: Takes it inside a graph that is compiled from outside.
+        take: Takes it with its closure, where it is given one.
+        options: Notes what the inner step changes in its own options.
+        in_flight: The step that was taken last, while it is not judged.
+        decider: Judges and decides; ``None`` with ``guard=False``.
+        way_back: Restores; ``None`` with ``guard=False``.
+        guarded: Both of these.
+        recorder: Ledger and telemetry.
+        register: What is remembered, for checkpoints and snapshots.
+        scaler: Counts how often a gradient scaler asks before it steps.
         said: The warnings that were logged.
     """
 
@@ -110,6 +124,7 @@ class Parts:
         # judge, decide, and go back
         self.decider: Decider | None = None
         self.way_back: WayBack | None = None
+        self.guarded: tuple[Decider, WayBack] | None = None
         if guard is not None:
             self._add_guard(guard, model)
         self._fill_register()
@@ -127,6 +142,7 @@ class Parts:
         self.way_back = WayBack(
             self.optimizer, self.register, judge, keeper, buffers, tracked, self.options
         )
+        self.guarded = self.decider, self.way_back
 
     def _fill_register(self) -> None:
         """List what is remembered: in checkpoints, and what a rollback restores."""
@@ -218,12 +234,13 @@ class Parts:
             "sensors": False if self.sensing is None else self.sensing.summary(),
             "compiled": self.compiled is not None and (self.compiled.reason or True),
         }
-        if self.decider is not None and self.way_back is not None:
+        if self.guarded is not None:
+            decider, way_back = self.guarded
             setup |= {
                 "lr_scale": self.lr_scale,
-                "rollbacks_left": self.decider.policy.tokens,
-                "tracked": list(self.way_back.tracked.names),
-                "snapshots": self.way_back.keeper.summary(),
+                "rollbacks_left": decider.policy.tokens,
+                "tracked": list(way_back.tracked.names),
+                "snapshots": way_back.keeper.summary(),
             }
         recorder = self.recorder
         return summarize(recorder.ledger, setup, recorder.telemetry, status, ended_by)

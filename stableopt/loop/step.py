@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from stableopt.health.spectra.sensed import Sensed
+    from stableopt.loop.decide import Decider
+    from stableopt.loop.way_back import WayBack
     from stableopt.types import Finding, Verdict
 
 
@@ -39,7 +41,9 @@ class StepLoop(Parts):
 
     A step is an :class:`Attempt`. With ``sync="exact"`` it is judged before it is taken, with
     ``sync="lagged"`` at the next call, and inside a graph at the next call that is not compiled:
-    until then it is in flight. Whichever it is, it is judged and concluded here.
+    until then it is in flight. Whichever it is, it is judged and concluded here. The parts are
+    listed in :class:`~stableopt.loop.parts.Parts`; ``docs/explanation/how-a-step-works.md`` has
+    the order in words.
     """
 
     def __init__(self, optimizer: Optimizer, **options: Any) -> None:
@@ -55,11 +59,12 @@ class StepLoop(Parts):
             return call_step(self.optimizer, closure)
         if self.way_back is not None:
             self.way_back.adapt()
-        if self._is_lagged():
-            return self._take_then_judge(closure)
+            if self._is_lagged(self.way_back):
+                return self._take_then_judge(closure, self.way_back)
         return self._judge_then_take(closure)
 
     def _judge_then_take(self, closure: Callable[[], Any] | None) -> Any:
+        """Run a step with ``sync="exact"``."""
         self.settle()
         loss = self.take.evaluate(closure)
         with torch.no_grad():
@@ -73,12 +78,13 @@ class StepLoop(Parts):
         self.conclude(attempt, verdict)
         return attempt.result if closure is None else loss
 
-    def _take_then_judge(self, closure: Callable[[], Any] | None) -> Any:
+    def _take_then_judge(self, closure: Callable[[], Any] | None, way_back: WayBack) -> Any:
+        """Run a step with ``sync="lagged"``: judge the one before it, take this one."""
         loss = self.take.evaluate(closure)
         self.settle()
         with torch.no_grad():
             sensed = self._sense()
-            if self.in_flight.gone or self.way_back is None:
+            if self.in_flight.gone:  # settle() has restored other weights than these gradients had
                 self.in_flight.gone = False
                 self.signals.take()
                 self.conclude(Attempt(closure=closure, sensed=sensed), GONE)
@@ -90,10 +96,12 @@ class StepLoop(Parts):
         attempt = Attempt(Observation(signals=signals), sensed=sensed, closure=closure, loss=loss)
         attempt.lr = known_rates(self.optimizer)
         again = self.take.closure_of(attempt, lambda: self.take.evaluate(closure))
-        decides = again is None and self.update.leaves_out
+        # Where the device can leave the step out it does so if not ``sound``; else it is taken.
+        leaves_out = again is None and self.update.leaves_out
         attempt.result = self._inner_step(lambda: self.update.take(again, ~sound))
-        self.way_back.keep_buffers_if(sound)
-        self.in_flight.add(attempt, losses, gradients, self._ask(), sound if decides else None)
+        way_back.keep_buffers_if(sound)
+        fate = sound if leaves_out else None
+        self.in_flight.add(attempt, losses, gradients, self._start_judging(), fate)
         if self.sensing is not None:
             self.sensing.launch(self.steps + 1)
         return attempt.result if closure is None else loss
@@ -132,7 +140,7 @@ class StepLoop(Parts):
                 known = Observation(loss=mean_of(read_scalars(losses)), signals=signals)
                 return Attempt(known, closure=closure, loss=loss)
         groups = self.optimizer.param_groups
-        gradients, numbers = measure_gradients(groups, beside=[*losses, *self._ask()])
+        gradients, numbers = measure_gradients(groups, beside=[*losses, *self._start_judging()])
         count = len(losses)
         known = Observation(loss=mean_of(numbers[:count]), gradients=gradients, signals=signals)
         return Attempt(known, numbers[count:], closure=closure, loss=loss)
@@ -140,12 +148,12 @@ class StepLoop(Parts):
     def _observe_graph(self) -> Attempt:
         """Return what is known about the last step that a graph has taken."""
         losses, signals = self.signals.take()
-        numbers = read_scalars([*losses, *self._ask()])
+        numbers = read_scalars([*losses, *self._start_judging()])
         known = Observation(loss=mean_of(numbers[: len(losses)]), signals=signals)
         return Attempt(known, numbers[len(losses) :], sensed=self._sense())
 
-    def _ask(self) -> Sequence[float | Tensor]:
-        """Return the scalars that the judge needs read."""
+    def _start_judging(self) -> Sequence[float | Tensor]:
+        """Start the checks of this step; return the scalars that the judge needs on the host."""
         if self.decider is None:
             return []
         self.scaler.note_step()
@@ -159,7 +167,13 @@ class StepLoop(Parts):
     # judge and decide
 
     def judge(self, attempt: Attempt) -> Verdict:
-        """Return what is to be done about an attempt: the one place where that is decided."""
+        """Return what is to be done about an attempt.
+
+        Every attempt that is observed comes here. Decided elsewhere: what is clear without a look
+        (``GONE`` and ``VETOED`` of :mod:`~stableopt.loop.in_flight`), what a line search finds in
+        the middle of a step (:meth:`_take`), and what is done if a snapshot turns out damaged
+        (:meth:`_act`).
+        """
         if self.decider is None:
             return unjudged(attempt.sensed.risen)
         return self.decider.judge(attempt, self.steps)
@@ -177,8 +191,8 @@ class StepLoop(Parts):
             return
         if attempt.fate is Fate.OPEN and verdict.action is Action.TAKE:
             verdict = self._take(attempt, verdict)
-        if self.way_back is not None and self.decider is not None:
-            verdict = self._act(attempt, verdict)
+        if self.guarded is not None:
+            verdict = self._act(attempt, verdict, *self.guarded)
         self.verdict = verdict
         self.recorder.count(verdict)
         if self.sensing is not None and verdict.action is Action.TAKE:
@@ -205,17 +219,18 @@ class StepLoop(Parts):
         self.adopt_group_transforms()
         self.transforms.before_step(observation, self.steps)
         late: tuple[Finding, ...] = self._inner_step(lambda: self.take(attempt, self.decider))
-        if late and self.decider is not None:
+        if late and self.decider is not None:  # the step was undone already
             return self.decider.decide(late, self.steps)
         self.transforms.after_step(observation, self.lr_scale)
         return verdict
 
     def _inner_step(self, take: Callable[[], Any]) -> Any:
         """Take the step such that it can be undone, with our factor on the learning rates."""
-        if self.way_back is None or self.decider is None:
+        if self.guarded is None:
             return take()
-        self.way_back.begin(self.steps)
-        updates, scale = self.decider.detectors.updates, self.lr_scale
+        decider, way_back = self.guarded
+        way_back.begin(self.steps)
+        updates, scale = decider.detectors.updates, self.lr_scale
         before = self.options.before(self.optimizer)
         updates.before()
         if scale == 1.0:
@@ -227,15 +242,16 @@ class StepLoop(Parts):
         self.options.after(self.optimizer, before)
         return result
 
-    def _act(self, attempt: Attempt, verdict: Verdict) -> Verdict:
+    def _act(
+        self, attempt: Attempt, verdict: Verdict, decider: Decider, way_back: WayBack
+    ) -> Verdict:
         """Restore or keep what the verdict says; return what was done in the end."""
-        assert self.way_back is not None and self.decider is not None  # noqa: S101, PT018
-        way_back, decider, step = self.way_back, self.decider, self.steps
-        taken = verdict.action is Action.TAKE
+        step = self.steps
         if attempt.of_graph or attempt.found:
+            # A graph may take the first steps of all: begin with what it left, unless damaged.
             lost = any(finding.scope is Scope.STATE for finding in verdict.findings)
             if way_back.begun or not lost:
-                way_back.begin(step + taken)
+                way_back.begin(step + 1 if verdict.action is Action.TAKE else step)
         verdict = way_back.go_back(verdict, step, decider)
         if attempt.fate is Fate.OPEN:
             way_back.keep_buffers(verdict)
@@ -246,6 +262,7 @@ class StepLoop(Parts):
             if healthy:
                 way_back.keeper.ring.healthy(step)
             now = decider.answers_risk and any(f.scope is Scope.RISK for f in verdict.findings)
+            # A snapshot that was due and found damage: everything is looked at in the next step.
             decider.suspicious = way_back.after(step + 1, now=now)
         return verdict
 
@@ -268,21 +285,22 @@ class StepLoop(Parts):
         return first is None or has_data(first) or any(map(has_data, every))
 
     def _is_priming(self, observation: Observation) -> bool:
+        """Return whether ``torch.distributed.checkpoint`` only makes the optimizer create state."""
         if self.optimizer.state or observation.loss is not None:
             return False
         norms = observation.gradients
         return is_priming(self.optimizer, None if norms is None else norms.total_value)
 
-    def _is_lagged(self) -> bool:
+    def _is_lagged(self, way_back: WayBack) -> bool:
         """Return whether the step is taken before it is judged.
 
         The first one is not: what it creates could not be undone. Nor is one that could be neither
         left out nor undone, once it turns out that the update is not compiled.
         """
-        if not self.lags or self.way_back is None:
+        if not self.lags:
             return False
         self.adopt_group_transforms()
-        restores = bool(self.way_back.keeper.ring.slots)
+        restores = bool(way_back.keeper.ring.slots)
         return self.steps > 0 and (restores or self.update.leaves_out)
 
     # the end of a run

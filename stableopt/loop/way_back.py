@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from stableopt.health.judge import Judge
+    from stableopt.loop.checkpoint import Register
     from stableopt.loop.decide import Decider
-    from stableopt.loop.register import Register
     from stableopt.snapshots.buffers import BufferShadow
     from stableopt.snapshots.keeper import Keeper
     from stableopt.snapshots.tracked import Tracked

@@ -77,8 +77,8 @@ COMPILED_MUTANTS = {
     ),
     "a step that could not be compiled counts as taken": Mutant(
         "stableopt.loop.step",
-        "sound if decides else None",
-        "sound if self.update.leaves_out else None",
+        "fate = sound if leaves_out else None",
+        "fate = sound if self.update.leaves_out else None",
         (f"{LAGGED}::test_a_bad_step_that_could_not_be_compiled_is_left_out", "-k", "gradients"),
     ),
     "without slots a bad step is taken once nothing is compiled": Mutant(
@@ -197,8 +197,8 @@ COMPILED_MUTANTS = {
     ),
     "a lagged step uses gradients of weights that are gone": Mutant(
         "stableopt.loop.step",
-        "if self.in_flight.gone or self.way_back is None:",
-        "if self.way_back is None:",
+        "if self.in_flight.gone:  # settle()",
+        "if False:  # settle()",
         (f"{LAGGED}::test_a_lost_weight_goes_back_one_call_later", "-k", "AdamW"),
     ),
     "the step that creates the state is not judged first": Mutant(
@@ -209,8 +209,8 @@ COMPILED_MUTANTS = {
     ),
     "a lagged batch leaves its traces in buffers": Mutant(
         "stableopt.loop.step",
-        "self.way_back.keep_buffers_if(sound)",
-        "self.way_back.keep_buffers_if(torch.ones_like(sound))",
+        "way_back.keep_buffers_if(sound)",
+        "way_back.keep_buffers_if(torch.ones_like(sound))",
         (f"{LAGGED}::test_a_bad_batch_never_happened", "-k", "AdamW"),
     ),
     "what is sent is waited for": Mutant(

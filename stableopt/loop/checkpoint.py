@@ -1,4 +1,4 @@
-"""One register of what is remembered beside weights and optimizer state."""
+"""What is remembered beside weights and optimizer state: for checkpoints and for snapshots."""
 
 from __future__ import annotations
 
