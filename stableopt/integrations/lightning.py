@@ -129,7 +129,7 @@ class StableCallback(StableCallbackBase, Callback):
         due = stepped and trainer._logger_connector.should_update_logs
         if not (due and self._logs and self._opts):
             return
-        metrics = {**self._loss_logged(), **self._metrics()}
+        metrics = {**self._mean.take(), **self._metrics()}
         for target in trainer.loggers:
             target.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 

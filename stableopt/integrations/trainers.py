@@ -119,10 +119,6 @@ class StableCallbackBase:
                 "already: give them to that one"
             )
 
-    def _loss_logged(self) -> dict[str, float]:
-        mean = self._mean.take()
-        return {} if mean is None else {"stable/loss": mean}
-
 
 def options_on_top(chosen: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a trial merged with those of all trials.
@@ -200,8 +196,8 @@ class MeanLoss:
         self._sum = wide if self._sum is None else self._sum + wide
         self._count += 1
 
-    def take(self) -> float | None:
-        """Return the mean and reset it; ``None`` if there was no loss."""
+    def take(self) -> dict[str, float]:
+        """Return the mean as ``stable/loss`` and reset it; empty if there was no loss."""
         total, count = self._sum, self._count
         self._sum, self._count = None, 0
-        return None if total is None else float(total) / count
+        return {} if total is None else {"stable/loss": float(total) / count}

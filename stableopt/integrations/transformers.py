@@ -115,6 +115,9 @@ class StableTrainerCallback(StableCallbackBase, TrainerCallback):
         **options: Those of :class:`~stableopt.StableOptimizer`, but for ``optimizer`` and
             ``model``.
 
+    Attributes:
+        optimizer: The wrapper that trains, or trained last; ``None`` before the first training.
+
     Raises:
         ConfigError: As :func:`stabilize`; when training begins, the trainer was not found.
 
@@ -144,14 +147,9 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
         self._prune = prune
         self._trainer: Any = None
         self._trial: Any = None
-        self._opt: StableOptimizer | None = None
+        self.optimizer: StableOptimizer | None = None
         self._ended = True
         self._loss: Tensor | None = None
-
-    @property
-    def optimizer(self) -> StableOptimizer | None:
-        """The wrapper that trains, or trained last; ``None`` before the first training."""
-        return self._opt
 
     def attach(self, trainer: Any) -> None:
         """Wrap the optimizer of a trainer; :func:`stabilize` does this with a new callback.
@@ -189,7 +187,7 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
     ) -> None:
         """Check that it is our wrapper that trains, and have rollbacks restore the scaler."""
         opt = stable_optimizer_of(optimizer)
-        if opt is None or opt is not self._opt:
+        if opt is None or opt is not self.optimizer:
             raise ConfigError(
                 f"optimizer={type(optimizer).__name__} object is not wrapped by "
                 f"{type(self).__name__}, which was added to the trainer too late: call "
@@ -203,16 +201,16 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Observe the loss of the next step."""
         loss, self._loss = self._loss, None
-        if self._opt is not None and loss is not None:
+        if self.optimizer is not None and loss is not None:
             self._mean.add(loss)
-            self._opt.observe(loss=loss)
+            self.optimizer.observe(loss=loss)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Prune a trial, if ``prune`` decides so."""
-        if self._opt is None or self._prune is None or self._trial is None:
+        if self.optimizer is None or self._prune is None or self._trial is None:
             return
         try:
-            self._prune(self._trial, self._opt)
+            self._prune(self._trial, self.optimizer)
         except Exception:
             # As the trainer does where it prunes: every callback closes what it has open.
             self._trainer.callback_handler.on_train_end(args, state, control)
@@ -237,12 +235,12 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
         if known is not None and not self._ended:
             return optimizer  # another attempt of the same training, with smaller batches
         bare = _unwrapped(optimizer)
-        self._opt = self._made = StableOptimizer(bare, model=model, **self._options_now())
+        self.optimizer = self._made = StableOptimizer(bare, model=model, **self._options_now())
         self._ended = False
         if known is not None:
             # Trained before: the counts continue, the snapshots are of older weights.
-            self._opt.load_state_dict(known.state_dict())
-        return self._opt
+            self.optimizer.load_state_dict(known.state_dict())
+        return self.optimizer
 
     def _let_go(self, trainer: Any) -> None:
         """Give a trainer that we were removed from the optimizer that it made."""
@@ -255,9 +253,9 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
         """Use an optimizer that the user has wrapped."""
         per_trial = [] if self._per_trial is None else ["per_trial"]
         self._refuse_options(sorted(self._options) or per_trial)
-        if known is self._opt:
+        if known is self.optimizer:
             known.load_state_dict(known.state_dict())  # snapshots begin with the weights of now
-        self._opt = known
+        self.optimizer = known
         return optimizer
 
     def _options_now(self) -> dict[str, Any]:
@@ -281,8 +279,8 @@ use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
         self, trainer: Any, log: Callable[..., None], logs: dict[str, float], *args: Any, **kw: Any
     ) -> None:
         wanted = self._logs and "loss" in logs and self._is_among(trainer)
-        if wanted and self._opt is not None:
-            logs = {**logs, **self._loss_logged(), **stability_metrics(self._opt)}
+        if wanted and self.optimizer is not None:
+            logs = {**logs, **self._mean.take(), **stability_metrics(self.optimizer)}
         log(logs, *args, **kw)
 
     def _train(self, trainer: Any, train: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -58,6 +58,7 @@ class WandbWriter(Tracker):
         layers: Whether the readings of each weight are metrics of their own.
 
     Attributes:
+        run: The run that is logged into; ``None`` until it is created.
         patience: Seconds that closing waits for W&B, whose process is slow to start.
 
     Raises:
@@ -93,7 +94,7 @@ class WandbWriter(Tracker):
             raise ConfigError(f"run={run!r} must be a run of W&B: what wandb.init() returns")
         if run is None:
             _check_key(mode)
-        self._run, self._owned = run, run is None
+        self.run, self._owned = run, run is None
         self._options: dict[str, Any] = {"project": project, "name": name, "mode": mode}
         if wandb.run is not None:
             self._options["group"] = wandb.run.group or str(wandb.run.id)
@@ -103,11 +104,6 @@ class WandbWriter(Tracker):
         self._ledger: list[tuple[int, str, str]] = []
         self._summary: dict[str, Any] | None = None
         self._close_run: Callable[[], None] | None = None
-
-    @property
-    def run(self) -> Any:
-        """The run that is logged into; ``None`` until it is created."""
-        return self._run
 
     def begin(self, others: Sequence[Writer], close: Callable[[], None]) -> None:
         """Remember what closes the run: W&B ends its process early at interpreter exit."""
@@ -135,30 +131,30 @@ class WandbWriter(Tracker):
 
     def close(self) -> None:
         """Log the ledger, and end the run if it was created here."""
-        if self._run is None:
+        if self.run is None:
             return
         try:
             if self._ledger:
                 table = wandb.Table(columns=["call", "action", "reason"], data=list(self._ledger))
-                self._run.log({f"{self._prefix}ledger": table})
+                self.run.log({f"{self._prefix}ledger": table})
             if self._owned:
-                self._run.finish(exit_code=int(outcome(self._summary) != "completed"))
+                self.run.finish(exit_code=int(outcome(self._summary) != "completed"))
         finally:
             if self._close_run is not None:
                 atexit.unregister(self._close_run)
                 self._close_run = None
 
     def _opened(self) -> Any:
-        if self._run is None:
+        if self.run is None:
             # What the program prints is not recorded.
             settings = wandb.Settings(console="off")
-            self._run = wandb.init(reinit="create_new", settings=settings, **self._options)
-            self._run.define_metric(f"{self._prefix}call", hidden=True)
-            self._run.define_metric(f"{self._prefix}*", step_metric=f"{self._prefix}call")
+            self.run = wandb.init(reinit="create_new", settings=settings, **self._options)
+            self.run.define_metric(f"{self._prefix}call", hidden=True)
+            self.run.define_metric(f"{self._prefix}*", step_metric=f"{self._prefix}call")
             # Registered after the exit handler of W&B, so it is called before it.
             if self._close_run is not None:
                 atexit.register(self._close_run)
-        return self._run
+        return self.run
 
 
 def _check_key(mode: str | None) -> None:

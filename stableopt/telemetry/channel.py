@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import threading
@@ -10,12 +9,12 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from stableopt.runtime.once import warn_once
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     Work: TypeAlias = Callable[[], Iterable[Any] | None]
-
-logger = logging.getLogger("stableopt")
 
 CAPACITY = 10_000
 """Entries that may wait for a slow writer; beyond that the oldest are dropped and counted."""
@@ -88,7 +87,8 @@ class Channel:
         self._gives_up = math.inf
         self._in_delivery = 0
         self._busy = self._hurried = self._failing = False
-        self._closing = self._given_up = self._abandoned = self._warned = False
+        self._closing = self._given_up = self._abandoned = False
+        self._said: set[object] = set()
         self._changed = threading.Condition()
         # Started now: no thread can start at interpreter exit, when some runs are closed.
         self._thread = threading.Thread(target=self._run, name=f"stableopt {name}", daemon=True)
@@ -252,14 +252,11 @@ class Channel:
         self._warn(why)
 
     def _warn(self, what: str) -> None:
-        if not self._warned:
-            self._warned = True
-            logger.warning(
-                "telemetry: %s %s; training goes on, what is lost is counted in the summary and "
-                "not reported again",
-                self._name,
-                what,
-            )
+        message = (
+            "telemetry: %s %s; training goes on, what is lost is counted in the summary and "
+            "not reported again"
+        )
+        warn_once(self._said, "lost", message, self._name, what)
 
 
 def _short(error: BaseException, longest: int = 200) -> str:

@@ -50,7 +50,7 @@ class JsonLines:
         if not isinstance(directory, (str, os.PathLike)):
             raise ConfigError(f"directory={directory!r} must be a path")
         self.every = every
-        self._start = ""
+        self._torn = False
         self.closed = threading.Event()
         self._file, self.path, self.summary_path = _claim(Path(directory))
 
@@ -64,11 +64,12 @@ class JsonLines:
         Raises:
             OSError: The line could not be written whole. The next one starts a new line.
         """
-        data = f"{self._start}{encode(record)}\n".encode()
-        self._start = "\n"
+        line = ("\n" if self._torn else "") + encode(record) + "\n"
+        data = line.encode()
+        self._torn = True
         if (written := os.write(self._file, data)) < len(data):
             raise OSError(f"only {written} of {len(data)} bytes fitted into {self.path}")
-        self._start = ""
+        self._torn = False
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replace the summary file atomically."""

@@ -677,7 +677,7 @@ class TestRefused:
         assert second.optimizer.summary()["steps"] == 8
 
     def test_what_the_trainer_brings(self):
-        with pytest.raises(ConfigError, match="model=Net object is what the trainer brings"):
+        with pytest.raises(ConfigError, match="model=Net object is provided by the trainer"):
             callback(model=Net())
 
     def test_a_value_out_of_range_before_there_is_a_trainer(self):

@@ -487,8 +487,8 @@ MUTANTS = {
     ),
     "a failing writer is reported every time": Mutant(
         "stableopt.telemetry.channel",
-        "self._warned = True",
-        "pass",
+        "warn_once(self._said,",
+        "warn_once(set(),",
         (f"{DISPATCH}::test_a_writer_that_raises_is_reported_once_and_counted",),
     ),
     **JUDGEMENT_MUTANTS,

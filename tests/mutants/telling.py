@@ -1,4 +1,4 @@
-"""Mutants of what a run tells: trackers, lifecycle events, the report."""
+"""Mutants of what is recorded: trackers, lifecycle events, the report."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ CHANNEL = "tests/telemetry/test_channel.py"
 PAGE = "tests/commands/report/test_page.py"
 
 TELLING_MUTANTS = {
-    "losses that are not finite are not told": Mutant(
+    "losses that are not finite are left out": Mutant(
         "stableopt.telemetry.metrics",
         "for name, value in known.items() if value is not None)",
         "for name, value in known.items() if value is not None and math.isfinite(value))",
-        (f"{METRICS}::test_losses_that_are_not_finite_are_told_as_they_are",),
+        (f"{METRICS}::test_losses_that_are_not_finite_are_kept",),
     ),
     "every step is an intervention": Mutant(
         "stableopt.telemetry.metrics",

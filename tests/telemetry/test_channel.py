@@ -12,7 +12,7 @@ QUICK = (0.001, 0.01)
 
 
 class Receiver:
-    """Takes batches; fails, hangs or refuses where it is told to."""
+    """Takes batches; fails, hangs or refuses on request."""
 
     def __init__(self):
         self.batches = []
@@ -94,7 +94,7 @@ def test_a_full_batch_does_not_wait(receiver):
     assert receiver.batches == [[0], [1, 2, 3]]
 
 
-def test_what_fails_is_tried_again_and_told_once(receiver, caplog):
+def test_what_fails_is_tried_again_and_logged_once(receiver, caplog):
     receiver.failures = [OSError("down"), OSError("down"), None, OSError("again")]
     channel = Sender(receiver, name="Test", batch=1, backoff=QUICK)
     channel.send(*"ab")
