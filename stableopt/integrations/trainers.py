@@ -130,7 +130,7 @@ def options_on_top(chosen: Mapping[str, Any], known: Mapping[str, Any]) -> dict[
         known: Of all trials, likewise.
 
     Raises:
-        ConfigError: Both have a guard, of which defaults cannot be told from given options.
+        ConfigError: Both have a guard: its defaults cannot be distinguished from given options.
 
     Example:
         >>> from stableopt import ClipGradNorm, UpdateCap
