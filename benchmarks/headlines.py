@@ -85,8 +85,8 @@ def _snapshots(results: _Results) -> str:
     shares = [cell["snapshots_of_a_step"] for cell in results["snapshots"]["cells"]]
     return (
         "**Memory.** Three snapshots of parameters, optimizer state and buffers: with AdamW, nine "
-        f"times the size of the weights more ([calculator](docs/reference/memory.md)). Taking them is "
-        f"{min(shares):.3%} to {max(shares):.3%} of training."
+        "times the size of the weights more ([calculator](docs/reference/memory.md)). Taking "
+        f"them is {min(shares):.3%} to {max(shares):.3%} of training."
     )
 
 

@@ -1,4 +1,4 @@
-"""A Trainer of transformers that survives a lost weight, with one callback.
+"""A Trainer of transformers that survives a lost weight, with one line.
 
 A small Llama with random weights learns to continue sequences. Nothing is downloaded. Run it:
 ``python examples/hf_trainer.py``.
@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from stableopt import ClipGradNorm, Guard
-from stableopt.integrations.transformers import StableTrainerCallback
+from stableopt.integrations.transformers import stabilize, stable_optimizer_of
 from stableopt.testing import corrupt_weight
 
 set_seed(0)
@@ -45,11 +45,6 @@ class LoseAWeight(TrainerCallback):
             corrupt_weight(optimizer, float("nan"), model=model)
 
 
-stable = StableTrainerCallback(
-    guard=Guard(every=20),  # a snapshot every 20 steps: this run is short
-    transforms=[ClipGradNorm(1.0)],  # in place of max_grad_norm, so that spikes are seen
-    telemetry=tempfile.mkdtemp(),
-)
 arguments = TrainingArguments(
     output_dir=tempfile.mkdtemp(),
     max_steps=150,
@@ -70,11 +65,18 @@ trainer = Trainer(
     args=arguments,
     train_dataset=TensorDataset(rows),
     data_collator=collate,
-    callbacks=[stable, LoseAWeight()],
+    callbacks=[LoseAWeight()],
+)
+stabilize(
+    trainer,
+    guard=Guard(every=20),  # a snapshot every 20 steps: this run is short
+    transforms=[ClipGradNorm(1.0)],  # in place of max_grad_norm, so that spikes are seen
+    telemetry=tempfile.mkdtemp(),
 )
 trainer.train()
 
-for event in stable.optimizer.ledger:
+opt = stable_optimizer_of(trainer.optimizer)
+for event in opt.ledger:
     if event.intervened:
         print(f"call {event.call}: {event.action.value}, because {event.reason}")
-print("integrity", stable.optimizer.summary()["integrity"])
+print("integrity", opt.summary()["integrity"])

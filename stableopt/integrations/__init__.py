@@ -1,1 +1,1 @@
-"""Where people already are: trainers and trackers, each an extra that is imported on demand."""
+"""Integrations with trainers and trackers; each needs an extra."""

@@ -1,4 +1,4 @@
-"""One callback that puts a ``StableOptimizer`` into the ``Trainer`` of Lightning."""
+"""A ``StableOptimizer`` in the ``Trainer`` of Lightning, as a callback."""
 
 from __future__ import annotations
 
@@ -25,29 +25,28 @@ if TYPE_CHECKING:
 class StableCallback(StableCallbackBase, Callback):
     """Wrap the optimizer of a ``LightningModule`` once it is configured.
 
-    ``Trainer(…, callbacks=[StableCallback(telemetry="runs/x")])`` is all: what
+    With ``Trainer(…, callbacks=[StableCallback(telemetry="runs/x")])`` the optimizer that
     ``configure_optimizers`` returned is wrapped in ``on_fit_start``, before a checkpoint is loaded
-    into it. A ``StableOptimizer`` that it returned is used as it is. Training stays bit-identical
-    while nothing is wrong.
+    into it. A ``StableOptimizer`` is used as it is. Training stays bit-identical while nothing is
+    wrong.
 
     - The loss that is judged is that of every micro-batch as ``training_step`` returned it, also
-      in mixed precision and in manual optimization, where no closure tells it.
-    - The loggers get ``stable/loss`` (the mean of the true loss since the last time),
+      in mixed precision and in manual optimization, where the step has no closure.
+    - The loggers get ``stable/loss`` (the mean of the unfiltered loss since the last log),
       ``stable/skips``, ``stable/tamed``, ``stable/rollbacks``, ``stable/step``,
       ``stable/lr_scale`` and ``stable/risk``, every ``log_every_n_steps``.
-    - A rollback takes back weights, optimizer state, buffers, random states and the gradient
-      scaler. ``global_step``, the data and the learning rate schedules go on: the trainer counts
-      batches, and a schedule that is restored would not reach its end.
+    - A rollback restores weights, optimizer state, buffers, random states and the gradient
+      scaler. ``global_step``, the data and the learning rate schedules continue: the trainer stops
+      after a number of batches, so a schedule that is restored would not reach its end.
     - ``DivergenceError`` leaves ``fit()`` with the newest verified weights in the module, after
       ``on_exception`` of every callback: ``ModelCheckpoint(save_on_exception=True)`` saves them.
 
-    Several optimizers (manual optimization) are for ``configure_optimizers`` to wrap, each with
-    the part of the module that it trains; which one a loss belongs to is unknown, so call
-    ``observe()`` there.
+    Wrap several optimizers (manual optimization) in ``configure_optimizers``, each with the part of
+    the module that it trains, and call ``observe()`` with the loss of each.
 
     Args:
         log: Whether the loggers of the trainer get ``stable/…``.
-        rewind_schedule: Whether a rollback takes the learning rate schedule back, too.
+        rewind_schedule: Whether a rollback restores the learning rate schedule, too.
         **options: Those of :class:`~stableopt.StableOptimizer`, but for ``optimizer`` and
             ``model``.
 
@@ -78,12 +77,12 @@ class StableCallback(StableCallbackBase, Callback):
     # hooks of the trainer
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Wrap the optimizer, and say what rollbacks restore."""
+        """Wrap the optimizer, and have rollbacks restore the gradient scaler."""
         strategy = trainer.strategy
         if not any(optimizer.param_groups for optimizer in strategy.optimizers):
             raise ConfigError(
-                "configure_optimizers() gave no optimizer, or one without parameters, and "
-                f"{type(self).__name__} has nothing to wrap: return one, or leave the callback out"
+                "configure_optimizers() returned no optimizer with parameters for "
+                f"{type(self).__name__} to wrap: return one, or leave the callback out"
             )
         self._alone = len(strategy.optimizers) == 1
         if self._alone:
@@ -100,17 +99,17 @@ class StableCallback(StableCallbackBase, Callback):
         for opt in self._opts:
             mine = [c.scheduler for c in configs if c.scheduler.optimizer in (opt, opt.optimizer)]
             for scheduler in mine:
-                scheduler.optimizer = opt  # it asks whether a step came before its own
+                scheduler.optimizer = opt  # a scheduler checks that its optimizer stepped first
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             self._track(opt, mine, scaler)
         self._warn_clipped("gradient_clip_val", trainer.gradient_clip_val, "leave it out")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin to count where a checkpoint left off."""
+        """Count steps from those of the checkpoint."""
         self._stepped = trainer.global_step
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
-        """Observe the loss of a micro-batch, without the factors that a backward pass needs."""
+        """Observe the loss of a micro-batch, without the factors of its backward pass."""
         if not self._alone or self.optimizer is None:
             return  # which of several optimizers the loss belongs to is unknown
         loss = loss.detach().float()
@@ -125,12 +124,12 @@ class StableCallback(StableCallbackBase, Callback):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log, when the trainer does."""
+        """Log if the trainer does."""
         stepped, self._stepped = trainer.global_step != self._stepped, trainer.global_step
         due = stepped and trainer._logger_connector.should_update_logs
         if not (due and self._logs and self._opts):
             return
-        metrics = {**self._loss_logged(), **self._metrics()}
+        metrics = {**self._mean.take(), **self._metrics()}
         for target in trainer.loggers:
             target.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 

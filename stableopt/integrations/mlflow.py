@@ -1,4 +1,4 @@
-"""Telemetry in MLflow: parameters, metrics, tags and artifacts of a run."""
+"""Telemetry as parameters, metrics, tags and artifacts of an MLflow run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stableopt.errors import ConfigError, MissingExtraError, require_number
 from stableopt.integrations import mlflow_store as store
 from stableopt.integrations.tracker import Tracker
 from stableopt.telemetry.encode import encode
-from stableopt.telemetry.ending import COMPLETED, KILLED, outcome
+from stableopt.telemetry.ending import outcome
 from stableopt.telemetry.json_lines import JsonLines
 from stableopt.telemetry.lifecycle import check_id
 from stableopt.telemetry.metrics import PREFIX
@@ -30,51 +30,50 @@ if TYPE_CHECKING:
 
 
 class MLflowWriter(Tracker):
-    """Log a run to MLflow, in batches, on a thread of its own.
+    """Log a run to MLflow, in batches, on a separate thread.
 
-    Into the run that is active when this is made (``mlflow.start_run()`` in the same thread), into
-    ``run_id``, or into one that is created, and ended with the optimizer: ``FINISHED``, ``FAILED``
-    if the guard stopped it or its program died, ``KILLED`` by an interrupt. A server that is down
-    is tried again; a run that was begun without it is created once it is there.
+    The run of MLflow is the one that is active when this is created (``mlflow.start_run()`` in the
+    same thread), ``run_id``, or a new one. A new one is ended with the optimizer: ``FINISHED``,
+    ``FAILED`` if the guard stopped it or an exception ended the program, ``KILLED`` by an
+    interrupt. Requests to a server that is down are repeated; a new run is created once it is up.
 
-    Metrics have the call of ``step()`` for their step, the number that a trainer calls its global
-    step: it never decreases. Parameters are the options of the optimizer, the guard, sensors and
+    The step of metrics is the call of ``step()``, the global step of a trainer: it never decreases.
+    Parameters are the options of the optimizer, the guard, sensors and
     transforms. Tags: ``trial_id``, ``model_run_id``, ``stable.integrity``, ``stable.status``,
-    ``stable.last_intervention``; ``stable.changed_params`` where a run that is continued has
-    other parameters now, which MLflow cannot change. Artifacts in ``stable/``: ``summary.json``,
+    ``stable.last_intervention``; ``stable.changed_params`` if a run is continued with other
+    parameters, which MLflow cannot change. Artifacts in ``stable/``: ``summary.json``,
     and ``telemetry.jsonl`` if a ``JsonLines`` is among the writers.
 
-    MLflow has NaN; ±Inf it keeps as ±1.8e308. Characters that it refuses in names become ``_``,
-    with a short hash behind the name.
+    MLflow stores NaN, and ±Inf as ±1.8e308. Characters that it refuses in names become ``_``, and a
+    short hash is appended.
 
     Args:
         run_id: Log into this run, and leave it open.
         tracking_uri: Of the server or database; as MLflow is configured, else
             ``sqlite:///mlflow.db``, if not given.
-        experiment: Name of the experiment of a run that is created; made if there is none.
-        run_name: Of a run that is created.
+        experiment: Name of the experiment of a new run; created if it does not exist.
+        run_name: Of a new run.
         trial_id: Tag; that of a :class:`~stableopt.telemetry.LifecycleEvents` among the writers
             if not given.
         model_run_id: Tag; likewise.
         tags: More tags.
         every: Log one healthy step out of so many; interventions, and steps at which sensors were
             read, always.
-        flush_every: Seconds from one request to the next: metrics that come faster share one.
-        prefix: What the names of metrics and parameters begin with.
+        flush_every: Least seconds from one request to the next; metrics in between share one.
+        prefix: Of the names of metrics and parameters.
         layers: Whether the readings of each weight are metrics of their own.
 
     Attributes:
         run_id: The run in MLflow; ``None`` until it is created.
-        patience: Seconds that closing waits for a store that is slow; one that fails is given up
-            after four.
+        patience: Seconds that closing waits for a slow store; 4 seconds if requests fail.
 
     Raises:
         ConfigError: An option is out of range; MLflow refuses the kind of store.
         MissingExtraError: On import, if MLflow is not installed.
 
     Cost:
-        None in the training loop but the sharing of the interpreter: some milliseconds of a core
-        per request to a server, some ten where the database is written by this process.
+        None in the training loop, which shares the interpreter with the thread: some milliseconds
+        of a core per request to a server, some ten if this process writes the database.
     """
 
     patience = 15.0
@@ -99,13 +98,14 @@ class MLflowWriter(Tracker):
             every=every, prefix=prefix, layers=layers, trial_id=trial_id, model_run_id=model_run_id
         )
         require_number(
-            "flush_every", flush_every, 3600, "seconds from one request to the next, at least"
+            "flush_every", flush_every, 3600, "least seconds from one request to the next"
         )
         self.interval = float(flush_every)
         self._tags = {str(key): str(value) for key, value in (tags or {}).items()}
         if run_id is not None and experiment is not None:
             raise ConfigError(
-                f"experiment={experiment!r} is of no use with run_id: the run has one already"
+                f"experiment={experiment!r} must not be given with run_id: the run is in an "
+                "experiment already"
             )
         given = check_id("run_id", run_id) or _active_run(tracking_uri, experiment)
         self._owned = given is None
@@ -126,7 +126,7 @@ class MLflowWriter(Tracker):
         return self._store.run_id
 
     def begin(self, others: Sequence[Writer], close: Callable[[], None]) -> None:
-        """Adopt the ids of lifecycle events, and the event files for the artifacts."""
+        """Take over the ids of lifecycle events, and the event files for the artifacts."""
         super().begin(others, close)
         self._files.extend(writer for writer in others if isinstance(writer, JsonLines))
 
@@ -137,7 +137,7 @@ class MLflowWriter(Tracker):
         return [(event.call, round(event.time * 1000), self._metrics.of(event))]
 
     def write_summary(self, summary: dict[str, Any]) -> list[store.Request]:
-        """Log parameters with the first, and tags where they have changed."""
+        """Log parameters with the first summary, and tags that have changed."""
         requests: list[store.Request] = []
         if self._summary is None:
             parameters = {self._prefix + k: _text(v) for k, v in flat_setup(summary).items()}
@@ -153,19 +153,20 @@ class MLflowWriter(Tracker):
         return requests
 
     def deliver(self, records: Sequence[store.Row | store.Request]) -> None:
-        """Hand metrics and requests to MLflow."""
+        """Send metrics and requests to MLflow."""
         self._store.deliver(records)
 
     def close(self) -> list[store.Request]:
-        """End the run if it was created here, and add the artifacts."""
+        """End the run if it was created here, and log the artifacts."""
         requests: list[store.Request] = []
         if self._owned:
-            ends = {COMPLETED: "FINISHED", KILLED: "KILLED"}
+            ends = {"completed": "FINISHED", "killed": "KILLED"}
             status = ends.get(outcome(self._summary), "FAILED")
-            requests.append(partial(store.terminate, status))
+            requests.append(lambda client, run_id: client.set_terminated(run_id, status))
         if self._summary is not None:
             text = encode(self._summary, indent=2)
-            requests.append(partial(store.log_text, "summary.json", text))
+            path = "stable/summary.json"
+            requests.append(lambda client, run_id: client.log_text(run_id, text, path))
         return [*requests, *(partial(store.log_file, file) for file in self._files)]
 
 
@@ -177,6 +178,4 @@ def _active_run(tracking_uri: str | None, experiment: str | None) -> str | None:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, default=os.fspath)
+    return value if isinstance(value, str) else json.dumps(value, default=os.fspath)

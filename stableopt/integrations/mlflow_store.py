@@ -1,4 +1,4 @@
-"""Requests to an MLflow store: few, each within its limits."""
+"""Batched requests to an MLflow store, within its limits."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ import importlib.util
 import posixpath
 import re
 import socket
-import urllib.request
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from stableopt.errors import ConfigError, MissingExtraError
-from stableopt.telemetry.channel import RefusedError
 from stableopt.telemetry.encode import encode
 from stableopt.telemetry.sinks import TRY_AGAIN
+from stableopt.telemetry.writer_thread import RefusedError
 
 try:
     import mlflow
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param, RunTag
     from mlflow.exceptions import MlflowException
+    from mlflow.tracking import fluent
 except ImportError as error:
     raise MissingExtraError("MLflowWriter", "mlflow") from error
 
@@ -51,15 +52,14 @@ _CONNECT = 2.0
 """Seconds to wait for a connection."""
 _COMPLETE = 2.0
 """Seconds to wait for the event file of another writer to be closed."""
-_FOLDER = "stable"
 
 
 def check_tracking(uri: str | None) -> str:
-    """Return where to log to.
+    """Return the tracking URI.
 
     Raises:
-        ConfigError: It is no URI, or MLflow refuses it.
-        MissingExtraError: A database is asked for, and what MLflow needs for it is not installed.
+        ConfigError: It is not a URI, or MLflow refuses it.
+        MissingExtraError: It is a database, and the packages for it are not installed.
     """
     if uri is None:
         known = mlflow.is_tracking_uri_set()  # type: ignore[no-untyped-call]
@@ -87,9 +87,9 @@ class MLflowStore:
 
     Args:
         uri: Of the server or database.
-        run_id: The run; one is created with the first request if not given.
-        experiment: Of a run that is created.
-        run_name: Of a run that is created.
+        run_id: The run; a new one is created with the first request if not given.
+        experiment: Of a new run.
+        run_name: Of a new run.
 
     Attributes:
         run_id: The run; ``None`` until it is created.
@@ -106,10 +106,10 @@ class MLflowStore:
         self._client: MlflowClient | None = None
 
     def deliver(self, items: Sequence[Row | Request]) -> None:
-        """Log rows of metrics together, and make the other requests, in order.
+        """Log rows of metrics in one request, and make the other requests, in order.
 
         Raises:
-            RefusedError: MLflow will never accept some of it; the rest is logged.
+            RefusedError: MLflow refuses some of it for good; the rest is logged.
         """
         try:
             client, run_id = self._open()
@@ -139,22 +139,22 @@ class MLflowStore:
 
     def _experiment_id(self, client: MlflowClient) -> str:
         if self._experiment is None:
-            return _active_experiment() if self._is_default else "0"
+            # As for mlflow.start_run(): of mlflow.set_experiment(), or of the environment.
+            active = fluent._get_experiment_id() if self._is_default else None
+            return active or "0"
         found = client.get_experiment_by_name(self._experiment)
-        if found is not None:
-            return str(found.experiment_id)
-        try:
-            return str(client.create_experiment(self._experiment))
-        except MlflowException:
-            # Another process may have made it in between.
-            found = client.get_experiment_by_name(self._experiment)
-            if found is None:
-                raise
-            return str(found.experiment_id)
+        if found is None:
+            try:
+                return str(client.create_experiment(self._experiment))
+            except MlflowException:  # another process may have created it
+                found = client.get_experiment_by_name(self._experiment)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
 
 
 def log_parameters(parameters: Mapping[str, str], client: MlflowClient, run_id: str) -> None:
-    """Log parameters that the run does not have; tag it with those that differ now."""
+    """Log parameters that the run does not have; tag it with those that differ."""
     known = client.get_run(run_id).data.params
     wanted = {safe_name(k): v[:LONGEST_PARAMETER] for k, v in parameters.items()}
     new = [Param(k, v) for k, v in wanted.items() if k not in known]
@@ -166,28 +166,18 @@ def log_parameters(parameters: Mapping[str, str], client: MlflowClient, run_id: 
 
 
 def set_tags(tags: Mapping[str, str], client: MlflowClient, run_id: str) -> None:
-    """Set tags, or change them."""
+    """Set or change tags."""
     made = [RunTag(safe_name(key), value[:LONGEST_TAG]) for key, value in tags.items()]
     for chunk in _chunks(made, PARAMETERS_PER_REQUEST):
         client.log_batch(run_id, tags=chunk)
 
 
-def log_text(name: str, text: str, client: MlflowClient, run_id: str) -> None:
-    """Keep a text as an artifact."""
-    client.log_text(run_id, text, f"{_FOLDER}/{name}")
-
-
 def log_file(file: JsonLines, client: MlflowClient, run_id: str) -> None:
-    """Keep an event file as an artifact, once it is complete."""
+    """Log an event file as an artifact, once it is complete."""
     file.closed.wait(_COMPLETE)
     if not file.path.is_file():
-        raise RefusedError(f"{file.path} does not exist any more")
-    client.log_artifact(run_id, str(file.path), _FOLDER)
-
-
-def terminate(status: str, client: MlflowClient, run_id: str) -> None:
-    """End the run: ``"FINISHED"``, ``"FAILED"`` or ``"KILLED"``."""
-    client.set_terminated(run_id, status)
+        raise RefusedError(f"{file.path} does not exist")
+    client.log_artifact(run_id, str(file.path), "stable")
 
 
 def _log_rows(rows: Iterable[Row], client: MlflowClient, run_id: str) -> None:
@@ -201,17 +191,16 @@ def _log_rows(rows: Iterable[Row], client: MlflowClient, run_id: str) -> None:
 
 
 def _refusal(error: MlflowException | RefusedError) -> Exception:
-    """Return an error if it is final; raise it if the same request may succeed later."""
+    """Return an error that is final; raise it if the same request may succeed later."""
     if isinstance(error, MlflowException):
         status = error.get_http_status_code()  # type: ignore[no-untyped-call]
         if not 400 <= status < 500 or status in TRY_AGAIN:
             raise error
-        return RefusedError(str(error))
-    return error
+    return RefusedError(str(error))
 
 
 def safe_name(name: str) -> str:
-    """Return a name that MLflow takes; one that had to be changed ends with a hash of it.
+    """Return a name that MLflow accepts; a hash of the name is appended to one that is changed.
 
     Example:
         >>> safe_name("stable/loss"), safe_name("top@1")
@@ -226,26 +215,17 @@ def safe_name(name: str) -> str:
     return f"{safe[: LONGEST_NAME - 7]}-{digest}"
 
 
-def _active_experiment() -> str:
-    # What mlflow.set_experiment and the environment say, as for runs that MLflow starts itself.
-    from mlflow.tracking.fluent import _get_experiment_id
-
-    return _get_experiment_id() or "0"
-
-
 def _reach(uri: str) -> None:
-    """Raise ``OSError`` if no server listens at an address.
+    """Raise ``OSError`` if no server listens at a URL.
 
-    MLflow itself would try for minutes, and log a warning for each attempt; its settings for that
-    belong to the process, and so to the user's own calls, too.
+    MLflow would try for minutes, and log a warning for each attempt; its settings for that are
+    environment variables, which apply to the calls of the user, too.
     """
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") or parts.hostname is None:
         return
-    if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(
-        parts.hostname
-    ):
-        return  # the proxy knows
+    if parts.scheme in getproxies() and not proxy_bypass(parts.hostname):
+        return  # only the proxy can connect
     port = parts.port or {"http": 80, "https": 443}[parts.scheme]
     socket.create_connection((parts.hostname, port), timeout=_CONNECT).close()
 

@@ -1,4 +1,4 @@
-"""Search for stability with Optuna: what to try, when to give up, what to keep of a trial."""
+"""Search for stability options with Optuna, prune unstable trials, record their outcome."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from stableopt.errors import (
 from stableopt.guard import Guard
 from stableopt.integrations.trainers import stable_optimizer_of
 from stableopt.optimizer import StableOptimizer
+from stableopt.runtime.words import count
 from stableopt.transforms import (
     AdaptiveWeightDecay,
     SpectralCap,
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 RECORDED = ("integrity", "steps", "skips", "tamed", "rollbacks", "steps_lost", "back_offs")
-"""Entries of the summary that a trial keeps."""
+"""Entries of the summary that are recorded with a trial."""
 
 
 def suggest_stability(
@@ -58,7 +59,7 @@ def suggest_stability(
     params: Select = None,
     guard: Guard | None = None,
 ) -> dict[str, Any]:
-    """Have a trial choose how a run is kept stable.
+    """Let a trial choose stability options.
 
     - ``"spectral"``: ``stable/spectral`` is ``"off"``, ``"normalize"``
       (:class:`~stableopt.SpectralNormalization`) or ``"cap"`` (:class:`~stableopt.SpectralCap`);
@@ -74,17 +75,17 @@ def suggest_stability(
     Args:
         trial: Of Optuna. ``optuna.trial.FixedTrial(study.best_params)`` gives the options of the
             best one again.
-        search: Which of these to search; the others stay as they are by default.
+        search: Which of these to search; the others keep their defaults.
         params: Patterns of parameter names for the transforms on weights; every matrix if not
-            given. Embeddings and output layers are rarely meant.
-        guard: The options of the guard that are not searched; those by default if not given.
+            given. Usually embeddings and output layers should be left out.
+        guard: The options of the guard that are not searched; the defaults if not given.
 
     Returns:
         ``transforms``, and ``guard`` if it is searched or given, for
         :class:`~stableopt.StableOptimizer`.
 
     Raises:
-        ConfigError: A name in ``search`` is unknown, or ``guard`` is no Guard.
+        ConfigError: A name in ``search`` is unknown, or ``guard`` is not a Guard.
 
     Example:
         >>> import optuna
@@ -98,9 +99,9 @@ def suggest_stability(
             raise unknown_name("search", name, [*_SUGGEST, "guard"])
     if guard is not None and not isinstance(guard, Guard):
         raise ConfigError(
-            f"guard={guard!r} must be a stableopt.Guard, whose options are the trial's where they "
-            "are not searched, or None; to train without one, leave 'guard' out of search= and "
-            "give guard=False to the optimizer"
+            f"guard={guard!r} must be a stableopt.Guard with the options that are not searched, or "
+            "None; to train without a guard, leave 'guard' out of search= and give guard=False to "
+            "the optimizer"
         )
     made = [_SUGGEST[name](trial, params) for name in _SUGGEST if name in wanted]
     transforms = tuple(transform for transform in made if transform is not None)
@@ -153,24 +154,24 @@ def prune_on_instability(
     max_rollbacks: int = 1,
     max_skips: int = 20,
 ) -> None:
-    """Give up a trial that survives only because it is rescued.
+    """Prune a trial with too many rollbacks or skips.
 
-    Call it after ``opt.step()``, in the thread of the trial: an exception that ends a trial cannot
-    come from a telemetry writer, which has a thread of its own.
+    Call it after ``opt.step()``, in the thread of the trial: an exception in a telemetry writer,
+    which has a separate thread, could not end it.
 
     Args:
         trial: Of Optuna; named in the message.
         opt: The :class:`~stableopt.StableOptimizer` that it trains with, or what
             ``accelerator.prepare`` made of it.
-        max_rollbacks: Rollbacks that are still fine, those by hand aside.
-        max_skips: Skipped steps that are still fine.
+        max_rollbacks: Rollbacks that are allowed, without those by ``opt.rollback()``.
+        max_skips: Skipped steps that are allowed.
 
     Raises:
-        optuna.TrialPruned: There were more; the message has the reason of the last one.
-        ConfigError: A limit is no int of at least 0, or ``opt`` is not wrapped.
+        optuna.TrialPruned: There were more; the message has the reason of the last.
+        ConfigError: A limit is not an int of at least 0, or ``opt`` is not wrapped.
 
     Cost:
-        A look at the ledger: microseconds.
+        Microseconds.
 
     Example:
         >>> import optuna, torch
@@ -185,15 +186,14 @@ def prune_on_instability(
 last: the gradient of 0.0 is not finite; skip 1 of at most 6 in a row
     """
     ledger = _wrapped(opt).ledger
-    limits = {Action.ROLL_BACK: max_rollbacks, Action.SKIP: max_skips}
-    for (action, limit), what in zip(limits.items(), ("rollback", "skip"), strict=True):
-        require_int(f"max_{what}s", limit, 0, f"how many {what}s are still fine")
+    limits = ((Action.ROLL_BACK, "rollback", max_rollbacks), (Action.SKIP, "skip", max_skips))
+    for action, what, limit in limits:
+        require_int(f"max_{what}s", limit, 0, f"how many {what}s are allowed")
         events = [event for event in ledger if event.action is action and not _by_hand(event)]
         if len(events) > limit:
-            many = f"{len(events)} {what}{'s' if len(events) > 1 else ''}"
             raise optuna.TrialPruned(
-                f"trial {trial.number} is unstable: {many}, more than max_{what}s={limit}; "
-                f"the last: {events[-1].reason}"
+                f"trial {trial.number} is unstable: {count(len(events), what)}, more than "
+                f"max_{what}s={limit}; the last: {events[-1].reason}"
             )
 
 
@@ -205,21 +205,21 @@ def _wrapped(opt: object) -> StableOptimizer:
     stable = stable_optimizer_of(opt)
     if stable is None:
         raise ConfigError(
-            f"opt={type(opt).__name__} object must be a StableOptimizer, which knows what happened "
-            "to the run: train with opt = StableOptimizer(optimizer, model=model)"
+            f"opt={type(opt).__name__} object must be a StableOptimizer, which has the ledger: "
+            "train with opt = StableOptimizer(optimizer, model=model)"
         )
     return stable
 
 
 def record_stability(trial: Any, opt: Optimizer) -> None:
-    """Keep what happened to a run as user attributes of its trial.
+    """Record counts and integrity of a run as user attributes of its trial.
 
     ``stable/integrity``, ``stable/steps``, ``stable/skips``, ``stable/tamed``,
     ``stable/rollbacks``, ``stable/steps_lost``, ``stable/back_offs``, and the ``stable/reason`` of
     the last intervention if there was one.
 
     Args:
-        trial: Of Optuna, or whatever has ``set_user_attr``.
+        trial: Of Optuna, or any object with ``set_user_attr``.
         opt: The :class:`~stableopt.StableOptimizer` that it trained with, or what
             ``accelerator.prepare`` made of it.
 
@@ -240,12 +240,12 @@ def record_stability(trial: Any, opt: Optimizer) -> None:
 
 @contextmanager
 def stable_trial(trial: Any, source: Any) -> Iterator[None]:
-    """Record what happens in the block with the trial, and prune it if the run diverges.
+    """Record the run in the block with its trial, and prune the trial if the run diverges.
 
     Args:
         trial: Of Optuna.
-        source: The :class:`~stableopt.StableOptimizer`, or a callback of a trainer, whose
-            ``optimizer`` will be known at the end.
+        source: The :class:`~stableopt.StableOptimizer`, or a callback of a trainer that has it as
+            ``optimizer`` at the end.
 
     Raises:
         optuna.TrialPruned: A :class:`~stableopt.DivergenceError` left the block.

@@ -1,4 +1,4 @@
-"""Where a study of Optuna lives: opened, or created."""
+"""Open or create a study of Optuna that is kept on disk."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
-"""What Optuna raises for lines that are not its records."""
+"""Exceptions of Optuna for lines that are not its records."""
 
 
 def open_study(
     name: str, storage: str | os.PathLike[str] | BaseStorage | None = None, **options: Any
 ) -> optuna.Study:
-    """Open a study that survives its processes, or create it.
+    """Open a study that is kept on disk, or create it.
 
-    Any number of processes may open the same one and work on it together.
+    Any number of processes may open the same study at the same time.
 
     Args:
         name: Of the study.
         storage: ``None`` for a journal, ``<name>.journal`` in the working directory; another path
-            for the journal; a URL (``sqlite:///study.db``, ``postgresql://…``) for a database,
-            which is what many machines should share; or a storage of Optuna.
+            for the journal; a URL (``sqlite:///study.db``, ``postgresql://…``) for a database, as
+            several machines should use; or a storage of Optuna.
         **options: Of :func:`optuna.create_study`: ``direction``, ``sampler``, ``pruner``, ….
 
     Raises:
-        ConfigError: The journal cannot be written or read, ``name`` makes no file name,
-            ``storage`` is none, or the study is there already with another ``direction``.
+        ConfigError: The journal cannot be written or read, ``name`` is not a file name,
+            ``storage`` is of another type, or the study exists with another ``direction``.
 
     Cost:
         Per trial some tens of milliseconds with a journal, some hundreds with sqlite.
@@ -55,7 +55,7 @@ def open_study(
         raise ConfigError(f"name={name!r} must be a string that is not empty: the study's name")
     if storage is None and Path(name).name != name:
         raise ConfigError(
-            f"name={name!r} makes no file name for a journal: give storage= as a path or a URL"
+            f"name={name!r} must be a file name to name a journal: give storage= as a path or a URL"
         )
     place = Path(f"{name}.journal") if storage is None else storage
     if not isinstance(place, (str, os.PathLike, BaseStorage)):
@@ -70,7 +70,7 @@ def open_study(
 
 
 def _open_journal(path: Path) -> JournalStorage:
-    """Open a journal, or begin one.
+    """Open or create a journal.
 
     Raises:
         ConfigError: It cannot be written, or has lines that Optuna cannot read.
@@ -91,13 +91,13 @@ def _open_journal(path: Path) -> JournalStorage:
     except _UNREADABLE as error:
         raise ConfigError(
             f"storage={str(path)!r} cannot be read as a journal of Optuna ({error!r}): if a "
-            "process was killed while it wrote, remove the line that is no whole record, usually "
-            f"the last line of {path}; if this is no journal, give another file"
+            "process was killed while it wrote, remove the incomplete record, usually the last "
+            f"line of {path}; if this is not a journal, give another file"
         ) from error
 
 
 def _check_directions(study: optuna.Study, options: Mapping[str, Any]) -> None:
-    """Refuse a study that was there already, and looks for something else."""
+    """Refuse a study that exists with other directions."""
     for option in ("direction", "directions"):
         given = options.get(option)
         if given is None:
@@ -106,9 +106,9 @@ def _check_directions(study: optuna.Study, options: Mapping[str, Any]) -> None:
         known = [_direction(one) for one in study.directions]
         if wanted != known:
             raise ConfigError(
-                f"{option}={given!r} must be that of the study {study.study_name!r}, which is "
-                f"there already and has {'direction' if len(known) == 1 else 'directions'}="
-                f"{known[0] if len(known) == 1 else known!r}: leave it out to go on with that one, "
+                f"{option}={given!r} must be that of the study {study.study_name!r}, which "
+                f"exists with {'direction' if len(known) == 1 else 'directions'}="
+                f"{known[0] if len(known) == 1 else known!r}: leave it out to continue that study, "
                 "or choose another name or storage"
             )
 

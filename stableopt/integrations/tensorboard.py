@@ -26,28 +26,28 @@ _SUFFIX = ".stableopt"
 class TensorBoardWriter(Tracker):
     """Write scalars and texts that TensorBoard shows, live.
 
-    The x-axis is the call of ``step()``, the number that a trainer calls its global step: it never
-    decreases. Texts: ``stable/ledger``, every intervention as a sentence, and ``stable/summary``.
-    A directory that holds a run of ours already gets ``run-2``, ``run-3``, …, as two runs in one
-    would be drawn as one zigzag; event files of others do not matter.
+    The x-axis is the call of ``step()``, the global step of a trainer: it never decreases. Texts:
+    ``stable/ledger``, every intervention as a sentence, and ``stable/summary``. A directory that
+    holds a run of stableopt gets ``run-2``, ``run-3``, …, as TensorBoard would draw two runs in one
+    directory as one line; event files of other programs do not matter.
 
     Args:
-        directory: Where TensorBoard looks; created, with its parents.
+        directory: The log directory of TensorBoard; created, with its parents.
         every: Record one healthy step out of so many; interventions, and steps at which sensors
             were read, always.
-        prefix: What the names of all scalars begin with.
+        prefix: Of the names of all scalars.
         layers: Whether the readings of each weight are scalars of their own.
 
     Attributes:
-        directory: Where the event file is.
-        path: The event file; after a full disk there is another one beside it.
+        directory: The directory of the event file.
+        path: The event file; after a full disk there is a second one beside it.
 
     Raises:
         ConfigError: The directory cannot be written, or an option is out of range.
         MissingExtraError: On import, if TensorBoard is not installed.
 
     Cost:
-        One write to the file per scalar, on a thread of its own; values are stored as float32.
+        One write to the file per scalar, on a separate thread; values are stored as float32.
 
     Example:
         ``StableOptimizer(optimizer, telemetry=[TensorBoardWriter("runs/x")])``, then
@@ -78,7 +78,7 @@ class TensorBoardWriter(Tracker):
             ) from error
 
     def write(self, event: Event) -> None:
-        """Write the scalars of an event, and its sentence if there is one."""
+        """Write the scalars of an event, and its reason if there is one."""
         self._call = event.call
         sentence = f"call {event.call}: **{event.action.value}**, because {event.reason}"
         texts = {"ledger": sentence} if event.reason else {}
@@ -102,7 +102,7 @@ class TensorBoardWriter(Tracker):
         for name, text in texts.items():
             board.add_text(f"{self._prefix}{name}", text, self._call, when)
         board.flush()
-        self._board = board  # one that failed is dead: the next event begins another file
+        self._board = board  # after an error the next event begins another file
 
     def _open(self) -> SummaryWriter:
         if self._closed:
@@ -111,11 +111,10 @@ class TensorBoardWriter(Tracker):
 
 
 def _unused(directory: Path) -> Path:
-    """Create and return the first directory that holds no event file of ours."""
-    number, found = 1, directory
-    while True:
-        found.mkdir(parents=True, exist_ok=True)
-        if not any(found.glob(f"events.out.tfevents.*{_SUFFIX}")):
-            return found
+    """Create and return the first directory without an event file of stableopt."""
+    found, number = directory, 1
+    while any(found.glob(f"events.out.tfevents.*{_SUFFIX}")):
         number += 1
         found = directory / f"run-{number}"
+    found.mkdir(parents=True, exist_ok=True)
+    return found

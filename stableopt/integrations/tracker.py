@@ -1,4 +1,4 @@
-"""What the writers for trackers have in common."""
+"""The base class of writers for trackers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Tracker(BaseWriter):
 
     Args:
         every: One healthy step out of so many is recorded.
-        prefix: What the names of all metrics begin with.
+        prefix: Of the names of all metrics.
         layers: Whether the readings of each weight are metrics of their own.
-        trial_id: As the run is known elsewhere.
+        trial_id: Id of the run in other systems.
         model_run_id: Likewise.
 
     Raises:
@@ -40,24 +40,17 @@ class Tracker(BaseWriter):
     ) -> None:
         require_int("every", every, 1, "record one healthy step out of so many")
         if not isinstance(prefix, str):
-            raise ConfigError(
-                f"prefix={prefix!r} must be a string: what the names of all metrics begin with"
-            )
+            raise ConfigError(f"prefix={prefix!r} must be a string: the prefix of all names")
         self.every = every
         self._prefix = prefix
         self._metrics = RunMetrics(prefix, layers=layers)
-        self._given_ids = {
-            "trial_id": check_id("trial_id", trial_id),
-            "model_run_id": check_id("model_run_id", model_run_id),
-        }
-
-    @property
-    def _ids(self) -> dict[str, str]:
-        return {key: value for key, value in self._given_ids.items() if value is not None}
+        given = {"trial_id": trial_id, "model_run_id": model_run_id}
+        checked = {key: check_id(key, value) for key, value in given.items()}
+        self._ids = {key: value for key, value in checked.items() if value is not None}
 
     def begin(self, others: Sequence[Writer], close: Callable[[], None]) -> None:
-        """Adopt the ids of lifecycle events that were not given."""
+        """Take over the ids of lifecycle events that were not given."""
         for writer in others:
             if isinstance(writer, LifecycleEvents):
-                for key, value in self._given_ids.items():
-                    self._given_ids[key] = value or getattr(writer, key)
+                ids = {"trial_id": writer.trial_id, "model_run_id": writer.model_run_id}
+                self._ids = {**ids, **self._ids}

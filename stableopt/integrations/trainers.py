@@ -1,9 +1,8 @@
-"""What the callbacks for trainers have in common."""
+"""Code that the callbacks for trainers share."""
 
 from __future__ import annotations
 
 import inspect
-import logging
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
@@ -11,6 +10,7 @@ from torch.optim import Optimizer
 from stableopt.config import reader
 from stableopt.errors import ConfigError, unknown_name
 from stableopt.optimizer import StableOptimizer
+from stableopt.runtime.once import warn_once
 from stableopt.types import RiskLevel
 
 if TYPE_CHECKING:
@@ -18,17 +18,15 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-logger = logging.getLogger("stableopt")
-
 GIVEN = frozenset({"self", "optimizer", "model"})
-"""Arguments of ``StableOptimizer`` that a trainer brings."""
+"""Arguments of ``StableOptimizer`` that a trainer provides."""
 
 
 def stable_optimizer_of(optimizer: object) -> StableOptimizer | None:
     """Return the ``StableOptimizer`` that ``optimizer`` is or wraps, as accelerate does.
 
     Args:
-        optimizer: Any object; what has an attribute ``optimizer`` is looked into.
+        optimizer: Any object.
 
     Example:
         >>> import torch
@@ -40,7 +38,7 @@ def stable_optimizer_of(optimizer: object) -> StableOptimizer | None:
     """
     seen = optimizer
     while seen is not None and not isinstance(seen, StableOptimizer):
-        # Attributes of a class are no wrapped optimizer; a mock has an attribute of any name.
+        # The attribute of an instance only: a mock has attributes of any name.
         seen = vars(seen).get("optimizer") if isinstance(seen, Optimizer) else None
     return seen
 
@@ -49,15 +47,15 @@ def check_options(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a ``StableOptimizer`` that is built later, checked now.
 
     Args:
-        owner: Whose options they are, for the message.
+        owner: The class that takes them, for the message.
         options: Keyword arguments of :class:`~stableopt.StableOptimizer`.
 
     Raises:
-        ConfigError: One of them is unknown, brought by the trainer, or out of range.
+        ConfigError: One of them is unknown, provided by the trainer, or out of range.
     """
     for name in GIVEN & options.keys():
         given = type(options[name]).__name__
-        raise ConfigError(f"{name}={given} object is what the trainer brings: leave it out")
+        raise ConfigError(f"{name}={given} object is provided by the trainer: leave it out")
     known = inspect.signature(StableOptimizer.__init__).parameters.keys() - GIVEN
     for name in options:
         if name not in known:
@@ -69,7 +67,7 @@ def check_options(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class StableCallbackBase:
-    """What the callbacks for trainers share.
+    """Base class of the callbacks for trainers.
 
     Args:
         log: Whether the logs of the trainer get ``stable/…``.
@@ -86,13 +84,13 @@ class StableCallbackBase:
         self._rewind_schedule = rewind_schedule
         self._made: StableOptimizer | None = None
         self._mean = MeanLoss()
-        self._warned_clipped = False
+        self._said: set[object] = set()
 
     def _track(self, opt: StableOptimizer, scheduler: object, scaler: object) -> None:
-        """Have rollbacks restore the scaler, and the schedule if that is asked for.
+        """Have rollbacks restore the scaler, and with ``rewind_schedule`` the schedule.
 
-        A trainer counts batches up, and so does its schedule, which would not reach its end
-        otherwise. What the user tracks already stays tracked.
+        A trainer stops after a number of batches, so a schedule that is restored would not reach
+        its end. What the user tracks already is left as it is.
         """
         summary = opt.summary()
         if summary["guard"] is False:
@@ -102,11 +100,12 @@ class StableCallbackBase:
 
     def _warn_clipped(self, option: str, value: float | None, instead: str) -> None:
         """Warn once that the trainer clips gradients itself."""
-        if value and not self._warned_clipped:
-            self._warned_clipped = True
-            logger.warning(
+        if value:
+            warn_once(
+                self._said,
+                "clipped",
                 "%s=%g clips gradients before they are judged, which hides their spikes: %s and "
-                "use transforms=[ClipGradNorm(%g)] for the same numbers with the spikes seen",
+                "use transforms=[ClipGradNorm(%g)], which gives the same numbers and sees spikes",
                 option,
                 value,
                 instead,
@@ -116,17 +115,13 @@ class StableCallbackBase:
     def _refuse_options(self, given: object) -> None:
         if given:
             raise ConfigError(
-                f"options={given} must not be given beside an optimizer that is a StableOptimizer "
+                f"options={given} must not be given if the optimizer is a StableOptimizer "
                 "already: give them to that one"
             )
 
-    def _loss_logged(self) -> dict[str, float]:
-        mean = self._mean.take()
-        return {} if mean is None else {"stable/loss": mean}
-
 
 def options_on_top(chosen: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a trial on top of those that all trials have.
+    """Return the options of a trial merged with those of all trials.
 
     A transform replaces those that move the same metric; the others stay.
 
@@ -135,8 +130,7 @@ def options_on_top(chosen: Mapping[str, Any], known: Mapping[str, Any]) -> dict[
         known: Of all trials, likewise.
 
     Raises:
-        ConfigError: Both have a guard: which of its options are meant, and which are only what
-            they are by default, is unknown.
+        ConfigError: Both have a guard: its defaults cannot be distinguished from given options.
 
     Example:
         >>> from stableopt import ClipGradNorm, UpdateCap
@@ -147,7 +141,7 @@ def options_on_top(chosen: Mapping[str, Any], known: Mapping[str, Any]) -> dict[
     guards = [options.get("guard") for options in (known, chosen)]
     if None not in guards:
         raise ConfigError(
-            f"guard={guards[0]!r} must not be given beside per_trial=, which gives a guard, too: "
+            f"guard={guards[0]!r} must not be given beside per_trial=, which returns a guard, too: "
             "give it there, as per_trial=lambda trial: suggest_stability(trial, guard=...), or "
             "leave it out there, as search=['spectral', 'decay', 'update_cap'] does"
         )
@@ -155,18 +149,17 @@ def options_on_top(chosen: Mapping[str, Any], known: Mapping[str, Any]) -> dict[
     if any(guard is not None for guard in guards):
         merged["guard"] = next(guard for guard in guards if guard is not None)
     if "transforms" in chosen:
-        merged["transforms"] = reader.transforms_on_top(
-            chosen["transforms"], known.get("transforms", ())
-        )
+        first = known.get("transforms", ())
+        merged["transforms"] = reader.transforms_on_top(chosen["transforms"], first)
     return merged
 
 
 def stability_metrics(opt: StableOptimizer) -> dict[str, float]:
-    """Return the numbers of a run that a trainer logs, by the keys they have there.
+    """Return the numbers of a run that a trainer logs, by their keys.
 
     Returns:
-        ``stable/skips``, ``stable/tamed``, ``stable/rollbacks``, ``stable/step`` (updates behind
-        the weights) and ``stable/lr_scale``; ``stable/risk`` from 0 (stable) to 4 (instability)
+        ``stable/skips``, ``stable/tamed``, ``stable/rollbacks``, ``stable/step`` (steps taken and
+        not undone) and ``stable/lr_scale``; ``stable/risk`` from 0 (stable) to 4 (instability)
         once it is known.
 
     Cost:
@@ -182,16 +175,15 @@ def stability_metrics(opt: StableOptimizer) -> dict[str, float]:
     found = {f"stable/{name}": float(summary[name]) for name in ("skips", "tamed", "rollbacks")}
     found["stable/step"] = float(summary["steps"])
     found["stable/lr_scale"] = float(summary.get("lr_scale", 1.0))
-    risk = opt.risk
-    if isinstance(risk, RiskLevel):
-        found["stable/risk"] = float(risk.rank)
+    if isinstance(opt.risk, RiskLevel):
+        found["stable/risk"] = float(opt.risk.rank)
     return found
 
 
 class MeanLoss:
-    """The mean of the losses since it was last asked for, kept on their device.
+    """The mean of the losses since the last :meth:`take`, kept on their device.
 
-    One that is not finite makes the mean what it is: nothing is filtered.
+    Losses that are not finite are included.
     """
 
     def __init__(self) -> None:
@@ -204,8 +196,8 @@ class MeanLoss:
         self._sum = wide if self._sum is None else self._sum + wide
         self._count += 1
 
-    def take(self) -> float | None:
-        """Return the mean, and begin anew; ``None`` if there was no loss."""
+    def take(self) -> dict[str, float]:
+        """Return the mean as ``stable/loss`` and reset it; empty if there was no loss."""
         total, count = self._sum, self._count
         self._sum, self._count = None, 0
-        return None if total is None else float(total) / count
+        return {} if total is None else {"stable/loss": float(total) / count}

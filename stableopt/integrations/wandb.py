@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stableopt.errors import ConfigError, MissingExtraError
 from stableopt.integrations.tracker import Tracker
 from stableopt.telemetry.encode import plain
-from stableopt.telemetry.ending import COMPLETED, outcome
+from stableopt.telemetry.ending import outcome
 from stableopt.telemetry.metrics import PREFIX
 from stableopt.telemetry.setup import flat_setup
 
@@ -31,41 +31,42 @@ _NEWEST = 1000
 
 
 class WandbWriter(Tracker):
-    """Log a run to Weights & Biases, on a thread of its own.
+    """Log a run to Weights & Biases, on a separate thread.
 
-    Into a run of its own, grouped with the one that is active, if there is one: a run has one
-    counter of rows, and what is logged with ``step=`` below it is dropped, so that writing into a
-    run that others log to could cost them data. Where no caller gives ``step=``, as in the
-    Hugging Face Trainer and in Lightning, hand over the run: ``WandbWriter(run=wandb.run)``.
+    A new run of W&B is created, in the group of the active one if there is one: W&B drops rows
+    whose ``step=`` is below the newest, so logging into a shared run could lose rows of the other
+    program. If nothing else gives ``step=``, as in the Hugging Face Trainer and in Lightning, give
+    the run: ``WandbWriter(run=wandb.run)``.
 
-    Each row has ``stable/call``, the call of ``step()``, as the x-axis of all our metrics: the
-    number that a trainer calls its global step; it never decreases. Configuration under
-    ``stable``; in the summary of the run its integrity, status and counts; as a table,
-    ``stable/ledger``, the newest thousand interventions.
+    Each row has ``stable/call``, the call of ``step()`` and the global step of a trainer, as the
+    x-axis of all metrics; it never decreases. The configuration has the setup under ``stable``, the
+    summary of the run its integrity, status and counts, and the table ``stable/ledger`` the newest
+    thousand interventions.
 
     Args:
         run: Log into this one, and leave it open.
-        project: Of a run of its own.
-        name: Of a run of its own.
-        directory: Where files go; ``./wandb`` if not given.
+        project: Of a new run.
+        name: Of a new run.
+        directory: For the files of a new run; ``./wandb`` if not given.
         mode: ``"online"``, ``"offline"`` or ``"disabled"``; as W&B is configured if not given.
-        trial_id: Goes to the configuration; that of a
+        trial_id: Added to the configuration; that of a
             :class:`~stableopt.telemetry.LifecycleEvents` among the writers if not given.
         model_run_id: Likewise.
         every: Log one healthy step out of so many; interventions, and steps at which sensors were
             read, always.
-        prefix: What the names of all metrics begin with.
+        prefix: Of the names of all metrics.
         layers: Whether the readings of each weight are metrics of their own.
 
     Attributes:
-        patience: Seconds that closing waits for W&B, whose process takes some to begin.
+        run: The run that is logged into; ``None`` until it is created.
+        patience: Seconds that closing waits for W&B, whose process is slow to start.
 
     Raises:
         ConfigError: An option is out of range; W&B would have to ask for an API key.
         MissingExtraError: On import, if W&B is not installed.
 
     Cost:
-        None in the training loop; a process of W&B's own.
+        None in the training loop; W&B starts a process.
     """
 
     patience = 15.0
@@ -93,21 +94,19 @@ class WandbWriter(Tracker):
             raise ConfigError(f"run={run!r} must be a run of W&B: what wandb.init() returns")
         if run is None:
             _check_key(mode)
-        self._run, self._owned = run, run is None
-        self._options: dict[str, Any] = {"project": project, "name": name, "mode": mode, **_group()}
+        self.run, self._owned = run, run is None
+        self._options: dict[str, Any] = {"project": project, "name": name, "mode": mode}
+        if wandb.run is not None:
+            self._options["group"] = wandb.run.group or str(wandb.run.id)
+            self._options["job_type"] = "stableopt"
         if directory is not None:
             self._options["dir"] = os.fspath(directory)
         self._ledger: list[tuple[int, str, str]] = []
         self._summary: dict[str, Any] | None = None
         self._close_run: Callable[[], None] | None = None
 
-    @property
-    def run(self) -> Any:
-        """The run that is logged into; ``None`` until it is begun."""
-        return self._run
-
     def begin(self, others: Sequence[Writer], close: Callable[[], None]) -> None:
-        """Remember what closes the run: W&B ends its process in the exit of the interpreter."""
+        """Remember what closes the run: W&B ends its process early at interpreter exit."""
         super().begin(others, close)
         self._close_run = close
 
@@ -117,11 +116,11 @@ class WandbWriter(Tracker):
             self._ledger.append((event.call, event.action.value, event.reason))
             del self._ledger[:-_NEWEST]
         row = {f"{self._prefix}call": event.call, **self._metrics.of(event)}
-        # Of its own run every row has the call for its step, so that none is merged or dropped.
+        # In a new run every row has its call as the step, so that none is merged or dropped.
         self._opened().log(row, **({"step": event.call} if self._owned else {}))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Log the configuration with the first, and how the run does."""
+        """Log the configuration with the first summary, and status and counts."""
         first, self._summary = self._summary is None, summary
         run = self._opened()
         if first:
@@ -131,44 +130,35 @@ class WandbWriter(Tracker):
             run.summary[f"{self._prefix}run/{key}"] = summary[key]
 
     def close(self) -> None:
-        """Log the ledger, and end the run if it was begun here."""
-        if self._run is None:
+        """Log the ledger, and end the run if it was created here."""
+        if self.run is None:
             return
         try:
             if self._ledger:
                 table = wandb.Table(columns=["call", "action", "reason"], data=list(self._ledger))
-                self._run.log({f"{self._prefix}ledger": table})
+                self.run.log({f"{self._prefix}ledger": table})
             if self._owned:
-                completed = outcome(self._summary) == COMPLETED
-                self._run.finish(exit_code=0 if completed else 1)
+                self.run.finish(exit_code=int(outcome(self._summary) != "completed"))
         finally:
             if self._close_run is not None:
                 atexit.unregister(self._close_run)
                 self._close_run = None
 
     def _opened(self) -> Any:
-        if self._run is None:
-            # Consoles stay as they are: what a program prints is not ours to record.
+        if self.run is None:
+            # What the program prints is not recorded.
             settings = wandb.Settings(console="off")
-            self._run = wandb.init(reinit="create_new", settings=settings, **self._options)
-            self._run.define_metric(f"{self._prefix}call", hidden=True)
-            self._run.define_metric(f"{self._prefix}*", step_metric=f"{self._prefix}call")
-            # After W&B has registered its own end, and so before it.
+            self.run = wandb.init(reinit="create_new", settings=settings, **self._options)
+            self.run.define_metric(f"{self._prefix}call", hidden=True)
+            self.run.define_metric(f"{self._prefix}*", step_metric=f"{self._prefix}call")
+            # Registered after the exit handler of W&B, so it is called before it.
             if self._close_run is not None:
                 atexit.register(self._close_run)
-        return self._run
-
-
-def _group() -> dict[str, str]:
-    """Return what puts a run beside the one that is active."""
-    active = wandb.run
-    if active is None:
-        return {}
-    return {"group": active.group or str(active.id), "job_type": "stableopt"}
+        return self.run
 
 
 def _check_key(mode: str | None) -> None:
-    """Refuse what would make W&B ask on the terminal, from a thread."""
+    """Refuse a mode in which W&B would ask for a key on the terminal, from a thread."""
     mode = mode or os.environ.get("WANDB_MODE") or "online"
     if mode in ("online", "run") and not _has_key():
         raise ConfigError(
@@ -180,10 +170,11 @@ def _check_key(mode: str | None) -> None:
 def _has_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
-    # W&B says on its own logger that it found no key, which is what is asked here.
-    quiet, level = logging.getLogger("wandb"), logging.getLogger("wandb").level
-    quiet.setLevel(logging.CRITICAL)
+    # W&B would log that it found no key.
+    logger = logging.getLogger("wandb")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         return bool(wandb.api.api_key)
     finally:
-        quiet.setLevel(level)
+        logger.setLevel(level)

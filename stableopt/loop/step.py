@@ -319,7 +319,7 @@ class StepLoop(Parts):
         if telemetry is not None and not telemetry.closed:
             with suppress(DivergenceError), _disable_current_modes():
                 self.settle()
-            telemetry.close(self.summary(*telemetry.ending.tell()))
+            telemetry.close(self.summary(*telemetry.ending.status()))
 
 
 def _weakly(method: Callable[[], None]) -> Callable[[], None]:

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 from stableopt.runtime.lazy import lazily
 
 if TYPE_CHECKING:
-    from stableopt.telemetry.channel import RefusedError
     from stableopt.telemetry.json_lines import JsonLines, read_events
     from stableopt.telemetry.lifecycle import LifecycleEvents
     from stableopt.telemetry.logging_writer import LoggingWriter
     from stableopt.telemetry.ml_run_events import InvalidEventError, schema, validate_event
     from stableopt.telemetry.sinks import EventFile, HttpEndpoint, Sink
     from stableopt.telemetry.writer import BaseWriter, Writer
+    from stableopt.telemetry.writer_thread import RefusedError
 
 __getattr__, __dir__ = lazily(
     __name__,

@@ -1,4 +1,4 @@
-"""Which writers have a run already: each records one, once."""
+"""Which writers have a run: each writer records one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ if TYPE_CHECKING:
 
     from stableopt.telemetry.writer import Writer
 
-_IN_USE, _CLOSED = "in use", "closed"
+_IN_USE = (
+    "is in use by another optimizer, whose run it would mix with this one: make a writer for each "
+    "optimizer, or close() the other one and make a new writer"
+)
+_CLOSED = (
+    "was closed at the end of the training before this one: make a new writer for each training, "
+    "or give a directory, which gets new files for each"
+)
 
 # By identity: writers of others may be equal to each other, or not hashable.
 _states: dict[int, str] = {}
@@ -22,23 +29,13 @@ def check_free(writers: Sequence[Writer]) -> None:
     """Refuse writers that record a run, or have recorded one.
 
     Raises:
-        ConfigError: One of them does, or is there twice.
+        ConfigError: One of them does, or is in the list twice.
     """
     for number, writer in enumerate(writers):
-        name = f"telemetry={type(writer).__name__} object"
-        if any(writer is other for other in writers[:number]):
-            raise ConfigError(f"{name} is in the list twice: give each writer once")
-        state = _states.get(id(writer))
-        if state == _CLOSED:
-            raise ConfigError(
-                f"{name} was closed at the end of the training before this one: make a new writer "
-                "for each training, or give a directory, which gets new files for each"
-            )
-        if state == _IN_USE:
-            raise ConfigError(
-                f"{name} is in use by another optimizer, whose run it would mix with this one: "
-                "make a writer for each optimizer, or close() the other one and make a new writer"
-            )
+        is_twice = any(writer is other for other in writers[:number])
+        refusal = "is in the list twice: give each writer once" if is_twice else None
+        if refusal := refusal or _states.get(id(writer)):
+            raise ConfigError(f"telemetry={type(writer).__name__} object {refusal}")
 
 
 def claim(writers: Sequence[Writer]) -> None:
@@ -48,17 +45,16 @@ def claim(writers: Sequence[Writer]) -> None:
         ConfigError: One of them is taken.
     """
     check_free(writers)
-    for writer in writers:
-        _states[id(writer)] = _IN_USE
+    _states.update((id(writer), _IN_USE) for writer in writers)
 
 
 def release(writer: Writer) -> None:
-    """Remember that a writer was closed, as long as it is there."""
+    """Remember that a writer was closed, for as long as it exists."""
     number = id(writer)
     if _states.pop(number, None) is None:
         return
     try:
         weakref.finalize(writer, _states.pop, number, None).atexit = False
     except TypeError:
-        return  # no weak reference, so it is not known when its number is free again
+        return  # no weak reference: its id may be reused without notice
     _states[number] = _CLOSED

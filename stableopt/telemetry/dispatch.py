@@ -1,4 +1,4 @@
-"""Carry events from the training loop to the writers without making it wait."""
+"""Send events from the training loop to the writers without blocking it."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Dispatcher:
     """Sends events and summaries to every writer through its channel.
 
     The training loop only appends to queues. A writer that is slow loses events (they are counted),
-    one that raises is logged once, one that hangs is abandoned when the run ends; the other writers
+    an exception is logged once, a writer that hangs is abandoned when the run ends; other writers
     are not affected.
 
     Args:
-        writers: Who receives events.
+        writers: They receive the events.
 
     Attributes:
-        closed: Whether it has been.
+        closed: Whether :meth:`close` was called.
         ending: How the run ends.
 
     Raises:
-        ConfigError: A writer has another run, or has had one.
+        ConfigError: A writer records another run, or has recorded one.
     """
 
     def __init__(self, writers: Sequence[Writer]) -> None:
@@ -45,14 +45,13 @@ class Dispatcher:
         self.ending = Ending()
 
     def begin(self, close: Callable[[], None]) -> None:
-        """Take the writers for a run, and start their threads.
+        """Claim the writers for a run, and start their threads.
 
         Args:
-            close: Closes the run, for writers whose library shuts down early in the exit of the
-                interpreter.
+            close: Closes the run, for writers whose library shuts down early at interpreter exit.
 
         Raises:
-            ConfigError: Another run has taken one of them.
+            ConfigError: Another run has claimed one of them.
         """
         claim(self._given)
         for number, writer in enumerate(self._writers):
@@ -71,12 +70,12 @@ class Dispatcher:
         self._begun = True
 
     def send_summary(self, summary: dict[str, Any]) -> None:
-        """Have a summary written soon; a newer one replaces one that waits; never blocks."""
+        """Queue a summary; a newer one replaces one that waits; never blocks."""
         for writer in () if self.closed else self._writers:
             writer.channel.summarize(partial(self._write_summary, writer, summary))
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until all that was sent is written; ``False`` if that took too long."""
+        """Return whether everything sent was written in time; blocks."""
         if self.closed:
             return True
         deadline = time.monotonic() + (channel.PATIENCE if timeout is None else timeout)
@@ -86,7 +85,7 @@ class Dispatcher:
         return all(waits)
 
     def close(self, summary: dict[str, Any], timeout: float | None = None) -> None:
-        """Write what is queued and the last summary, and close the writers.
+        """Write queued events and the last summary, and close the writers.
 
         Args:
             summary: The last one.
@@ -115,5 +114,5 @@ class Dispatcher:
         return (writer.first and not self._begun) or step % writer.every == 0
 
     def _write_summary(self, writer: BaseWriter, summary: dict[str, Any]) -> Any:
-        # What was lost is counted up to the moment of writing.
+        # Losses are counted up to the moment of writing.
         return writer.write_summary({**summary, "telemetry": self.losses()})

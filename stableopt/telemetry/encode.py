@@ -1,4 +1,4 @@
-"""One line of strict JSON for one record, with nothing private in it by accident."""
+"""One line of strict JSON for one record, without long strings."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 
 LONGEST_STRING = 256
-"""Longer strings are redacted: telemetry is for numbers, not for prompts or samples."""
+"""Longer strings are redacted: telemetry holds numbers, not prompts or samples."""
 
 _OURS = frozenset({"reason", "message"})
-"""Keys of the sentences that we write ourselves, layer names and all."""
+"""Keys of sentences that stableopt writes, which are never redacted."""
 
 
 def encode(record: Mapping[str, Any], indent: int | None = None) -> str:
     """Return ``record`` as strict JSON.
 
     Numbers that JSON has no form for become the strings ``"NaN"``, ``"Infinity"`` and
-    ``"-Infinity"``; strings of more than 256 characters are replaced by their length, but
-    for the sentences that are ours.
+    ``"-Infinity"``; strings of more than 256 characters are replaced by their length, except
+    reasons and messages of stableopt.
 
     Example:
         >>> encode({"loss": float("nan"), "note": "x" * 300})
@@ -35,7 +35,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
-        return float(value) if math.isfinite(value) else _spelled(value)
+        return float(value) if math.isfinite(value) else json.dumps(float(value))
     if isinstance(value, Mapping):
         return {
             _short(str(k)): _clean(v) if k in _OURS and isinstance(v, str) else plain(v)
@@ -44,12 +44,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(v) for v in value]
     return _short(str(value))
-
-
-def _spelled(value: float) -> str:
-    if math.isnan(value):
-        return "NaN"
-    return "Infinity" if value > 0 else "-Infinity"
 
 
 def _short(text: str) -> str:

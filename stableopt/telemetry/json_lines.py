@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stableopt.errors import ConfigError
+from stableopt.errors import ConfigError, require_int
 from stableopt.telemetry.encode import encode
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stableopt.types import Event
 
 _CLOSED = -1
-"""No file: the number of a closed one may by now be that of another."""
+"""No file: the descriptor of a closed one may be reused."""
 
 
 class JsonLines:
@@ -35,7 +35,7 @@ class JsonLines:
     Attributes:
         path: The event file.
         summary_path: The summary file.
-        closed: Set once both are complete, for those who copy them.
+        closed: Set once both are complete, for whatever copies them.
 
     Raises:
         ConfigError: The directory cannot be made or written, or ``every`` is not positive.
@@ -46,11 +46,7 @@ class JsonLines:
     """
 
     def __init__(self, directory: str | os.PathLike[str], every: int = 10) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ConfigError(
-                f"every={every!r} must be an int of at least 1: "
-                "record one healthy step out of so many"
-            )
+        require_int("every", every, 1, "record one healthy step out of so many")
         if not isinstance(directory, (str, os.PathLike)):
             raise ConfigError(f"directory={directory!r} must be a path")
         self.every = every
@@ -71,13 +67,12 @@ class JsonLines:
         line = ("\n" if self._torn else "") + encode(record) + "\n"
         data = line.encode()
         self._torn = True
-        written = os.write(self._file, data)
-        if written < len(data):
+        if (written := os.write(self._file, data)) < len(data):
             raise OSError(f"only {written} of {len(data)} bytes fitted into {self.path}")
         self._torn = False
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Replace the summary file as a whole: a reader never sees half of one."""
+        """Replace the summary file atomically."""
         draft = self.summary_path.with_suffix(".json.tmp")
         draft.write_text(encode(summary, indent=2) + "\n", encoding="utf-8")
         os.replace(draft, self.summary_path)
@@ -92,7 +87,7 @@ class JsonLines:
 
 
 def _claim(directory: Path) -> tuple[int, Path, Path]:
-    """Open the first unused pair of files, so that two runs never share one."""
+    """Open the first pair of files that does not exist: runs never share one."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 from stableopt.telemetry.encode import plain
+from stableopt.telemetry.metrics import interventions_of
 from stableopt.types import Action
 
 if TYPE_CHECKING:
@@ -16,25 +17,22 @@ if TYPE_CHECKING:
 
 
 MANY = 32
-"""Losses in a row that are not finite, though all gradients are, which are no coincidence."""
+"""Consecutive losses that are not finite after which a guarded run is compromised."""
 
 NEWEST = 100
-"""How many entries of the ledger a summary lists; all of them would make it ever slower."""
+"""Entries of the ledger that a summary lists, so that its size is bounded."""
 
 
 class Ledger:
-    """The interventions and the two clocks of a run.
+    """The interventions of a run, and its calls and steps so far.
 
     Attributes:
         calls: Calls of ``step()``; never decreases.
-        steps: Updates that the weights contain; a rollback lowers it.
+        steps: Steps taken and not undone; a rollback lowers it.
         entries: The event of every call that was not simply taken, or at which the risk rose.
         newest: The newest entries as plain values, for summaries.
         last_loss: The loss of the last step that was taken, if it was observed.
-        steps_lost: Updates that rollbacks have undone.
-        back_offs: How often the learning rate was lowered without going back.
-        tames: Steps whose gradients were scaled down to what is usual.
-        resets: How often what looked like spikes was taken for data.
+        counts: The interventions by their kind, see :data:`~stableopt.telemetry.metrics.COUNTERS`.
     """
 
     def __init__(self) -> None:
@@ -43,55 +41,42 @@ class Ledger:
         self.entries: list[Event] = []
         self.newest: deque[dict[str, Any]] = deque(maxlen=NEWEST)
         self.last_loss: float | None = None
-        self.steps_lost = 0
-        self.back_offs = 0
-        self.tames = 0
-        self.resets = 0
+        self.counts: Counter[str] = Counter()
         self._bad_losses = 0
         self._incomplete = False
-        self._counts: Counter[Action] = Counter()
 
     def add(self, event: Event) -> None:
-        """Keep an event that there is something to say about."""
+        """Keep an event that is not routine."""
         self.entries.append(event)
         self.newest.append(plain(event.to_dict()))
-        self._counts[event.action] += event.action is not Action.TAKE
-        self.back_offs += event.backs_off
-        self.tames += event.tames
-        self.resets += event.baseline_reset
+        self.counts.update(interventions_of(event))
         if event.action is Action.ROLL_BACK and event.rollback is not None:
-            self.steps_lost += event.rollback.from_step - event.rollback.to_step
             self._incomplete |= bool(event.rollback.left_behind)
 
     def note_loss(self, loss: float | None) -> None:
-        """Hear the loss of a step that was taken."""
+        """Note the loss of a step that was taken."""
         self.last_loss = loss
         if loss is not None:
             self._bad_losses = 0 if math.isfinite(loss) else self._bad_losses + 1
 
-    def count(self, action: Action) -> int:
-        """Return how many calls ended in ``action``, which is not to take the step."""
-        return self._counts[action]
-
     def integrity(self, guarded: bool) -> str:
         """Return whether a fault is known to remain.
 
-        ``"OK"``: nothing harmful remained; steps that were skipped or undone are no harm.
-        ``"COMPROMISED"``: the run was stopped, it trains on with losses that are not finite, or
-        something that is tracked was not restored. ``"UNCHECKED"``: there is no guard that
-        could know. With a guard, whose gradients are finite, that takes 32 such losses in a row.
+        ``"OK"``: no; steps may have been skipped or undone. ``"COMPROMISED"``: the run was
+        stopped, its losses are not finite (without a guard one, with a guard 32 in a row), or
+        something that is tracked was not restored. ``"UNCHECKED"``: there is no guard.
         """
         bad_loss = self._bad_losses >= (MANY if guarded else 1)
-        if self.count(Action.STOP) or bad_loss or self._incomplete:
+        if self.counts["stops"] or bad_loss or self._incomplete:
             return "COMPROMISED"
         return "OK" if guarded else "UNCHECKED"
 
     def state_dict(self) -> dict[str, int]:
-        """Return the clocks as plain numbers, for the optimizer's checkpoint."""
+        """Return calls and steps as plain numbers, for the optimizer's checkpoint."""
         return {"calls": self.calls, "steps": self.steps}
 
     def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
-        """Return what assigns the clocks of a checkpoint.
+        """Return a function that assigns the calls and steps of a checkpoint.
 
         Raises:
             ValueError: They are not ints of at least 0.

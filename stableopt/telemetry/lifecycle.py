@@ -1,8 +1,7 @@
-"""A telemetry writer that reports the lifecycle of a run to other systems."""
+"""A telemetry writer that reports the start, metrics and stop of a run to other systems."""
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 import uuid
@@ -12,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stableopt.errors import ConfigError, require_int
+from stableopt.runtime.once import warn_once
 from stableopt.telemetry.ending import outcome, reason, succeeded
 from stableopt.telemetry.metrics import COUNTERS, RunMetrics, flat_numbers
 from stableopt.telemetry.ml_run_events import make_event
@@ -26,12 +26,7 @@ if TYPE_CHECKING:
     from stableopt.telemetry.sinks import Sink
     from stableopt.types import Event
 
-logger = logging.getLogger("stableopt")
-
-_FINAL = (
-    *("calls", "steps", "skips", "rollbacks", "steps_lost"),
-    *("tamed", "baseline_resets", "back_offs"),
-)
+_FINAL = ("calls", "steps", *(name for name in COUNTERS if name not in ("interventions", "stops")))
 _NOT_FINAL = ("readings/", "acts/")
 _OURS = frozenset({"step", "risk", "train_loss", "grad_norm", "lr", "lr_scale", *COUNTERS})
 
@@ -39,31 +34,31 @@ _OURS = frozenset({"step", "risk", "train_loss", "grad_norm", "lr", "lr_scale", 
 class LifecycleEvents(BaseWriter):
     """Emit ``ml.run.start``, ``ml.run.metric`` and ``ml.run.stop`` for every run.
 
-    They are described by a JSON schema (:func:`~stableopt.telemetry.ml_run_events.schema`), have
-    a version, and carry numbers and short strings only: no tensors, no samples. They wait in a
-    bounded queue, are delivered in batches on a thread of their own, and again if that failed; the
-    start and the stop of a run are never dropped to make room.
+    Events have a JSON schema (:func:`~stableopt.telemetry.ml_run_events.schema`) and a version,
+    and hold numbers and short strings only: no tensors, no samples. They wait in a bounded queue
+    and are delivered in batches on a separate thread, and again if that fails; the start and the
+    stop of a run are never dropped to make room.
 
     Args:
         sink: A file to append to, an ``http://`` or ``https://`` URL that takes JSON arrays, a
             callable that takes one event, or anything with ``deliver(events)``.
-        trial_id: What the run is known by; made up if not given. Give the same to the tracker.
-        model_run_id: What the trial belongs to; the trial itself if not given.
+        trial_id: Id of the run; random if not given. Give the same to the tracker.
+        model_run_id: Id of what the trial belongs to; ``trial_id`` if not given.
         mlflow_run_id: The run in MLflow, if there is one already.
         hyperparams: Added to those of the optimizer, the guard and the transforms. With
-            ``spectral_norm`` among them, that is the flag of the events, for a model that bounds
-            its spectral norms itself.
+            ``spectral_norm`` among them, that is the flag of the events: give it for a model that
+            bounds its spectral norms itself.
         every: Report one healthy step out of so many; the first step of a run and interventions
             are always reported.
         capacity: Events that may wait.
 
     Attributes:
-        trial_id: What the run is known by.
-        model_run_id: What it belongs to.
+        trial_id: Id of the run.
+        model_run_id: Id of what it belongs to.
 
     Raises:
-        ConfigError: An id is no string of 1 to 256 characters; the sink is none;
-            ``hyperparams`` is no mapping.
+        ConfigError: An id is not a string of 1 to 256 characters; ``sink`` is of another type;
+            ``hyperparams`` is not a mapping.
 
     Cost:
         None in the training loop. On its thread about 0.1 ms per event.
@@ -71,16 +66,16 @@ class LifecycleEvents(BaseWriter):
     Example:
         >>> import torch, stableopt
         >>> from stableopt.telemetry import LifecycleEvents
-        >>> told = []
-        >>> events = LifecycleEvents(told.append, trial_id="trial-1")
+        >>> received = []
+        >>> events = LifecycleEvents(received.append, trial_id="trial-1")
         >>> opt = stableopt.StableOptimizer(
         ...     torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1), telemetry=events
         ... )
         >>> events.metric(epoch=1, val_accuracy=0.5)
         >>> opt.close()
-        >>> [event["name"] for event in told]
+        >>> [event["name"] for event in received]
         ['ml.run.start', 'ml.run.metric', 'ml.run.stop']
-        >>> told[1]["measurements"]
+        >>> received[1]["measurements"]
         {'val_accuracy': 0.5}
     """
 
@@ -108,36 +103,40 @@ class LifecycleEvents(BaseWriter):
             "model_run_id": self.model_run_id,
             "mlflow_run_id": check_id("mlflow_run_id", mlflow_run_id),
         }
-        self._hyperparams = _checked_hyperparams(hyperparams)
+        if not isinstance(hyperparams, (Mapping, type(None))):
+            raise ConfigError(f"hyperparams={hyperparams!r} must be a dict: values by their names")
+        self._hyperparams = dict(hyperparams or {})
         self._metrics = RunMetrics(prefix="", layers=False)
         self._final: dict[str, Any] = {}
         self._summary: dict[str, Any] = {}
         self._began = time.monotonic()
-        self._started = self._reported = self._warned_late = False
+        self._started = self._reported = False
+        self._said: set[object] = set()
         self._early: deque[dict[str, Any]] = deque(maxlen=capacity)
         self._sink = make_sink(sink)
 
     def metric(self, *, epoch: int | None = None, **measurements: float) -> None:
-        """Emit ``ml.run.metric`` with what the training loop knows, e.g. of an epoch.
+        """Emit ``ml.run.metric`` with measurements of the training loop, e.g. of an epoch.
 
         May be called from any thread; never blocks. The last value of each is in
-        ``ml.run.stop``, with ``final_`` before its name. After that it is too late: that is logged
-        once, and what is lost is counted in :attr:`dropped`.
+        ``ml.run.stop``, with ``final_`` before its name. Later measurements are lost: that is
+        logged once, and counted in :attr:`dropped`.
 
         Args:
             epoch: Its number, from 0.
             **measurements: Numbers, or dicts of numbers.
 
         Raises:
-            ConfigError: ``epoch`` is no int of at least 0.
+            ConfigError: ``epoch`` is not an int of at least 0, or a measurement not a number.
         """
         if epoch is not None:
             require_int("epoch", epoch, 0, "the number of an epoch")
         numbers = flat_numbers({name: _number(name, value) for name, value in measurements.items()})
         record = make_event("metric", {**self._ids, "epoch": epoch}, numbers)
-        if not self.channel.put(partial(self._metric, record, numbers)) and not self._warned_late:
-            self._warned_late = True
-            logger.warning(
+        if not self.channel.put(partial(self._metric, record, numbers)):
+            warn_once(
+                self._said,
+                "late",
                 "telemetry: %s.metric() was called after the run had ended, and ml.run.stop was "
                 "sent: its values are lost, and this is not reported again; call it before "
                 "opt.close(), which a trainer does at the end of its training",
@@ -151,7 +150,7 @@ class LifecycleEvents(BaseWriter):
             found.pop(name, None)
         final = (n for n in found if n not in COUNTERS and not n.startswith(_NOT_FINAL))
         self._final.update((name, found[name]) for name in final)
-        # Every writer gets the steps at which sensors were read; here they would be a flood.
+        # Every writer gets the steps at which sensors were read: too many here.
         if event.routine and self._reported and event.step % self.every:
             return []
         self._reported = True
@@ -168,7 +167,7 @@ class LifecycleEvents(BaseWriter):
     def write_summary(self, summary: dict[str, Any]) -> list[dict[str, Any]]:
         """Emit ``ml.run.start`` for the first, and remember the last."""
         self._summary = summary
-        return [] if self._started else self._start(summary)
+        return self._start(summary)
 
     def deliver(self, records: Sequence[dict[str, Any]]) -> None:
         """Hand events to the sink."""
@@ -177,7 +176,7 @@ class LifecycleEvents(BaseWriter):
     def close(self) -> list[dict[str, Any]]:
         """Emit ``ml.run.stop``."""
         summary = self._summary
-        start = [] if self._started else self._start(summary)
+        start = self._start(summary)
         metadata = {
             **self._ids,
             "spectral_norm": self._spectral_norm(summary),
@@ -186,9 +185,19 @@ class LifecycleEvents(BaseWriter):
             "integrity": summary.get("integrity"),
             "reason": reason(summary),
         }
-        return [*start, make_event("stop", metadata, self._stop_measurements(summary))]
+        if summary.get("last_loss") is not None:
+            self._final["train_loss"] = summary["last_loss"]
+        measurements = {
+            "duration_ms": round((time.monotonic() - self._began) * 1000),
+            **{name: summary[name] for name in _FINAL if name in summary},
+            **{f"final_{name}": value for name, value in self._final.items()},
+        }
+        return [*start, make_event("stop", metadata, measurements)]
 
     def _start(self, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+        if self._started:
+            return []
+        self._started = True
         hyperparams = {**flat_setup(summary), **self._hyperparams}
         hyperparams.pop("spectral_norm", None)
         metadata = {
@@ -197,7 +206,6 @@ class LifecycleEvents(BaseWriter):
             "hyperparams": hyperparams,
         }
         measurements = {k: summary[k] for k in ("parameters",) if k in summary}
-        self._started = True
         return [make_event("start", metadata, measurements), *self._early]
 
     def _spectral_norm(self, summary: Mapping[str, Any]) -> bool:
@@ -213,38 +221,20 @@ class LifecycleEvents(BaseWriter):
         self._early.append(record)  # the start of a run comes first
         return []
 
-    def _stop_measurements(self, summary: Mapping[str, Any]) -> dict[str, Any]:
-        final = dict(self._final)
-        if summary.get("last_loss") is not None:
-            final["train_loss"] = summary["last_loss"]
-        return {
-            "duration_ms": round((time.monotonic() - self._began) * 1000),
-            **{name: summary[name] for name in _FINAL if name in summary},
-            **{f"final_{name}": value for name, value in final.items()},
-        }
-
 
 def check_id(name: str, value: object) -> str | None:
-    """Return an id if it is one or ``None``.
+    """Return an id, or ``None`` if that is given.
 
     Raises:
-        ConfigError: It is no string of 1 to 256 characters.
+        ConfigError: It is not a string of 1 to 256 characters.
     """
     if value is None or (isinstance(value, str) and 0 < len(value) <= 256):
         return value
-    raise ConfigError(f"{name}={value!r} must be a string of 1 to 256 characters: what people use")
-
-
-def _checked_hyperparams(given: object) -> dict[str, Any]:
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"hyperparams={given!r} must be a dict: values by the names of options")
-    return dict(given)
+    raise ConfigError(f"{name}={value!r} must be a string of 1 to 256 characters")
 
 
 def _renamed(name: str) -> str:
-    """Return what a metric is called in an event: a signal by its own name, if that is free."""
+    """Return the name of a metric in an event: a signal has no prefix, unless names clash."""
     if name == "loss":
         return "train_loss"
     signal = name.removeprefix("signals/")

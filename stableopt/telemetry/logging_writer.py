@@ -12,16 +12,16 @@ from stableopt.telemetry.metrics import metrics_of
 if TYPE_CHECKING:
     from stableopt.types import Event
 
-_SHOWN = ("loss", "grad_norm", "lr", "lr_scale")
+_SHOWN = ("loss", "grad_norm", "lr", "lr_scale", "signals")
 
 
 class LoggingWriter:
-    """Log one line per event, for whoever collects logs.
+    """Log one line per event.
 
-    The line is for people; the record has all metrics of the event as ``record.stable``, a dict,
-    for handlers that write JSON. Healthy steps are logged with ``level``, interventions with
-    ``WARNING``. Our own logger ``"stableopt"`` tells every intervention anyway, and why: under
-    loggers of that name only the numbers are logged.
+    The record has all metrics of the event as ``record.stable``, a dict, for handlers that write
+    JSON. Healthy steps are logged with ``level``, interventions with ``WARNING``. The logger
+    ``"stableopt"`` logs every intervention and its reason anyway: loggers of that name and below
+    get the numbers only.
 
     Args:
         logger: A logger, or the name of one.
@@ -29,7 +29,7 @@ class LoggingWriter:
         level: Of healthy steps, as in :mod:`logging`.
 
     Raises:
-        ConfigError: ``logger`` is none, or an option is out of range.
+        ConfigError: ``logger`` is neither, or an option is out of range.
 
     Example:
         >>> import logging
@@ -66,14 +66,14 @@ class LoggingWriter:
 
     def write(self, event: Event) -> None:
         """Log one event."""
-        # Every writer gets the steps at which sensors were read.
         if event.routine and event.step % self.every:
-            return
+            return  # every writer gets the steps at which sensors were read
         level = self._level if event.routine else logging.WARNING
         if not self._logger.isEnabledFor(level):
             return
         metrics = metrics_of(event)
-        numbers = [f"{n} {v:.6g}" for n, v in metrics.items() if _is_shown(n, v)]
+        shown = {n: v for n, v in metrics.items() if n.partition("/")[0] in _SHOWN}
+        numbers = [f"{n} {v:.6g}" for n, v in shown.items() if (n, v) != ("lr_scale", 1.0)]
         if event.risk is not None:
             numbers.append(f"risk {event.risk.value}")
         reason = f", because {event.reason}" if event.reason and not self._explained else ""
@@ -82,27 +82,20 @@ class LoggingWriter:
         self._logger.log(level, "%s", line + reason, extra=extra)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Log how a run has ended."""
+        """Log how a run ended."""
         if summary["status"] in ("running", self._ended):
             return
         self._ended = summary["status"]
         level = self._level if succeeded(summary) else logging.WARNING
-        counted = ("calls", "skips", "tamed", "rollbacks")
-        counts = ", ".join(f"{summary[name]} {name}" for name in counted)
+        counts = (f"{summary[name]} {name}" for name in ("calls", "skips", "tamed", "rollbacks"))
         self._logger.log(
             level,
             "run %s: integrity %s, %s",
             summary["status"],
             summary["integrity"],
-            counts,
+            ", ".join(counts),
             extra={"stable": {name: summary[name] for name in ("status", "integrity")}},
         )
 
     def close(self) -> None:
         """Do nothing: loggers belong to the program."""
-
-
-def _is_shown(name: str, value: float) -> bool:
-    if name == "lr_scale" and value == 1.0:
-        return False
-    return name.partition("/")[0] in (*_SHOWN, "signals")

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from stableopt.types import Action
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from stableopt.types import Event, Reading
 
 PREFIX = "stable/"
-"""What the names of our metrics begin with, so that they never meet those of a trainer."""
+"""What the names of metrics begin with, so that they differ from those of a trainer."""
 
 COUNTERS = (
     "interventions",
@@ -28,22 +28,18 @@ COUNTERS = (
     "back_offs",
     "stops",
 )
-"""What is counted from the beginning of a run; all but the first as in ``opt.summary()``."""
+"""What is counted over a run; all but the first as in ``opt.summary()``."""
 
-_COUNTED = {
-    Action.SKIP: "skips",
-    Action.ROLL_BACK: "rollbacks",
-    Action.STOP: "stops",
-}
+_COUNTED = {Action.SKIP: "skips", Action.ROLL_BACK: "rollbacks", Action.STOP: "stops"}
 
 
 def metrics_of(event: Event) -> dict[str, float]:
-    """Return what an event says as flat metrics; nothing is left out, nothing remembered.
+    """Return everything in an event as flat metrics.
 
     ``step``, ``loss``, ``grad_norm``, ``lr`` (``lr/0``, ``lr/1``, … of several groups),
     ``lr_scale``, ``risk`` (its rank, 0 to 4), ``signals/<name>``, ``acts/<transform>`` (how many
-    parameters it changed) and ``layers/<parameter>/<metric>``. What is not known is not there;
-    numbers that are not finite are, as they are.
+    parameters it changed) and ``layers/<parameter>/<metric>``. What is unknown is left out;
+    numbers that are not finite are kept.
 
     Args:
         event: Of any call.
@@ -73,43 +69,50 @@ def metrics_of(event: Event) -> dict[str, float]:
 
 
 def flat_numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return nested numbers under names that are joined by ``/``; what is no number is left out.
+    """Return nested numbers, names joined by ``/``; values that are not numbers are left out.
 
     Example:
         >>> flat_numbers({"accuracy": 0.5, "heads": {"a": 1, "b": None}})
         {'accuracy': 0.5, 'heads/a': 1.0}
     """
-    found: dict[str, float] = {}
+    found = flat(values, prefix)
+    return {n: float(v) for n, v in found.items() if isinstance(v, (bool, int, float))}
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values, names joined by ``/``; an empty mapping is a value."""
+    found: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, Mapping):
-            found.update(flat_numbers(value, f"{prefix}{name}/"))
-        elif isinstance(value, (bool, int, float)):
-            found[f"{prefix}{name}"] = float(value)
+        if isinstance(value, Mapping) and value:
+            found.update(flat(value, f"{prefix}{name}/"))
+        else:
+            found[f"{prefix}{name}"] = value
     return found
 
 
 def interventions_of(event: Event) -> dict[str, int]:
-    """Return by how much an event raises each of :data:`COUNTERS`; empty if it is none."""
+    """Return by how much an event raises each of :data:`COUNTERS`; empty if by nothing."""
     if not event.intervened:
         return {}
     kinds = {
+        "interventions": True,
         "back_offs": event.backs_off,
         "tamed": event.tames,
         "baseline_resets": event.baseline_reset,
         _COUNTED.get(event.action, ""): event.action in _COUNTED,
     }
-    counts = {"interventions": 1, **{kind: 1 for kind, counted in kinds.items() if counted}}
+    counts = {kind: 1 for kind, counted in kinds.items() if counted}
     if event.action is Action.ROLL_BACK and event.rollback is not None:
         counts["steps_lost"] = event.rollback.from_step - event.rollback.to_step
     return counts
 
 
 class RunMetrics:
-    """The metrics of a run, event by event: those of the event, and what adds up over events.
+    """The metrics of a run, event by event: those of the event, and totals over events.
 
-    That is the counters of :data:`COUNTERS` (with the first event and wherever one has changed)
-    and, with readings, ``readings/<metric>/min``, ``median`` and ``max`` over the newest reading
-    of every weight: a sample visits some weights at a time, and their average alone would jump.
+    The totals are those of :data:`COUNTERS` (with the first event, and when one has changed) and,
+    with readings, ``readings/<metric>/min``, ``median`` and ``max`` over the newest reading of
+    every weight: each event has readings of some weights only.
 
     Args:
         prefix: What every name begins with.
@@ -125,12 +128,9 @@ class RunMetrics:
 
     def of(self, event: Event) -> dict[str, float]:
         """Return the metrics of the next event, by their full names."""
-        metrics = metrics_of(event)
-        if not self._layers:
-            metrics = {n: v for n, v in metrics.items() if not n.startswith("layers/")}
-        metrics.update(self._count(event))
-        metrics.update(self._spread(event.readings))
-        return {self._prefix + name: value for name, value in metrics.items()}
+        metrics = {**metrics_of(event), **self._count(event), **self._spread(event.readings)}
+        shown = {n: v for n, v in metrics.items() if self._layers or not n.startswith("layers/")}
+        return {self._prefix + name: value for name, value in shown.items()}
 
     def _count(self, event: Event) -> dict[str, float]:
         self._counts.update(interventions_of(event))
@@ -138,13 +138,11 @@ class RunMetrics:
         self._sent = dict(self._counts)
         return changed
 
-    def _spread(self, readings: Iterable[Reading]) -> dict[str, float]:
+    def _spread(self, readings: Sequence[Reading]) -> dict[str, float]:
         spread: dict[str, float] = {}
-        read = set()
         for reading in readings:
             self._newest.setdefault(reading.metric, {})[reading.name] = reading.value
-            read.add(reading.metric)
-        for metric in sorted(read):
+        for metric in sorted({reading.metric for reading in readings}):
             values = [v for v in self._newest[metric].values() if not math.isnan(v)]
             if values:
                 spread[f"readings/{metric}/min"] = min(values)

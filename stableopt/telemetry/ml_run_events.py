@@ -1,11 +1,10 @@
-"""What ``ml.run.start``, ``ml.run.metric`` and ``ml.run.stop`` are, and a check of it."""
+"""The events ``ml.run.start``, ``ml.run.metric`` and ``ml.run.stop``, and their schema."""
 
 from __future__ import annotations
 
 import json
 import time
 import uuid
-from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 VERSION = "1.0"
-"""Of the events. The minor number rises with a field that is added, the major with any other."""
+"""Of the events: the minor number counts added fields, the major number other changes."""
 
 
 class InvalidEventError(StableOptError, ValueError):
-    """Something that is no lifecycle event; the message says what is wrong, and where."""
+    """An object that is not a lifecycle event; the message has the field and the problem."""
 
 
 def make_event(
@@ -33,7 +32,7 @@ def make_event(
 
     Args:
         kind: ``"start"``, ``"metric"`` or ``"stop"``.
-        metadata: What it is about; entries that are ``None`` are left out.
+        metadata: Ids and descriptions; entries that are ``None`` are left out.
         measurements: Numbers by name.
         when: Seconds since the epoch; now if not given.
 
@@ -58,12 +57,6 @@ def _utc(seconds: float) -> str:
     return f"{whole}.{milliseconds % 1000:03d}Z"
 
 
-@cache
-def _schema_text() -> str:
-    file = resources.files("stableopt.telemetry") / "ml_run_events.schema.json"
-    return file.read_text(encoding="utf-8")
-
-
 def schema() -> dict[str, Any]:
     """Return the JSON schema of lifecycle events, as it comes with the package.
 
@@ -71,21 +64,22 @@ def schema() -> dict[str, Any]:
         >>> schema()["$id"]
         'urn:stableopt:ml-run-events:1.0'
     """
-    return dict(json.loads(_schema_text()))
+    file = resources.files("stableopt.telemetry") / "ml_run_events.schema.json"
+    return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def validate_event(event: object) -> None:
-    """Check something against the JSON schema of lifecycle events.
+    """Check an event against the JSON schema of lifecycle events.
 
     Args:
-        event: What a sink has received, or what ``json.loads`` made of it.
+        event: As a sink receives it, or as ``json.loads`` returns it.
 
     Raises:
-        InvalidEventError: It is no lifecycle event of this version.
+        InvalidEventError: It is not a lifecycle event of this version.
         MissingExtraError: ``jsonschema`` is not installed.
 
     Cost:
-        About a millisecond; nothing that a training run does by itself.
+        About a millisecond. Training never calls this.
     """
     error = next(iter(_validator(event).iter_errors(event)), None)
     if error is not None:
@@ -94,7 +88,7 @@ def validate_event(event: object) -> None:
 
 
 def _validator(event: object) -> Any:
-    """Return what checks this kind of event alone, so that its message is about it."""
+    """Return a validator of this kind of event, for messages about that kind alone."""
     try:
         from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
     except ImportError as error:

@@ -1,28 +1,30 @@
-"""What a run was set up with, as the flat parameters that trackers compare runs by."""
+"""The setup of a run as flat parameters, by which trackers compare runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from stableopt.telemetry.encode import plain
+from stableopt.telemetry.metrics import flat
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch.optim import Optimizer
 
 NORMALIZERS = ("SpectralNormalization", "SpectralCap")
 """The transforms that bound the spectral norm of weights."""
 
-_SETUP = ("optimizer", "parameters", "compiled", "guard", "versions")
+_SETUP = ("parameters", "compiled", "guard", "versions")
 
 
 def hyperparameters(optimizer: Optimizer) -> dict[str, Any]:
     """Return the options of an optimizer as plain values.
 
-    The defaults that it was built with, and under ``groups`` what parameter groups have
-    otherwise (their learning rate before any schedule), if any does.
+    The defaults that it was built with, and under ``groups`` the options of parameter groups that
+    differ (learning rates as they were before any schedule), if there are any.
 
     Args:
         optimizer: Any.
@@ -73,33 +75,18 @@ def flat_setup(summary: Mapping[str, Any]) -> dict[str, Any]:
         >>> flat_setup({"optimizer": "SGD", "guard": {"slots": 3}, "hyperparameters": {"lr": 0.1}})
         {'optimizer': 'SGD', 'lr': 0.1, 'spectral_norm': False, 'guard/slots': 3}
     """
-    setup: dict[str, Any] = {}
-    if "optimizer" in summary:
-        setup["optimizer"] = summary["optimizer"]
-    setup.update(_flat(summary.get("hyperparameters", {})))
-    setup["spectral_norm"] = uses_spectral_norm(summary)
-    for key in _SETUP[1:]:
-        if key in summary:
-            setup.update(_flat({key: summary[key]}))
-    for number, entry in enumerate(summary.get("transforms") or ()):
-        setup[f"transforms/{number}"] = entry["transform"]
-    sensors = summary.get("sensors")
-    for number, sensor in enumerate(sensors["use"] if isinstance(sensors, Mapping) else ()):
-        setup[f"sensors/{number}"] = sensor
-    return setup
+    transforms, sensors = summary.get("transforms") or (), summary.get("sensors") or {}
+    return {
+        **{key: summary[key] for key in ("optimizer",) if key in summary},
+        **flat(summary.get("hyperparameters", {})),
+        "spectral_norm": uses_spectral_norm(summary),
+        **flat({key: summary[key] for key in _SETUP if key in summary}),
+        **{f"transforms/{n}": entry["transform"] for n, entry in enumerate(transforms)},
+        **{f"sensors/{n}": sensor for n, sensor in enumerate(sensors.get("use", ()))},
+    }
 
 
 def uses_spectral_norm(summary: Mapping[str, Any]) -> bool:
     """Return whether the transforms of a run bound the spectral norm of weights."""
     names = [str(entry["transform"]) for entry in summary.get("transforms") or ()]
     return any(name.partition("(")[0] in NORMALIZERS for name in names)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found.update(_flat(value, f"{prefix}{name}/"))
-        else:
-            found[f"{prefix}{name}"] = value
-    return found

@@ -12,14 +12,14 @@ from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from stableopt.errors import ConfigError, require_number
-from stableopt.telemetry.channel import RefusedError
 from stableopt.telemetry.encode import encode
+from stableopt.telemetry.writer_thread import RefusedError
 
 FILE_NAME = "ml_run_events.jsonl"
-"""What the file is called where a directory is given."""
+"""Name of the file in a directory."""
 
 TRY_AGAIN = frozenset({408, 425, 429})
-"""The answers below 500 after which the same request may succeed."""
+"""Status codes below 500 after which the same request may succeed."""
 
 
 @runtime_checkable
@@ -30,8 +30,8 @@ class Sink(Protocol):
         """Take a batch, in order.
 
         Raises:
-            RefusedError: It will never be taken.
-            Exception: It may be taken later; the same batch is delivered again.
+            RefusedError: The batch is never delivered again.
+            Exception: The same batch is delivered again.
         """
 
 
@@ -42,7 +42,7 @@ class EventFile:
         path: The file, or a directory for ``ml_run_events.jsonl``; parents are created.
 
     Raises:
-        ConfigError: It cannot be written.
+        ConfigError: The file cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -59,7 +59,7 @@ class EventFile:
             ) from error
 
     def deliver(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """Append a batch as a whole, or nothing of it."""
+        """Append a batch as a whole, or not at all."""
         data = "".join(f"{encode(event)}\n" for event in events).encode()
         file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -74,8 +74,8 @@ class EventFile:
 class HttpEndpoint:
     """POST batches of events to a URL, as a JSON array.
 
-    Any answer from 200 to 299 is success. After 408, 425, 429, 500 and above, a timeout or no
-    connection the same batch is sent again; after any other answer it is dropped and counted.
+    Status 200 to 299 is success. After 408, 425, 429, 500 and above, a timeout or a connection
+    that fails the same batch is sent again; after any other status it is dropped and counted.
 
     Args:
         url: ``http://`` or ``https://``.
@@ -83,7 +83,7 @@ class HttpEndpoint:
         timeout: Seconds to wait for an answer.
 
     Raises:
-        ConfigError: The URL is none of HTTP, or ``timeout`` is not positive.
+        ConfigError: The URL is not one of HTTP, or ``timeout`` is not positive.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class HttpEndpoint:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows none: urllib would ask the new address for a page, and drop what was posted."""
+    """Follows no redirect: urllib would GET the new address, without the events."""
 
     def redirect_request(self, *arguments: Any, **options: Any) -> None:
         """Return no request."""
@@ -141,7 +141,7 @@ class _Each:
         self._done: set[str] = set()
 
     def deliver(self, events: Sequence[Mapping[str, Any]]) -> None:
-        # What was taken before one raised is not delivered again.
+        # After an error the same batch is delivered again, from the event that failed.
         for event in events:
             if event["id"] not in self._done:
                 self._call(json.loads(encode(event)))
@@ -153,7 +153,7 @@ def make_sink(sink: object) -> Sink:
     """Return the sink for the ``sink=`` argument.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: It is of another type.
     """
     if isinstance(sink, Sink) and not isinstance(sink, type):
         return sink
@@ -162,19 +162,19 @@ def make_sink(sink: object) -> Sink:
     if isinstance(sink, str) and "://" in sink:
         scheme = sink.partition("://")[0]
         raise ConfigError(
-            f"sink={scheme + '://…'!r} must begin with http:// or https:// if it is an address: "
-            "other schemes are not known; a file is given by its path"
+            f"sink={scheme + '://…'!r} must begin with http:// or https:// if it is a URL: give "
+            "a file as its path"
         )
     if isinstance(sink, (str, os.PathLike)) and os.fspath(sink):
         return EventFile(sink)
     if callable(sink) and not isinstance(sink, type):
         return _Each(sink)
     raise ConfigError(
-        f"sink={sink!r} must be a file, an http:// or https:// URL, a callable that takes an "
+        f"sink={sink!r} must be a path, an http:// or https:// URL, a callable that takes an "
         "event, or an object with deliver(events)"
     )
 
 
 def is_url(value: object) -> bool:
-    """Return whether a value is the address of an HTTP server."""
+    """Return whether a value is an HTTP URL."""
     return isinstance(value, str) and value.lower().startswith(("http://", "https://"))

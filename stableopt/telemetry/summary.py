@@ -1,4 +1,4 @@
-"""The summary of a run: what happened, whether it can be trusted, and how to repeat it."""
+"""The summary of a run: its counts, its integrity and its setup."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from stableopt.runtime.version import __version__
 from stableopt.telemetry.encode import plain
-from stableopt.types import Action
+from stableopt.telemetry.metrics import COUNTERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,20 +34,15 @@ def summarize(
         status: Overrides ``"running"``; a stopped run stays ``"stopped"``.
         ended_by: Type of the exception that the program ended with; only then in the summary.
     """
-    stops = ledger.count(Action.STOP)
+    counts = {name: ledger.counts[name] for name in COUNTERS if name != "interventions"}
+    stops = counts["stops"]
     return {
         "status": "stopped" if stops else status or "running",
         **({} if stops or ended_by is None else {"ended_by": ended_by}),
         "integrity": ledger.integrity(guarded=setup["guard"] is not False),
         "calls": ledger.calls,
         "steps": ledger.steps,
-        "skips": ledger.count(Action.SKIP),
-        "rollbacks": ledger.count(Action.ROLL_BACK),
-        "steps_lost": ledger.steps_lost,
-        "tamed": ledger.tames,
-        "baseline_resets": ledger.resets,
-        "back_offs": ledger.back_offs,
-        "stops": stops,
+        **counts,
         "last_loss": plain(ledger.last_loss),
         **setup,
         "telemetry": None if telemetry is None else telemetry.losses(),

@@ -1,4 +1,4 @@
-"""What a writer is."""
+"""The interface of telemetry writers."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Writer(Protocol):
-    """Receives events on a thread of its own, in order.
+    """Receives events on a separate thread, in order.
 
     An exception from a writer is logged once and counted; it never reaches the training loop. Two
-    members are optional: an attribute ``every`` (an int, 1 if absent), one healthy step out of so
-    many is recorded, interventions always; and a method ``write_summary(summary)``, which receives
-    the summary at the start, at interventions and at the end. A writer that needs more derives from
-    :class:`BaseWriter`.
+    members are optional: an int ``every`` (1 if absent): one healthy step out of so many is
+    recorded, interventions always; and a method ``write_summary(summary)``, called at the start, at
+    interventions and at the end. A writer that needs more derives from :class:`BaseWriter`.
     """
 
     def write(self, event: Event) -> object:
         """Record one event."""
 
     def close(self) -> object:
-        """Release what the writer holds; called once: a writer has one run."""
+        """Release resources; called once, as a writer records one run."""
 
 
 class BaseWriter:
@@ -39,9 +38,9 @@ class BaseWriter:
     :meth:`deliver` in batches, and again if that fails.
 
     Attributes:
-        name: What a warning calls the writer; its type if empty.
+        name: Of the writer in warnings; its type if empty.
         every: One healthy step out of so many is recorded; interventions always.
-        first: Whether the first step of a run is recorded, too.
+        first: Whether the first step of a run is always recorded.
         patience: Seconds that closing the run waits; 5 if ``None``.
         batch: Events at most in one delivery.
         interval: Seconds from one delivery to the next, at least.
@@ -93,27 +92,27 @@ class BaseWriter:
         """Record a summary."""
 
     def close(self) -> Iterable[Any] | None:
-        """Release what the writer holds."""
+        """Release resources."""
 
     def deliver(self, records: Sequence[Any]) -> None:
         """Take records.
 
         Raises:
-            RefusedError: They will never be accepted.
-            Exception: They may be accepted later; the same records are delivered again.
+            RefusedError: The records are never delivered again.
+            Exception: The same records are delivered again.
         """
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until everything is delivered; ``False`` if that took too long."""
+        """Return whether everything was delivered in time; blocks."""
         self.channel.hurry()
         return self.channel.wait(timeout or self.patience or channel.PATIENCE)
 
 
 class PlainWriter(BaseWriter):
-    """Any other writer, with the members that it lacks.
+    """Adapts a :class:`Writer` that does not derive from :class:`BaseWriter`.
 
     Args:
-        writer: Has ``write`` and ``close``.
+        writer: The writer.
     """
 
     def __init__(self, writer: Writer) -> None:
@@ -130,5 +129,5 @@ class PlainWriter(BaseWriter):
         getattr(self._writer, "write_summary", super().write_summary)(summary)
 
     def close(self) -> None:
-        """Release what the writer holds."""
+        """Release resources."""
         self._writer.close()

@@ -122,7 +122,7 @@ class Fault:
 
 
 def rows():
-    """Return a logger of Lightning that keeps what it is told in ``.rows``."""
+    """Return a logger of Lightning that keeps what is logged in ``.rows``."""
     from lightning.pytorch.loggers.logger import DummyLogger
 
     class Rows(DummyLogger):
@@ -284,7 +284,7 @@ class TestRollback:
         assert_same(dict(weights), copied(net.state_dict()))
 
     @pytest.mark.parametrize(
-        ("error", "status", "told"),
+        ("error", "status", "outcome"),
         [
             (RuntimeError("boom"), "failed", "failed"),
             (KeyboardInterrupt(), "interrupted", "killed"),
@@ -292,7 +292,7 @@ class TestRollback:
         ],
         ids=repr,
     )
-    def test_the_summary_knows_what_fit_ended_by(self, tmp_path, error, status, told):
+    def test_the_summary_knows_what_fit_ended_by(self, tmp_path, error, status, outcome):
         class Fails(lightning().Callback):
             def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
                 if batch_idx == 3:
@@ -305,7 +305,7 @@ class TestRollback:
         summary = json.loads((tmp_path / "run" / "summary.json").read_text())
         assert (summary["status"], summary["steps"]) == (status, 3)
         stop = said[-1]["metadata"]
-        assert (stop["status"], stop["success"]) == (told, False)
+        assert (stop["status"], stop["success"]) == (outcome, False)
 
 
 class TestLogs:
@@ -315,14 +315,14 @@ class TestLogs:
         target = rows()
         options = {"logger": target, "log_every_n_steps": 2}
         fit(tmp_path, net, ours, accumulate_grad_batches=accumulate, **options)
-        told = [row for row in target.rows if "stable/loss" in row]
+        logged = [row for row in target.rows if "stable/loss" in row]
         steps = 16 // accumulate
-        assert [row["stable/step"] for row in told] == list(range(2, steps + 1, 2))
-        assert [row["step"] for row in told] == list(range(1, steps, 2))  # as Lightning counts
+        assert [row["stable/step"] for row in logged] == list(range(2, steps + 1, 2))
+        assert [row["step"] for row in logged] == list(range(1, steps, 2))  # as Lightning counts
         each = 2 * accumulate
         means = [sum(net.losses[i : i + each]) / each for i in range(0, 16, each)]
-        assert [row["stable/loss"] for row in told] == pytest.approx(means, rel=1e-6)
-        assert all(row["stable/lr_scale"] == 1.0 for row in told)
+        assert [row["stable/loss"] for row in logged] == pytest.approx(means, rel=1e-6)
+        assert all(row["stable/lr_scale"] == 1.0 for row in logged)
 
     def test_log_false(self, tmp_path):
         target = rows()
@@ -330,12 +330,12 @@ class TestLogs:
         assert target.rows == []
 
     @pytest.mark.parametrize("clip", [None, 0.5])
-    def test_clipping_that_hides_spikes_is_told_once(self, tmp_path, caplog, clip):
+    def test_clipping_that_hides_spikes_is_warned_of_once(self, tmp_path, caplog, clip):
         ours, net = callback(), module()
         for _ in range(2):
             fit(tmp_path, net, ours, gradient_clip_val=clip, max_epochs=1)
-        told = [r.message for r in caplog.records if "hides their spikes" in r.message]
-        assert len(told) == (1 if clip else 0)
+        warnings = [r.message for r in caplog.records if "hides their spikes" in r.message]
+        assert len(warnings) == (1 if clip else 0)
 
 
 @pytest.mark.parametrize("schedule", [None, "step", "lists"])
@@ -399,7 +399,7 @@ class TestSeveralOptimizers:
         assert ours.optimizer is net.made[1]
 
     @pytest.mark.parametrize(("wrapped", "options"), [([], {}), ([0, 1], {"sensors": ()})])
-    def test_those_that_nobody_has_wrapped_are_refused(self, tmp_path, wrapped, options):
+    def test_those_that_are_not_wrapped_are_refused(self, tmp_path, wrapped, options):
         with pytest.raises(ConfigError, match="optimizers=2 must be wrapped in configure_opt"):
             fit(tmp_path, self.module(wrapped), callback(**options))
 
@@ -413,7 +413,7 @@ class TestRefused:
     def test_no_optimizer(self, tmp_path, nothing):
         net = module()
         net.configure_optimizers = lambda: nothing
-        with pytest.raises(ConfigError, match=r"configure_optimizers\(\) gave no optimizer"):
+        with pytest.raises(ConfigError, match=r"configure_optimizers\(\) returned no optimizer"):
             fit(tmp_path, net, callback())
 
     def test_options_beside_an_optimizer_that_is_wrapped(self, tmp_path):

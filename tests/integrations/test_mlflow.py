@@ -98,9 +98,9 @@ def agree(found, wanted):
 
 @pytest.mark.compatibility("MLflow", "the store holds what the run said")
 def test_the_store_holds_what_the_run_said(events, tmp_path, server, make):
-    told = []
+    received = []
     lines = JsonLines(tmp_path / "run")
-    lifecycle = LifecycleEvents(told.append, trial_id="abc-123", model_run_id="run-456")
+    lifecycle = LifecycleEvents(received.append, trial_id="abc-123", model_run_id="run-456")
     writer = make(experiment="stability", run_name="first", tags={"team": "a"})
     opt, _ = train([writer, lines, lifecycle, events])
     metrics, run = stored(server.uri, writer.run_id)
@@ -126,7 +126,7 @@ def test_the_store_holds_what_the_run_said(events, tmp_path, server, make):
         "stable.integrity": "OK",
         "stable.last_intervention": opt.ledger[-1].reason,
     }
-    assert all(event["metadata"]["trial_id"] == tags["trial_id"] for event in told)
+    assert all(event["metadata"]["trial_id"] == tags["trial_id"] for event in received)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "first")
 
     copied = artifact(server.uri, writer.run_id, "stable/summary.json", tmp_path)
@@ -278,7 +278,7 @@ def test_a_server_that_hangs_costs_a_warning_and_nothing_else(caplog, make):
         opt, hanging = train(writer, faults=False)
         lines = [r.getMessage() for r in caplog.records]
         taking.join()
-        _, request = held  # the first was to see whether anybody listens
+        _, request = held  # the first only checks that a server listens
         request.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
         writer.channel._thread.join()
         for connection in held:

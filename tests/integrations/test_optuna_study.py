@@ -88,7 +88,7 @@ class TestStudy:
             open_study("search", tmp_path)
 
     @pytest.mark.parametrize(
-        ("first", "again", "told"),
+        ("first", "again", "message"),
         [
             ({}, {"direction": "maximize"}, "direction='maximize' .* direction='minimize': "),
             (
@@ -103,10 +103,10 @@ class TestStudy:
             ),
         ],
     )
-    def test_a_study_that_looks_for_something_else(self, tmp_path, first, again, told):
+    def test_a_study_that_looks_for_something_else(self, tmp_path, first, again, message):
         path = tmp_path / "search.journal"
         open_study("search", path, **first)
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             open_study("search", path, **again)
         for same in (first, {}, {"direction": None}):
             known = open_study("search", path, **same).directions
@@ -128,7 +128,7 @@ class TestJournal:
         whole = self.torn(path, b'{"op_code": 4, "wor')
         with pytest.raises(ConfigError, match=r"the last line of .*search\.journal") as caught:
             open_study("search", path)
-        assert "remove the line that is no whole record" in str(caught.value)
+        assert "remove the incomplete record" in str(caught.value)
         assert path.read_bytes() == whole + b'{"op_code": 4, "wor'
         path.write_bytes(whole)  # as the message says
         study = open_study("search", path)
@@ -172,6 +172,6 @@ class TestJournal:
         for more in (b"", whole):
             path.write_bytes(path.read_bytes() + more)
             before = path.read_bytes()
-            with pytest.raises(ConfigError, match="remove the line that is no whole record"):
+            with pytest.raises(ConfigError, match="remove the incomplete record"):
                 open_study("search", path)
             assert path.read_bytes() == before

@@ -42,7 +42,7 @@ def read(directory):
 
 
 def agree(found, wanted):
-    """Tell whether a store that keeps float32 has exactly what is wanted, NaN and Inf too."""
+    """Return whether a store that keeps float32 has exactly what is wanted, NaN and Inf too."""
     return found.keys() == wanted.keys() and all(
         np.array_equal(np.float32(found[key]), np.float32(value), equal_nan=True)
         for key, value in wanted.items()
@@ -57,9 +57,9 @@ def test_the_store_holds_what_the_run_said(events, tmp_path, writer_type):
     assert agree(scalars, wanted)
     assert np.isnan(scalars[f"{PREFIX}loss", 13])
     assert np.isinf(scalars[f"{PREFIX}loss", 26])
-    told = [(e.call, e.reason) for e in events.seen if e.reason]
-    assert len(told) == 2
-    for (call, reason), (step, text) in zip(told, texts[f"{PREFIX}ledger"], strict=True):
+    wanted = [(e.call, e.reason) for e in events.seen if e.reason]
+    assert len(wanted) == 2
+    for (call, reason), (step, text) in zip(wanted, texts[f"{PREFIX}ledger"], strict=True):
         assert step == call
         assert text.endswith(f"because {reason}")
     assert '"status": "closed"' in texts[f"{PREFIX}summary"][-1][1]

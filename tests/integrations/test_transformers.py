@@ -56,6 +56,27 @@ def callback(**options):
     return StableTrainerCallback(**options)
 
 
+class Stabilize:
+    """Options for ``stabilize``; has the wrapper of its trainer, as a callback has it."""
+
+    def __init__(self, **options):
+        self._options = options
+
+    def apply(self, trainer):
+        from stableopt.integrations.transformers import stabilize
+
+        self._trainer = stabilize(trainer, **self._options)
+        assert self._trainer is trainer
+
+    @property
+    def optimizer(self):
+        return stable_optimizer_of(self._trainer.optimizer)
+
+
+both_ways = pytest.mark.parametrize("way", [Stabilize, callback], ids=["stabilize", "callback"])
+"""The documented line, and the callback."""
+
+
 def arguments(directory, **changes):
     known = {
         "output_dir": str(directory),
@@ -75,19 +96,34 @@ def arguments(directory, **changes):
     return transformers().TrainingArguments(**{**known, **changes})
 
 
-def make(directory, *, wrapped=None, model=None, data=None, kind=None, callbacks=(), **changes):
-    """Build a trainer; ``wrapped`` is our callback, or ``None`` for the bare optimizer."""
+def make(
+    directory,
+    *,
+    wrapped=None,
+    model=None,
+    model_init=None,
+    data=None,
+    kind=None,
+    callbacks=(),
+    **changes,
+):
+    """Build a trainer; ``wrapped`` is ``Stabilize``, our callback, or ``None`` for neither."""
     seed_everything(0)
+    later = wrapped if isinstance(wrapped, Stabilize) else None
     more = {}
-    if "eval_strategy" in changes:
+    if "eval_strategy" in changes or model_init:
         more["eval_dataset"] = data or Regression()
-    return (kind or transformers().Trainer)(
-        model=Net() if model is None else model,
+    trainer = (kind or transformers().Trainer)(
+        model=Net() if model is None and model_init is None else model,
+        model_init=model_init,
         args=arguments(directory, **changes),
         train_dataset=data or Regression(),
-        callbacks=[*callbacks, *([] if wrapped is None else [wrapped])],
+        callbacks=[*callbacks, *([] if wrapped is None or later else [wrapped])],
         **more,
     )
+    if later:
+        later.apply(trainer)
+    return trainer
 
 
 def left(trainer):
@@ -136,11 +172,11 @@ def nan_weight(optimizer, model):
     corrupt_weight(optimizer, math.nan, model=model, name="first.weight", index=3)
 
 
-def train_both(tmp_path, **options):
-    """Train bare and wrapped; return the bare trainer, the wrapped one, and our callback."""
+def train_both(tmp_path, way, **options):
+    """Train bare and wrapped; return the bare trainer, the wrapped one, and what wrapped it."""
     bare = make(tmp_path / "bare", **options)
     bare.train()
-    ours = callback()
+    ours = way()
     wrapped = make(tmp_path / "wrapped", wrapped=ours, **options)
     wrapped.train()
     assert ours.optimizer.summary()["steps"] > 0
@@ -166,8 +202,9 @@ class TestHealthy:
     @pytest.mark.parametrize(
         "feature", [pytest.param(f, marks=works_with("HF Trainer", f)) for f in FEATURES]
     )
-    def test_it_trains_bit_for_bit_like_the_bare_optimizer(self, tmp_path, feature):
-        bare, wrapped, ours = train_both(tmp_path, **FEATURES[feature])
+    @both_ways
+    def test_it_trains_bit_for_bit_like_the_bare_optimizer(self, tmp_path, feature, way):
+        bare, wrapped, ours = train_both(tmp_path, way, **FEATURES[feature])
         assert_same(left(wrapped), left(bare))
         assert ours.optimizer.ledger == ()
         assert isinstance(wrapped.optimizer.optimizer, StableOptimizer)
@@ -191,21 +228,23 @@ class TestHealthy:
         assert_same(results[1], results[0])
 
     @works_with("HF Trainer", "load_best_model_at_end")
-    def test_the_best_model_is_loaded_and_training_goes_on_from_it(self, tmp_path):
+    @both_ways
+    def test_the_best_model_is_loaded_and_training_goes_on_from_it(self, tmp_path, way):
         options = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
         options |= {"save_strategy": "steps", "save_steps": 2, "learning_rate": 0.3}
-        bare, wrapped, ours = train_both(tmp_path, **options)
+        bare, wrapped, ours = train_both(tmp_path, way, **options)
         best = [trainer.state.best_global_step for trainer in (bare, wrapped)]
         assert best[0] == best[1] < 8  # what was trained last is not what is loaded
         assert_same(left(wrapped), left(bare))
         for trainer in (bare, wrapped):
             trainer.train()
         assert_same(left(wrapped), left(bare))
-        assert ours.optimizer.ledger == ()  # other weights are no jump: snapshots begin anew
+        assert ours.optimizer.ledger == ()  # other weights are no jump: there are new snapshots
         assert ours.optimizer.summary()["steps"] == 16
 
-    def test_weights_that_were_exchanged_between_trainings_are_no_fault(self, tmp_path):
-        ours = callback(guard=Guard(loss_spike=None, gradient_spike=None))
+    @both_ways
+    def test_weights_that_were_exchanged_between_trainings_are_no_fault(self, tmp_path, way):
+        ours = way(guard=Guard(loss_spike=None, gradient_spike=None))
         trainer = make(tmp_path, wrapped=ours, max_steps=64, learning_rate=1e-4)
         trainer.train()
         with torch.no_grad():
@@ -216,38 +255,41 @@ class TestHealthy:
 
     @works_with("HF Trainer", "resume")
     @pytest.mark.parametrize("accumulate", [1, 2])
-    def test_it_resumes_bit_for_bit(self, tmp_path, accumulate):
+    @both_ways
+    def test_it_resumes_bit_for_bit(self, tmp_path, accumulate, way):
         options = {"save_strategy": "steps", "save_steps": 4}
         options |= {"gradient_accumulation_steps": accumulate}
-        whole = make(tmp_path, wrapped=callback(), **options)
+        whole = make(tmp_path, wrapped=way(), **options)
         whole.train()
-        ours = callback()
+        ours = way()
         resumed = make(tmp_path, wrapped=ours, **options)
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
         assert_same(left(resumed)[:3], left(whole)[:3])
         summary = ours.optimizer.summary()
         assert (summary["steps"], summary["calls"]) == (8, 8)  # ours was loaded as well
 
-    def test_what_the_wrapper_remembers_is_in_the_checkpoint(self, tmp_path):
-        """A wrapper that came after the load would begin its baselines anew."""
+    @both_ways
+    def test_what_the_wrapper_remembers_is_in_the_checkpoint(self, tmp_path, way):
+        """A wrapper that came after the load would have new baselines."""
         options = {"save_strategy": "steps", "save_steps": 4}
-        make(tmp_path, wrapped=callback(), **options).train()
+        make(tmp_path, wrapped=way(), **options).train()
         seen = {}
 
         def remember(optimizer, model):
             seen["baselines"] = optimizer.state_dict()["stableopt"]["spikes"]
 
         saved = torch.load(tmp_path / "checkpoint-4" / "optimizer.pt", weights_only=True)
-        resumed = make(tmp_path, wrapped=callback(), callbacks=[at_step(4, remember)], **options)
+        resumed = make(tmp_path, wrapped=way(), callbacks=[at_step(4, remember)], **options)
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
         assert_same(seen["baselines"], saved["stableopt"]["spikes"])
 
-    def test_bare_and_wrapped_checkpoints_load_into_each_other(self, tmp_path):
+    @both_ways
+    def test_bare_and_wrapped_checkpoints_load_into_each_other(self, tmp_path, way):
         options = {"save_strategy": "steps", "save_steps": 4}
         results = []
         for directory, first, then in (
-            (tmp_path / "a", None, callback()),
-            (tmp_path / "b", callback(), None),
+            (tmp_path / "a", None, way()),
+            (tmp_path / "b", way(), None),
         ):
             make(directory, wrapped=first, **options).train()
             trainer = make(directory, wrapped=then, **options)
@@ -331,7 +373,8 @@ class TestRoutes:
         assert_same(left(trainer)[0], self.bare(tmp_path)[0])
 
     @works_with("HF Trainer", "create_optimizer")
-    def test_create_optimizer(self, tmp_path):
+    @both_ways
+    def test_create_optimizer(self, tmp_path, way):
         made = []
 
         class Custom(transformers().Trainer):
@@ -340,7 +383,7 @@ class TestRoutes:
                 made.append(self.optimizer)
                 return self.optimizer
 
-        ours = callback()
+        ours = way()
         make(tmp_path, wrapped=ours, kind=Custom).train()
         assert ours.optimizer.optimizer is made[0]
         assert ours.optimizer.summary()["steps"] == 8
@@ -361,7 +404,8 @@ class TestRoutes:
         assert ours.optimizer.summary()["steps"] == 8
 
     @works_with("HF Trainer", "hyperparameter_search")
-    def test_hyperparameter_search(self, tmp_path):
+    @both_ways
+    def test_hyperparameter_search(self, tmp_path, way):
         import optuna
 
         from stableopt.integrations.optuna import suggest_stability
@@ -374,14 +418,8 @@ class TestRoutes:
             seen.append(chosen["transforms"])
             return chosen
 
-        ours = callback(per_trial=options, telemetry=tmp_path / "runs")
-        trainer = transformers().Trainer(
-            model_init=Net,
-            args=arguments(tmp_path, max_steps=3),
-            train_dataset=Regression(),
-            eval_dataset=Regression(),
-            callbacks=[ours],
-        )
+        ours = way(per_trial=options, telemetry=tmp_path / "runs")
+        trainer = make(tmp_path, wrapped=ours, model_init=Net, max_steps=3)
         best = trainer.hyperparameter_search(
             hp_space=lambda trial: {"learning_rate": trial.suggest_float("lr", 1e-3, 1e-2)},
             backend="optuna",
@@ -398,11 +436,12 @@ class TestRoutes:
         assert [bool(transforms) for transforms in seen] == capped
         assert len(list((tmp_path / "runs").glob("telemetry*.jsonl"))) == 4
 
-    def test_what_a_trial_chooses_comes_on_top(self, tmp_path):
+    @both_ways
+    def test_what_a_trial_chooses_comes_on_top(self, tmp_path, way):
         """Only what it moves is replaced; a guard that it does not give stays."""
         from optuna.trial import FixedTrial
 
-        ours = callback(
+        ours = way(
             per_trial=lambda trial: {"transforms": iter(chosen), "guard": None},
             transforms=(transform for transform in [ClipGradNorm(1.0), UpdateCap(0.1)]),
             guard=Guard(every=7),
@@ -460,13 +499,14 @@ class TestRoutes:
         assert {trial.user_attrs["stable/integrity"] for trial in trials} == {"COMPROMISED"}
         assert len(ended) == 2
 
-    def test_prune_is_asked_after_each_step_of_a_trial(self, tmp_path):
+    @both_ways
+    def test_prune_is_asked_after_each_step_of_a_trial(self, tmp_path, way):
         import optuna
 
         from stableopt.integrations.optuna import prune_on_instability
 
         trial = optuna.create_study().ask()
-        ours = callback(prune=lambda t, opt: prune_on_instability(t, opt, max_skips=0))
+        ours = way(prune=lambda t, opt: prune_on_instability(t, opt, max_skips=0))
         ended, watch = ends()
         trainer = make(tmp_path, wrapped=ours, data=Regression(bad=5), callbacks=[watch])
         with pytest.raises(optuna.TrialPruned, match="1 skip, more than max_skips=0"):
@@ -476,7 +516,8 @@ class TestRoutes:
         assert "the loss is nan" in trial.user_attrs["stable/reason"]
 
     @works_with("HF Trainer", "subclasses")
-    def test_a_subclass_with_a_loss_of_its_own(self, tmp_path, events):
+    @both_ways
+    def test_a_subclass_with_a_loss_of_its_own(self, tmp_path, events, way):
         class Halved(transformers().Trainer):
             def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
                 loss = super().compute_loss(model, inputs, return_outputs, **kwargs)
@@ -485,7 +526,7 @@ class TestRoutes:
             def log(self, logs, start_time=None):
                 super().log({**logs, "extra": 1.0}, start_time)
 
-        ours = callback(telemetry=events)
+        ours = way(telemetry=events)
         trainer = make(tmp_path, wrapped=ours, kind=Halved)
         trainer.train()
         logged = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -568,12 +609,13 @@ class TestRoutes:
         assert outer.optimizer is None
         assert trainer.ours.optimizer.summary()["steps"] == 8
 
-    def test_a_pickled_trainer_trains(self, tmp_path):
+    @both_ways
+    def test_a_pickled_trainer_trains(self, tmp_path, way):
         """As Ray has it in a search."""
         from accelerate.state import GradientState
 
         GradientState._reset_state()  # of trainings before: it is pickled, and holds their data
-        trainer = pickle.loads(pickle.dumps(make(tmp_path, wrapped=callback())))
+        trainer = pickle.loads(pickle.dumps(make(tmp_path, wrapped=way())))
         trainer.train()
         assert_same(left(trainer), self.bare(tmp_path))
         assert isinstance(trainer.optimizer.optimizer, StableOptimizer)
@@ -586,7 +628,8 @@ class TestRoutes:
             assert stable_optimizer_of(trainer.optimizer) is ours.optimizer
         assert ours.optimizer.summary()["steps"] == 16
 
-    def test_auto_find_batch_size_goes_on_with_the_same_wrapper(self, tmp_path):
+    @both_ways
+    def test_auto_find_batch_size_goes_on_with_the_same_wrapper(self, tmp_path, way):
         calls = []
 
         class TooLarge(transformers().Trainer):
@@ -596,7 +639,7 @@ class TestRoutes:
                     raise RuntimeError("CUDA out of memory.")
                 return super().training_step(model, inputs, *args, **kwargs)
 
-        ours = callback(telemetry=JsonLines(tmp_path / "run"))
+        ours = way(telemetry=JsonLines(tmp_path / "run"))
         trainer = make(
             tmp_path,
             wrapped=ours,
@@ -610,12 +653,31 @@ class TestRoutes:
 
 
 class TestRefused:
-    def test_an_unknown_option(self):
+    @both_ways
+    def test_an_unknown_option(self, tmp_path, way):
         with pytest.raises(ConfigError, match="option='guards' is not known"):
-            callback(guards=None)
+            make(tmp_path, wrapped=way(guards=None))
+
+    def test_what_is_no_trainer(self):
+        with pytest.raises(ConfigError, match="trainer=Net object must be a transformers"):
+            Stabilize().apply(Net())
+
+    @both_ways
+    def test_a_trainer_that_is_stabilized_already(self, tmp_path, way):
+        from stableopt.integrations.transformers import StableTrainerCallback
+
+        first, second = way(), Stabilize(transforms=[UpdateCap(0.1)])
+        trainer = make(tmp_path, wrapped=first)
+        with pytest.raises(ConfigError, match="has a StableTrainerCallback already"):
+            second.apply(trainer)
+        trainer.remove_callback(StableTrainerCallback)
+        second.apply(trainer)
+        trainer.train()
+        assert len(second.optimizer.summary()["transforms"]) == 1
+        assert second.optimizer.summary()["steps"] == 8
 
     def test_what_the_trainer_brings(self):
-        with pytest.raises(ConfigError, match="model=Net object is what the trainer brings"):
+        with pytest.raises(ConfigError, match="model=Net object is provided by the trainer"):
             callback(model=Net())
 
     def test_a_value_out_of_range_before_there_is_a_trainer(self):
@@ -627,7 +689,7 @@ class TestRefused:
     def test_a_callback_that_was_added_later(self, tmp_path):
         trainer = make(tmp_path)
         trainer.add_callback(callback())
-        with pytest.raises(ConfigError, match=r"call callback\.attach\(trainer\) before train"):
+        with pytest.raises(ConfigError, match=r"call stabilize\(trainer\) before train"):
             trainer.train()
 
     def test_options_beside_an_optimizer_that_is_wrapped(self, tmp_path):
@@ -643,8 +705,9 @@ class TestRefused:
         with pytest.raises(ConfigError, match=r"options=\['transforms'\] must not be given"):
             trainer.train()
 
-    def test_a_writer_for_two_trainings(self, tmp_path):
-        trainer = make(tmp_path, wrapped=callback(telemetry=JsonLines(tmp_path / "run")))
+    @both_ways
+    def test_a_writer_for_two_trainings(self, tmp_path, way):
+        trainer = make(tmp_path, wrapped=way(telemetry=JsonLines(tmp_path / "run")))
         trainer.train()
         with pytest.raises(ConfigError, match="closed at the end of the training before"):
             trainer.train()
@@ -676,8 +739,9 @@ class TestFaults:
         assert finite(trainer.model)
 
     @works_with("HF Trainer", "rollback")
-    def test_a_nan_weight_is_undone(self, tmp_path):
-        ours = callback(guard=Guard(every=2, confirm=1), telemetry=tmp_path / "run")
+    @both_ways
+    def test_a_nan_weight_is_undone(self, tmp_path, way):
+        ours = way(guard=Guard(every=2, confirm=1), telemetry=tmp_path / "run")
         faults = [at_step(6, nan_weight)]
         trainer = make(tmp_path, wrapped=ours, callbacks=faults, max_steps=16)
         trainer.train()
@@ -714,9 +778,10 @@ class TestFaults:
 
     @works_with("HF Trainer", "true loss")
     @pytest.mark.parametrize("accumulate", [1, 2])
-    def test_nan_weights_are_told_where_the_trainer_logs_zero(self, tmp_path, accumulate):
-        """Without a guard nobody goes back; ``logging_nan_inf_filter`` says all is well."""
-        ours = callback(guard=False, telemetry=JsonLines(tmp_path / "run", every=1))
+    @both_ways
+    def test_nan_weights_are_recorded_where_the_trainer_logs_zero(self, tmp_path, accumulate, way):
+        """Without a guard nothing is restored, and ``logging_nan_inf_filter`` logs no NaN."""
+        ours = way(guard=False, telemetry=JsonLines(tmp_path / "run", every=1))
         faults = [at_step(3, nan_weight)]
         options = {"callbacks": faults, "gradient_accumulation_steps": accumulate}
         trainer = make(tmp_path, wrapped=ours, **options)
@@ -726,9 +791,9 @@ class TestFaults:
         assert [entry["loss"] for entry in logged[3:]] == [0.0] * 5
         assert all(math.isnan(entry["stable/loss"]) for entry in logged[3:])
         assert [entry["stable/loss"] for entry in logged[:3]] == [e["loss"] for e in logged[:3]]
-        told = [event["loss"] for event in read_events(tmp_path / "run" / "telemetry.jsonl")]
-        assert told[:3] == pytest.approx([entry["loss"] for entry in logged[:3]])
-        assert told[3:] == ["NaN"] * 5
+        recorded = [event["loss"] for event in read_events(tmp_path / "run" / "telemetry.jsonl")]
+        assert recorded[:3] == pytest.approx([entry["loss"] for entry in logged[:3]])
+        assert recorded[3:] == ["NaN"] * 5
         assert ours.optimizer.summary()["integrity"] == "COMPROMISED"
 
     def test_one_bad_micro_batch_is_the_loss_of_its_step(self, tmp_path, events):
@@ -740,9 +805,10 @@ class TestFaults:
         assert sum(math.isnan(loss) for loss in losses) == 1
         assert sum(event.action.value == "skip" for event in events.seen) == 1
 
-    def test_the_loss_of_a_step_is_what_the_trainer_says_it_is(self, tmp_path, events):
+    @both_ways
+    def test_the_loss_of_a_step_is_what_the_trainer_says_it_is(self, tmp_path, events, way):
         """Not the last micro-batch, and not their sum of means."""
-        ours = callback(telemetry=events)
+        ours = way(telemetry=events)
         options = {"gradient_accumulation_steps": 3, "max_steps": 6}  # 3, 3, 2 of 8 batches
         trainer = make(tmp_path, wrapped=ours, **options)
         trainer.train()
@@ -760,9 +826,10 @@ class TestFaults:
         assert 3 < logged[0] < 6  # about ln 64: neither halved nor doubled
 
     @works_with("HF Trainer", "divergence")
-    def test_divergence_leaves_train_after_everybody_has_heard(self, tmp_path):
+    @both_ways
+    def test_divergence_leaves_train_after_on_train_end_of_every_callback(self, tmp_path, way):
         ended, watch = ends()
-        ours = callback(guard=Guard(max_rollbacks=0, every=2, confirm=1), telemetry=tmp_path / "r")
+        ours = way(guard=Guard(max_rollbacks=0, every=2, confirm=1), telemetry=tmp_path / "r")
         faults = [at_step(6, nan_weight), watch]
         trainer = make(tmp_path, wrapped=ours, callbacks=faults, max_steps=16)
         with pytest.raises(DivergenceError, match="newest verified snapshot") as caught:
@@ -774,7 +841,7 @@ class TestFaults:
         assert (summary["status"], summary["integrity"]) == ("stopped", "COMPROMISED")
 
     @pytest.mark.parametrize(
-        ("error", "status", "told"),
+        ("error", "status", "outcome"),
         [
             (RuntimeError("boom"), "failed", "failed"),
             (KeyboardInterrupt(), "interrupted", "killed"),
@@ -783,7 +850,7 @@ class TestFaults:
         ],
         ids=repr,
     )
-    def test_the_summary_knows_what_train_ended_by(self, tmp_path, error, status, told):
+    def test_the_summary_knows_what_train_ended_by(self, tmp_path, error, status, outcome):
         def fail(optimizer, model):
             raise error
 
@@ -796,12 +863,12 @@ class TestFaults:
         summary = json.loads((tmp_path / "run" / "summary.json").read_text())
         assert (summary["status"], summary["steps"]) == (status, 3)
         stop = said[-1]["metadata"]
-        assert (stop["status"], stop["success"]) == (told, told == "completed")
+        assert (stop["status"], stop["success"]) == (outcome, outcome == "completed")
 
 
 class TestScaler:
     @works_with("HF Trainer", "fp16")
-    def test_an_overflow_is_forgotten_and_the_scaler_goes_back(self, tmp_path, events):
+    def test_an_overflow_is_forgotten_and_the_scaler_restored(self, tmp_path, events):
         """fp16 wants a GPU; the scaler, and what accelerate does with it, does not."""
 
         class Scaled(transformers().Trainer):
@@ -832,8 +899,9 @@ class TestScaler:
 
 
 class TestLogs:
-    def test_the_logs_of_the_trainer_get_ours(self, tmp_path):
-        ours = callback()
+    @both_ways
+    def test_the_logs_of_the_trainer_get_ours(self, tmp_path, way):
+        ours = way()
         trainer = make(tmp_path, wrapped=ours, logging_steps=2)
         trainer.train()
         logged = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -845,7 +913,8 @@ class TestLogs:
             assert (entry["stable/skips"], entry["stable/rollbacks"]) == (0, 0)
             assert entry["stable/lr_scale"] == 1.0
 
-    def test_trackers_of_the_trainer_get_them(self, tmp_path):
+    @both_ways
+    def test_trackers_of_the_trainer_get_them(self, tmp_path, way):
         """Reporting callbacks come before ours: what ours adds in on_log would be too late."""
         seen = []
 
@@ -853,7 +922,7 @@ class TestLogs:
             def on_log(self, args, state, control, logs=None, **kwargs):
                 seen.append(dict(logs))
 
-        make(tmp_path, wrapped=callback(), callbacks=[Tracker()]).train()
+        make(tmp_path, wrapped=way(), callbacks=[Tracker()]).train()
         assert sum("stable/loss" in logs for logs in seen) == 8
         assert "stable/loss" not in seen[-1]  # the summary of the trainer, of no step
 
@@ -865,19 +934,20 @@ class TestLogs:
         assert len(evaluations) == 2
         assert not any(key.startswith("stable/") for entry in evaluations for key in entry)
 
-    def test_log_false(self, tmp_path):
-        trainer = make(tmp_path, wrapped=callback(log=False))
+    @both_ways
+    def test_log_false(self, tmp_path, way):
+        trainer = make(tmp_path, wrapped=way(log=False))
         trainer.train()
         keys = {key for entry in trainer.state.log_history for key in entry}
         assert not any(key.startswith("stable/") for key in keys)
 
     @pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
-    def test_clipping_that_hides_spikes_is_told_once(self, tmp_path, caplog, max_grad_norm):
+    def test_clipping_that_hides_spikes_is_warned_of_once(self, tmp_path, caplog, max_grad_norm):
         trainer = make(tmp_path, wrapped=callback(), max_grad_norm=max_grad_norm)
         trainer.train()
         trainer.train()
-        told = [r.message for r in caplog.records if "hides their spikes" in r.message]
-        assert len(told) == (1 if max_grad_norm else 0)
+        warnings = [r.message for r in caplog.records if "hides their spikes" in r.message]
+        assert len(warnings) == (1 if max_grad_norm else 0)
 
     def test_the_transform_that_is_advised_gives_the_same_numbers(self, tmp_path):
         clipped = make(tmp_path, max_grad_norm=0.1)

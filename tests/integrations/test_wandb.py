@@ -1,4 +1,4 @@
-"""What W&B has stored offline is what the run said, and its other runs are left in peace."""
+"""What W&B has stored offline is what the run said, and other runs are left alone."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_store_holds_what_the_run_said(events, tmp_path, writer_type):
     assert opt.summary()["telemetry"] == {"dropped": 0, "failed": 0}
 
 
-def test_a_run_of_somebody_else_is_left_in_peace(events, tmp_path, writer_type):
+def test_an_active_run_is_left_alone(events, tmp_path, writer_type):
     import wandb
 
     with wandb.init(mode="offline", dir=tmp_path / "theirs", group="sweep-7") as theirs:

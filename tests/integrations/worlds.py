@@ -71,5 +71,5 @@ def tiny_llama():
 
 
 def finite(module: torch.nn.Module) -> bool:
-    """Tell whether every parameter and buffer is finite."""
+    """Return whether every parameter and buffer is finite."""
     return all(bool(value.isfinite().all()) for value in module.state_dict().values())

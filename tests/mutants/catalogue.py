@@ -486,9 +486,9 @@ MUTANTS = {
         (f"{JSON}::test_long_strings_are_redacted",),
     ),
     "a failing writer is reported every time": Mutant(
-        "stableopt.telemetry.channel",
-        "self._warned = True",
-        "pass",
+        "stableopt.telemetry.writer_thread",
+        "warn_once(self._said,",
+        "warn_once(set(),",
         (f"{DISPATCH}::test_a_writer_that_raises_is_reported_once_and_counted",),
     ),
     **JUDGEMENT_MUTANTS,

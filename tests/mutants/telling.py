@@ -1,4 +1,4 @@
-"""Mutants of what a run tells: trackers, lifecycle events, the report."""
+"""Mutants of what is recorded: trackers, lifecycle events, the report."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ PAGE = "tests/commands/report/test_page.py"
 MEMORY = "tests/commands/memory/test_memory.py"
 
 TELLING_MUTANTS = {
-    "losses that are not finite are not told": Mutant(
+    "losses that are not finite are left out": Mutant(
         "stableopt.telemetry.metrics",
         "for name, value in known.items() if value is not None)",
         "for name, value in known.items() if value is not None and math.isfinite(value))",
-        (f"{METRICS}::test_losses_that_are_not_finite_are_told_as_they_are",),
+        (f"{METRICS}::test_losses_that_are_not_finite_are_kept",),
     ),
     "every step is an intervention": Mutant(
         "stableopt.telemetry.metrics",
@@ -24,13 +24,13 @@ TELLING_MUTANTS = {
         (f"{METRICS}::test_the_sums_over_events_are_those_of_the_summary",),
     ),
     "a queue has no bound": Mutant(
-        "stableopt.telemetry.channel",
+        "stableopt.telemetry.writer_thread",
         "                self._queue.popleft()\n",
         "                pass\n",
         (f"{CHANNEL}::test_what_does_not_fit_is_dropped_the_oldest_first",),
     ),
     "what was lost is not counted": Mutant(
-        "stableopt.telemetry.channel",
+        "stableopt.telemetry.writer_thread",
         "            self.dropped += count\n",
         "            pass\n",
         (f"{CHANNEL}::test_what_is_refused_is_not_tried_again",),

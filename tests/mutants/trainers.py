@@ -20,7 +20,7 @@ TRAINER_MUTANTS = {
         "        self.on_train_begin = late\n",
         (f"{HF}::TestHealthy::test_it_resumes_bit_for_bit",),
     ),
-    "what is wrapped already is wrapped anew": Mutant(
+    "what is wrapped already is wrapped again": Mutant(
         "stableopt.integrations.transformers",
         "if known is not None and known is not self._made:",
         "if False:",
@@ -30,7 +30,7 @@ TRAINER_MUTANTS = {
         "stableopt.integrations.transformers",
         "part = loss.detach().float()",
         "part = loss.detach().float().nan_to_num()",
-        (f"{HF}::TestFaults::test_nan_weights_are_told_where_the_trainer_logs_zero",),
+        (f"{HF}::TestFaults::test_nan_weights_are_recorded_where_the_trainer_logs_zero",),
     ),
     "the last micro-batch is the step": Mutant(
         "stableopt.integrations.transformers",
@@ -46,17 +46,17 @@ TRAINER_MUTANTS = {
     ),
     "any trainer on the stack will do": Mutant(
         "stableopt.integrations.transformers",
-        "if self._is_among(owner):",
+        "if callback._is_among(owner):",
         'if "trainer" in str(type(owner)).lower() and hasattr(owner, "teacher"):',
         (f"{HF}::TestRoutes::test_a_trainer_inside_of_a_trainer",),
     ),
-    "what diverges tells nobody": Mutant(
+    "what diverges ends no callback": Mutant(
         "stableopt.integrations.transformers",
-        "trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)",
+        "handler.on_train_end(trainer.args, trainer.state, trainer.control)",
         "pass",
-        (f"{HF}::TestFaults::test_divergence_leaves_train_after_everybody_has_heard",),
+        (f"{HF}::TestFaults::test_divergence_leaves_train_after_on_train_end_of_every_callback",),
     ),
-    "the schedule goes back with the weights": Mutant(
+    "a rollback restores the schedule": Mutant(
         "stableopt.integrations.trainers",
         "scheduler if self._rewind_schedule else None",
         "scheduler",

@@ -1,4 +1,4 @@
-"""A local HTTP endpoint that takes arrays of events, or fails as it is told to."""
+"""A local HTTP endpoint that takes arrays of events, or fails on request."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def weights(model):
 
 
 def same(first, second):
-    """Tell whether two models have the same bits."""
+    """Return whether two models have the same bits."""
     return all(torch.equal(a, b) for a, b in zip(weights(first), weights(second), strict=True))
 
 

@@ -1,4 +1,4 @@
-"""A writer tells of one run, once: what is closed or in use is refused, and nothing is lost."""
+"""A writer records one run, once: what is closed or in use is refused, and nothing is lost."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_a_writer_that_hangs_at_the_end_is_reported(caplog):
     release.set()
 
 
-def test_after_close_the_optimizer_goes_on_and_tells_nobody(events):
+def test_after_close_the_optimizer_goes_on_and_sends_nothing(events):
     opt = make(events)
     opt.step()
     opt.close()
@@ -116,7 +116,7 @@ def test_after_close_the_optimizer_goes_on_and_tells_nobody(events):
     assert not writer.channel._queue
 
 
-def test_a_slow_writer_holds_nobody_else_up(events, monkeypatch):
+def test_a_slow_writer_holds_up_no_other(events, monkeypatch):
     monkeypatch.setattr(channel, "PATIENCE", 0.01)
     release = threading.Event()
 
@@ -300,7 +300,7 @@ def test_a_writer_that_hangs_does_not_keep_a_program_from_ending():
     assert done.stderr.count("Stuck did not finish in time") == 1
 
 
-def test_writers_are_told_of_each_other_and_of_what_closes_the_run(events):
+def test_writers_get_each_other_and_what_closes_the_run(events):
     class Curious(type(events), BaseWriter):
         def begin(self, others, close):
             self.others, self.close_run = others, close

@@ -1,4 +1,4 @@
-"""How a run ended: in the summary, in the events, whoever closes it."""
+"""How a run ended: in the summary, in the events, however it is closed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def closed_in(error, telemetry):
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "told"),
+    ("error", "status", "outcome"),
     [
         (RuntimeError("boom"), "failed", "failed"),
         (SystemExit(3), "failed", "failed"),
@@ -39,7 +39,7 @@ def closed_in(error, telemetry):
     ],
     ids=repr,
 )
-def test_closed_on_the_way_out_of_an_exception(tmp_path, events, error, status, told):
+def test_closed_on_the_way_out_of_an_exception(tmp_path, events, error, status, outcome):
     said = []
     with pytest.raises(type(error)):
         closed_in(error, [JsonLines(tmp_path), LifecycleEvents(said.append), events])
@@ -48,7 +48,7 @@ def test_closed_on_the_way_out_of_an_exception(tmp_path, events, error, status, 
     fault = None if status == "closed" else type(error).__name__
     assert summary.get("ended_by") == fault
     stop = said[-1]["metadata"]
-    assert (stop["status"], stop["success"]) == (told, status == "closed")
+    assert (stop["status"], stop["success"]) == (outcome, status == "closed")
     assert stop.get("reason") == (fault and f"the program ended with {fault}")
 
 
@@ -92,7 +92,7 @@ def test_an_ending_keeps_no_exception_alive():
     except KeyError as error:
         ending.note()
         seen = id(error)
-    assert ending.tell() == ("failed", "KeyError")
+    assert ending.status() == ("failed", "KeyError")
     assert seen not in {id(value) for value in vars(ending).values()}
 
 

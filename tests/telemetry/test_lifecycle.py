@@ -1,4 +1,4 @@
-"""Lifecycle events: what a run said, valid, to every sink, and at no cost but a warning."""
+"""Lifecycle events: what happened in a run, valid, to every sink, and at no cost but a warning."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ def endpoint():
         yield found
 
 
-def names(told):
-    return [event["name"].removeprefix("ml.run.") for event in told]
+def names(received):
+    return [event["name"].removeprefix("ml.run.") for event in received]
 
 
-def check(told):
-    for event in told:
+def check(received):
+    for event in received:
         validate_event(event)
         assert json.loads(json.dumps(event, allow_nan=False)) == event
-    assert len({event["id"] for event in told}) == len(told)
+    assert len({event["id"] for event in received}) == len(received)
 
 
-def test_a_run_is_told_as_it_was(events):
-    told = []
-    writer = LifecycleEvents(told.append, trial_id="abc-123", model_run_id="run-456", every=10)
+def test_a_run_is_reported_as_it_was(events):
+    received = []
+    writer = LifecycleEvents(received.append, trial_id="abc-123", model_run_id="run-456", every=10)
     opt, _ = train([writer, events])
-    check(told)
-    start, *metrics, stop = told
-    assert names(told) == ["start", *["metric"] * len(metrics), "stop"]
+    check(received)
+    start, *metrics, stop = received
+    assert names(received) == ["start", *["metric"] * len(metrics), "stop"]
     ids = {"trial_id": "abc-123", "model_run_id": "run-456"}
-    assert all(ids.items() <= event["metadata"].items() for event in told)
+    assert all(ids.items() <= event["metadata"].items() for event in received)
     assert start["metadata"]["spectral_norm"] is True
     assert start["metadata"]["hyperparams"]["optimizer"] == "AdamW"
     assert start["metadata"]["hyperparams"]["groups/1/lr"] == 2e-3
@@ -89,78 +89,82 @@ def test_a_run_is_told_as_it_was(events):
 
 
 def test_a_run_that_is_stopped_has_failed_and_says_why():
-    told = []
+    received = []
     w = torch.nn.Parameter(torch.ones(2))
     w.grad = torch.full((2,), torch.nan)
     opt = StableOptimizer(
         torch.optim.SGD([w], lr=0.1),
-        telemetry=LifecycleEvents(told.append),
+        telemetry=LifecycleEvents(received.append),
         guard=Guard(max_skips=0),
     )
     with pytest.raises(DivergenceError):
         opt.step()
-    assert names(told) == ["start", "metric"]  # told before the error is raised
+    assert names(received) == ["start", "metric"]  # before the error is raised
     opt.close()
-    check(told)
-    metadata = told[-1]["metadata"]
+    check(received)
+    metadata = received[-1]["metadata"]
     assert (metadata["success"], metadata["status"]) == (False, "stopped")
     assert metadata["integrity"] == "COMPROMISED"
     assert "is not finite" in metadata["reason"]
 
 
 @pytest.mark.parametrize("steps", [1, 5, 120])
-def test_the_first_step_is_told_and_then_one_in_so_many(steps):
-    told = []
-    train(LifecycleEvents(told.append), faults=False, steps=steps)
-    calls = [e["metadata"]["call"] for e in told if e["name"] == "ml.run.metric"]
+def test_the_first_step_is_reported_and_then_one_in_so_many(steps):
+    received = []
+    train(LifecycleEvents(received.append), faults=False, steps=steps)
+    calls = [e["metadata"]["call"] for e in received if e["name"] == "ml.run.metric"]
     assert calls == [call for call in range(1, steps + 1) if call == 1 or call % 100 == 0]
 
 
-def test_a_run_that_goes_on_tells_of_its_own_first_step():
-    told = []
+def test_a_run_that_is_continued_reports_its_own_first_step():
+    received = []
     first, _ = train(None, faults=False, steps=7)
-    opt, model = make(LifecycleEvents(told.append))
+    opt, model = make(LifecycleEvents(received.append))
     opt.load_state_dict(first.state_dict())
     for _ in range(3):
         opt.zero_grad()
         model(torch.ones(1, 16)).sum().backward()
         opt.step()
     opt.close()
-    assert [e["metadata"].get("call") for e in told] == [None, 8, None]
+    assert [e["metadata"].get("call") for e in received] == [None, 8, None]
 
 
 def test_signals_that_are_called_as_ours_keep_their_full_name():
-    told = []
+    received = []
     w = torch.nn.Parameter(torch.ones(2))
     opt = StableOptimizer(
-        torch.optim.SGD([w], lr=0.1), telemetry=LifecycleEvents(told.append, every=1)
+        torch.optim.SGD([w], lr=0.1), telemetry=LifecycleEvents(received.append, every=1)
     )
     w.grad = torch.ones(2)
     opt.observe(loss=1.0, train_loss=2.0, lr=3.0, step=4.0, val_accuracy=0.5)
     opt.step()
     opt.close()
-    measured = told[1]["measurements"]
+    measured = received[1]["measurements"]
     assert measured["train_loss"] == 1.0
     assert measured["signals/train_loss"] == 2.0
     assert (measured["lr"], measured["signals/lr"], measured["signals/step"]) == (0.1, 3.0, 4.0)
     assert measured["val_accuracy"] == 0.5
 
 
-def test_the_loop_may_tell_of_its_epochs(caplog):
-    told = []
-    writer = LifecycleEvents(told.append)
-    writer.metric(epoch=0, val_accuracy=0.8)  # before the run has begun: told after its start
+def test_the_loop_may_report_its_epochs(caplog):
+    received = []
+    writer = LifecycleEvents(received.append)
+    writer.metric(epoch=0, val_accuracy=0.8)  # before the run has begun: sent after its start
     opt, _ = train(writer, faults=False, steps=3, close=False)
     writer.metric(epoch=1, val_accuracy=torch.tensor(0.5), val_loss=math.inf, heads={"a": 1})
     opt.close()
     assert not caplog.records
     for accuracy in (0.9, 0.8):
         writer.metric(epoch=2, val_accuracy=accuracy)  # too late
-    check(told)
-    assert names(told) == ["start", "metric", "metric", "metric", "stop"]
-    assert [e["metadata"].get("epoch") for e in told] == [None, 0, None, 1, None]
-    assert told[3]["measurements"] == {"val_accuracy": 0.5, "val_loss": "Infinity", "heads/a": 1.0}
-    assert told[4]["measurements"]["final_val_accuracy"] == 0.5
+    check(received)
+    assert names(received) == ["start", "metric", "metric", "metric", "stop"]
+    assert [e["metadata"].get("epoch") for e in received] == [None, 0, None, 1, None]
+    assert received[3]["measurements"] == {
+        "val_accuracy": 0.5,
+        "val_loss": "Infinity",
+        "heads/a": 1.0,
+    }
+    assert received[4]["measurements"]["final_val_accuracy"] == 0.5
     assert writer.dropped == 2
     (record,) = caplog.records
     assert "metric() was called after the run had ended" in record.message
@@ -172,12 +176,12 @@ def test_the_loop_may_tell_of_its_epochs(caplog):
 
 
 def test_a_number_beyond_any_float_is_infinite():
-    told = []
-    writer = LifecycleEvents(told.append)
+    received = []
+    writer = LifecycleEvents(received.append)
     writer.metric(most=10**400, least=-(10**400), nested={"a": 10**400})
     train(writer, faults=False, steps=1)
-    check(told)
-    assert told[1]["measurements"] == {
+    check(received)
+    assert received[1]["measurements"] == {
         "most": "Infinity",
         "least": "-Infinity",
         "nested/a": "Infinity",
@@ -185,13 +189,13 @@ def test_a_number_beyond_any_float_is_infinite():
 
 
 def test_hyperparameters_of_the_user_are_added():
-    told = []
+    received = []
     given = {"heads": 4, "spectral_norm": True, "dropout": None}
     train_bare = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
-    writer = LifecycleEvents(told.append, hyperparams=given, mlflow_run_id="run-1")
+    writer = LifecycleEvents(received.append, hyperparams=given, mlflow_run_id="run-1")
     StableOptimizer(train_bare, telemetry=writer).close()
-    check(told)
-    start, stop = (event["metadata"] for event in told)
+    check(received)
+    start, stop = (event["metadata"] for event in received)
     assert start["spectral_norm"] is stop["spectral_norm"] is True
     assert start["mlflow_run_id"] == stop["mlflow_run_id"] == "run-1"
     assert start["hyperparams"]["heads"] == 4
@@ -229,11 +233,11 @@ def test_an_address_of_another_kind_is_no_file(tmp_path, monkeypatch, address):
 def test_a_file_is_shared_by_runs(tmp_path):
     for trial in ("a", "b"):
         train(LifecycleEvents(tmp_path / "new" / "events.jsonl", trial_id=trial), steps=2)
-    told = list(read_events(tmp_path / "new" / "events.jsonl"))
-    check(told)
-    assert [(e["metadata"]["trial_id"], n) for e, n in zip(told, names(told), strict=True)] == [
-        (trial, name) for trial in ("a", "b") for name in ("start", "metric", "stop")
-    ]
+    received = list(read_events(tmp_path / "new" / "events.jsonl"))
+    check(received)
+    assert [
+        (e["metadata"]["trial_id"], n) for e, n in zip(received, names(received), strict=True)
+    ] == [(trial, name) for trial in ("a", "b") for name in ("start", "metric", "stop")]
 
 
 def test_a_directory_gets_a_file(tmp_path):
@@ -265,9 +269,9 @@ def test_a_full_disk_costs_a_warning_and_no_event(tmp_path, monkeypatch, caplog)
 
     monkeypatch.setattr(os, "write", write)
     opt, _ = train(LifecycleEvents(path), faults=False, steps=2)
-    told = list(read_events(path))
-    check(told)
-    assert names(told) == ["start", "metric", "stop"]
+    received = list(read_events(path))
+    check(received)
+    assert names(received) == ["start", "metric", "stop"]
     assert len(path.read_text().splitlines()) == 3
     assert opt.summary()["telemetry"] == {"dropped": 0, "failed": 2}
     assert len(caplog.records) == 1
@@ -312,7 +316,7 @@ def test_http_that_has_moved_is_not_followed(endpoint, caplog):
     assert "answers 302" in caplog.text
 
 
-def test_nobody_there_costs_a_warning_and_nothing_else(endpoint, caplog):
+def test_a_server_that_is_down_costs_a_warning_and_nothing_else(endpoint, caplog):
     closed = HttpEndpoint("http://127.0.0.1:9/events", timeout=0.5)
     opt, with_events = train(LifecycleEvents(closed, every=1), faults=False)
     caplog_lines = [r.message for r in caplog.records]
@@ -342,15 +346,15 @@ def test_an_address_is_checked(url):
 
 
 def test_a_callable_that_raises_gets_each_event_once(caplog):
-    told, failures = [], [ValueError("busy"), None, ValueError("busy")]
+    received, failures = [], [ValueError("busy"), None, ValueError("busy")]
 
     def take(event):
         if failures and (failure := failures.pop(0)):
             raise failure
-        told.append(event)
+        received.append(event)
 
     opt, _ = train(LifecycleEvents(take), faults=False, steps=5)
-    assert names(told) == ["start", "metric", "stop"]
+    assert names(received) == ["start", "metric", "stop"]
     assert opt.summary()["telemetry"]["failed"] == 2
     assert len(caplog.records) == 1
 
@@ -367,8 +371,8 @@ def test_a_callable_may_refuse(caplog):
 def test_training_is_the_same_with_and_without(endpoint):
     for faults in (False, True):
         _, bare = train(None, faults=faults)
-        _, told = train(LifecycleEvents(endpoint.url, every=1), faults=faults)
-        assert same(bare, told)
+        _, received = train(LifecycleEvents(endpoint.url, every=1), faults=faults)
+        assert same(bare, received)
 
 
 @pytest.mark.parametrize(
@@ -395,10 +399,10 @@ def test_a_program_that_forgets_to_close(tmp_path, ending, status, success):
     subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), str(path)], stderr=subprocess.DEVNULL
     )
-    told = list(read_events(path))
-    check(told)
-    assert names(told) == ["start", "metric", "stop"]
-    metadata = told[-1]["metadata"]
+    received = list(read_events(path))
+    check(received)
+    assert names(received) == ["start", "metric", "stop"]
+    metadata = received[-1]["metadata"]
     assert (metadata["status"], metadata["success"]) == (status, success)
     assert "the data are gone" not in metadata.get("reason", "")
 

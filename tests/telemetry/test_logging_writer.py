@@ -1,4 +1,4 @@
-"""Lines of logging: the numbers always, the sentence where nobody else has told it."""
+"""Lines of logging: the numbers always, the sentence where nothing else logs it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def records_of(caplog, name):
 def test_the_log_holds_what_the_run_said(events, caplog):
     caplog.set_level(logging.INFO)
     opt, _ = train([LoggingWriter("train", every=10), events])
-    *told, end = records_of(caplog, "train")
+    *logged, end = records_of(caplog, "train")
     wanted = [e for e in events.seen if not e.routine or e.step % 10 == 0]
-    assert [r.stable["call"] for r in told] == [e.call for e in wanted]
-    for event, record in zip(wanted, told, strict=True):
+    assert [r.stable["call"] for r in logged] == [e.call for e in wanted]
+    for event, record in zip(wanted, logged, strict=True):
         for name, value in metrics_of(event).items():
             assert repr(record.stable[name]) == repr(value)
         healthy = event.routine
         assert record.levelno == (logging.INFO if healthy else logging.WARNING)
         assert (f"because {event.reason}" in record.getMessage()) is not healthy
-    assert "loss nan" in told[1].getMessage()
-    assert "lr/0 0.001, lr/1 0.002" in told[0].getMessage()
+    assert "loss nan" in logged[1].getMessage()
+    assert "lr/0 0.001, lr/1 0.002" in logged[0].getMessage()
     assert end.getMessage() == "run closed: integrity OK, 40 calls, 1 skips, 0 tamed, 1 rollbacks"
     assert opt.summary()["telemetry"]["failed"] == 0
 
@@ -51,13 +51,13 @@ def test_the_end_of_a_run_is_logged_once(caplog):
     with pytest.raises(DivergenceError):
         opt.step()
     opt.close()
-    told = [r.getMessage() for r in records_of(caplog, "train")]
-    ends = [line for line in told if line.startswith("run ")]
+    logged = [r.getMessage() for r in records_of(caplog, "train")]
+    ends = [line for line in logged if line.startswith("run ")]
     assert ends == ["run stopped: integrity COMPROMISED, 1 calls, 0 skips, 0 tamed, 0 rollbacks"]
-    assert len(told) == 2
+    assert len(logged) == 2
 
 
-def test_a_level_nobody_listens_to_costs_nothing(caplog):
+def test_a_level_that_is_not_enabled_costs_nothing(caplog):
     caplog.set_level(logging.WARNING)
     train(LoggingWriter("train"), faults=False)
     assert not records_of(caplog, "train")

@@ -66,9 +66,9 @@ def test_what_is_not_known_is_not_there():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_losses_that_are_not_finite_are_told_as_they_are(value):
-    told = metrics_of(Event(call=3, step=2, action=Action.SKIP, loss=value, grad_norm=value))
-    assert str(told["loss"]) == str(told["grad_norm"]) == str(value)
+def test_losses_that_are_not_finite_are_kept(value):
+    found = metrics_of(Event(call=3, step=2, action=Action.SKIP, loss=value, grad_norm=value))
+    assert str(found["loss"]) == str(found["grad_norm"]) == str(value)
 
 
 def test_what_is_no_number_is_left_out():
@@ -78,12 +78,12 @@ def test_what_is_no_number_is_left_out():
 def test_counters_come_with_the_first_event_and_where_they_change():
     metrics = RunMetrics("")
     skip = Finding(kind="nonfinite_loss", message="the loss is nan")
-    told = [
+    found = [
         metrics.of(Event(call=1, step=1, action=Action.TAKE)),
         metrics.of(Event(call=2, step=2, action=Action.TAKE)),
         metrics.of(Event(call=3, step=2, action=Action.SKIP, findings=(skip,))),
     ]
-    counters = [{n: v for n, v in row.items() if n in COUNTERS} for row in told]
+    counters = [{n: v for n, v in row.items() if n in COUNTERS} for row in found]
     assert counters == [dict.fromkeys(COUNTERS, 0), {}, {"interventions": 1, "skips": 1}]
 
 

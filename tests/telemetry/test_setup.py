@@ -9,7 +9,7 @@ from stableopt.telemetry.setup import flat_setup, hyperparameters, uses_spectral
 from tests.telemetry.runs import make
 
 
-def test_options_of_groups_are_told_where_they_differ():
+def test_options_of_groups_are_there_where_they_differ():
     opt, _ = make(None)
     found = hyperparameters(opt.optimizer)
     assert (found["lr"], found["betas"], found["weight_decay"]) == (1e-3, [0.9, 0.999], 0.01)

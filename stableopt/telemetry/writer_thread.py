@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import threading
@@ -10,32 +9,32 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from stableopt.runtime.once import warn_once
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     Work: TypeAlias = Callable[[], Iterable[Any] | None]
 
-logger = logging.getLogger("stableopt")
-
 CAPACITY = 10_000
-"""Entries that may wait for a slow writer before the oldest are dropped and counted."""
+"""Entries that may wait for a slow writer; beyond that the oldest are dropped and counted."""
 
 PATIENCE = 5.0
-"""Seconds to wait for a writer when the run ends; deliveries that fail get four fifths of it."""
+"""Seconds to wait for a writer when the run ends; four fifths of it if deliveries fail."""
 
 SUMMARY_INTERVAL = 1.0
-"""Seconds between two summaries of a run that intervenes again and again."""
+"""Least seconds between two summaries."""
 
 _HURRY = 0.5
 """Longest pause in seconds while closing."""
 
 
 class RefusedError(Exception):
-    """The records will never be accepted: do not try again.
+    """Records are refused for good: the delivery is not repeated.
 
     Args:
-        message: Why.
-        lost: How many records of the batch; all of it if not given.
+        message: The reason.
+        lost: How many records of the batch are refused; all if not given.
     """
 
     def __init__(self, message: str, lost: int | None = None) -> None:
@@ -46,17 +45,17 @@ class RefusedError(Exception):
 class Channel:
     """Runs the methods of one writer on a daemon thread, in order.
 
-    :meth:`put` only appends a function to a queue. The thread calls it, and hands the records that
-    it returns to ``deliver``. A delivery that fails is tried again after a pause; meanwhile entries
-    wait, at most ``capacity`` of them: then the oldest is dropped and counted. Only the first
-    failure is logged. Nothing that is called here can end the thread.
+    :meth:`put` only appends a function to a queue. The thread calls it, and passes the records that
+    it returns to ``deliver``. A delivery that fails is repeated after a pause; meanwhile up to
+    ``capacity`` entries wait, beyond that the oldest is dropped and counted. Only the first failure
+    is logged. No exception ends the thread.
 
     Args:
-        deliver: Takes the records of a batch; raises :class:`RefusedError` if trying again is
-            useless, anything else if it is not.
-        name: Of the writer, for the warning.
+        deliver: Takes the records of a batch; raises :class:`RefusedError` if it must not be
+            repeated, any other exception if it may succeed later.
+        name: Of the writer, for warnings.
         batch: Entries at most in one delivery.
-        interval: Seconds from the beginning of one delivery to that of the next, at least.
+        interval: Least seconds from the start of one delivery to that of the next.
         backoff: First and longest pause in seconds; it doubles in between.
         capacity: Entries that may wait; :data:`CAPACITY` if not given.
 
@@ -88,17 +87,18 @@ class Channel:
         self._gives_up = math.inf
         self._in_delivery = 0
         self._busy = self._hurried = self._failing = False
-        self._closing = self._given_up = self._abandoned = self._warned = False
+        self._closing = self._given_up = self._abandoned = False
+        self._said: set[object] = set()
         self._changed = threading.Condition()
-        # Started now: at interpreter exit, when many a run is closed, no thread can start.
+        # Started now: no thread can start at interpreter exit, when some runs are closed.
         self._thread = threading.Thread(target=self._run, name=f"stableopt {name}", daemon=True)
         self._thread.start()
 
     def put(self, work: Work) -> bool:
-        """Have ``work`` called soon; never blocks.
+        """Queue ``work`` to be called on the thread; never blocks.
 
         Returns:
-            Whether it was not too late: after :meth:`finish` it is dropped and counted.
+            Whether it was queued: after :meth:`finish` it is dropped and counted.
         """
         with self._changed:
             if not self._closing:
@@ -113,19 +113,19 @@ class Channel:
         return not self._closing
 
     def summarize(self, work: Work) -> None:
-        """Have ``work`` called once a second at most; a newer one replaces one that waits."""
+        """Queue ``work``, called once a second at most; a newer one replaces one that waits."""
         with self._changed:
             self._summary = work
             self._changed.notify_all()
 
     def hurry(self) -> None:
-        """Have everything that waits delivered now."""
+        """Deliver everything in the queue now."""
         with self._changed:
             self._hurried = not self._is_idle()
             self._changed.notify_all()
 
     def wait(self, timeout: float) -> bool:
-        """Wait until everything is delivered; ``False`` if that took too long.
+        """Return whether everything was delivered in time; blocks.
 
         Args:
             timeout: Seconds; while deliveries fail, :data:`PATIENCE` at most.
@@ -137,11 +137,11 @@ class Channel:
             return self._is_idle()
 
     def finish(self, end: Work, patience: float) -> None:
-        """Deliver what waits, call ``end`` last, and let the thread end.
+        """Deliver everything in the queue, then call ``end``, then end the thread; never blocks.
 
         Args:
             end: Its records are delivered, too.
-            patience: Seconds after which :meth:`join` will give up.
+            patience: Seconds that :meth:`join` will wait.
         """
         with self._changed:
             self._end, self._closing = end, True
@@ -149,7 +149,7 @@ class Channel:
             self._changed.notify_all()
 
     def join(self, timeout: float) -> None:
-        """Wait for the thread after :meth:`finish`; count what is lost if that takes too long."""
+        """Wait for the thread after :meth:`finish`; count what is lost on timeout."""
         if self._thread is threading.current_thread():
             return  # the garbage collector may close a run anywhere
         self._thread.join(max(0.0, timeout))
@@ -176,7 +176,7 @@ class Channel:
                 self._changed.notify_all()
 
     def _take(self) -> list[Work]:
-        """Wait for the next batch; an empty one is the end."""
+        """Wait for the next batch; an empty batch ends the thread."""
         with self._changed:
             while (seconds := self._seconds_left()) > 0:
                 self._changed.wait(None if seconds == math.inf else seconds)
@@ -196,7 +196,7 @@ class Channel:
             return works
 
     def _seconds_left(self) -> float:
-        """Return how long there is nothing to do."""
+        """Return the seconds until there is something to do."""
         if self._closing or self._hurried or len(self._queue) >= self._batch:
             return 0.0
         batch = self._began + self._interval if self._queue else math.inf
@@ -206,7 +206,7 @@ class Channel:
     def _call(self, work: Work) -> list[Any]:
         try:
             return list(work() or ())
-        except BaseException as error:  # noqa: BLE001 - nothing a writer does may end a run
+        except BaseException as error:  # noqa: BLE001 - no writer may end a run
             self._fail(error)
             return []
 
@@ -221,7 +221,7 @@ class Channel:
                 lost = len(records) if error.lost is None else error.lost
                 self._lose(lost, f"was refused ({_short(error)})")
                 return
-            except BaseException as error:  # noqa: BLE001 - nothing a writer does may end a run
+            except BaseException as error:  # noqa: BLE001 - no writer may end a run
                 self._failing = True
                 self._fail(error)
             self._pause(pause * random.uniform(0.75, 1.25))  # noqa: S311 - a jitter
@@ -229,10 +229,10 @@ class Channel:
         self._lose(len(records), "did not finish in time")
 
     def _pause(self, seconds: float) -> None:
-        """Wait before the next attempt, or give up if there is no time for one."""
+        """Wait before the next attempt, or give up if there is no time for another."""
         with self._changed:
             self._changed.notify_all()
-            if not self._closing:  # closing is a reason to try at once
+            if not self._closing:  # closing ends the pause
                 self._changed.wait_for(lambda: self._closing, seconds)
                 return
         seconds = min(seconds, _HURRY)
@@ -252,14 +252,11 @@ class Channel:
         self._warn(why)
 
     def _warn(self, what: str) -> None:
-        if not self._warned:
-            self._warned = True
-            logger.warning(
-                "telemetry: %s %s; training goes on, what is lost is counted in the summary and "
-                "not reported again",
-                self._name,
-                what,
-            )
+        message = (
+            "telemetry: %s %s; training goes on, what is lost is counted in the summary and "
+            "not reported again"
+        )
+        warn_once(self._said, "lost", message, self._name, what)
 
 
 def _short(error: BaseException, longest: int = 200) -> str:

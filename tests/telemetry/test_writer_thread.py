@@ -6,13 +6,13 @@ import threading
 
 import pytest
 
-from stableopt.telemetry.channel import Channel, RefusedError
+from stableopt.telemetry.writer_thread import Channel, RefusedError
 
 QUICK = (0.001, 0.01)
 
 
 class Receiver:
-    """Takes batches; fails, hangs or refuses where it is told to."""
+    """Takes batches; fails, hangs or refuses on request."""
 
     def __init__(self):
         self.batches = []
@@ -94,7 +94,7 @@ def test_a_full_batch_does_not_wait(receiver):
     assert receiver.batches == [[0], [1, 2, 3]]
 
 
-def test_what_fails_is_tried_again_and_told_once(receiver, caplog):
+def test_what_fails_is_tried_again_and_logged_once(receiver, caplog):
     receiver.failures = [OSError("down"), OSError("down"), None, OSError("again")]
     channel = Sender(receiver, name="Test", batch=1, backoff=QUICK)
     channel.send(*"ab")
@@ -188,7 +188,7 @@ def test_not_even_an_exit_ends_the_thread(receiver):
 
 
 def test_a_flush_waits_for_what_is_slow_and_not_for_what_fails(receiver, monkeypatch):
-    monkeypatch.setattr("stableopt.telemetry.channel.PATIENCE", 0.01)
+    monkeypatch.setattr("stableopt.telemetry.writer_thread.PATIENCE", 0.01)
     receiver.gate.clear()
     channel = Sender(receiver, name="Test", backoff=(3600, 3600))
     channel.send(1)
