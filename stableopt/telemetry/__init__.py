@@ -23,7 +23,7 @@ __getattr__, __dir__ = lazily(
         "JsonLines": "json_lines",
         "LifecycleEvents": "lifecycle",
         "LoggingWriter": "logging_writer",
-        "RefusedError": "channel",
+        "RefusedError": "writer_thread",
         "Sink": "sinks",
         "Writer": "writer",
         "read_events": "json_lines",

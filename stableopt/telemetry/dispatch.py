@@ -6,7 +6,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stableopt.telemetry import channel
+from stableopt.telemetry import writer_thread
 from stableopt.telemetry.claims import check_free, claim, release
 from stableopt.telemetry.ending import Ending
 from stableopt.telemetry.writer import BaseWriter, PlainWriter
@@ -78,7 +78,7 @@ class Dispatcher:
         """Return whether everything sent was written in time; blocks."""
         if self.closed:
             return True
-        deadline = time.monotonic() + (channel.PATIENCE if timeout is None else timeout)
+        deadline = time.monotonic() + (writer_thread.PATIENCE if timeout is None else timeout)
         for writer in self._writers:
             writer.channel.hurry()
         waits = [w.channel.wait(max(0.0, deadline - time.monotonic())) for w in self._writers]
@@ -95,7 +95,7 @@ class Dispatcher:
             return
         self.send_summary(summary)
         self.closed = True
-        began, usual = time.monotonic(), channel.PATIENCE if timeout is None else timeout
+        began, usual = time.monotonic(), writer_thread.PATIENCE if timeout is None else timeout
         waits = [usual if w.patience is None else w.patience for w in self._writers]
         for given, writer, seconds in zip(self._given, self._writers, waits, strict=True):
             writer.channel.finish(writer.close, seconds)

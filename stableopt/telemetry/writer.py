@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from stableopt.telemetry import channel
+from stableopt.telemetry import writer_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -56,9 +56,9 @@ class BaseWriter:
     capacity: int | None = None
 
     @cached_property
-    def channel(self) -> channel.Channel:
+    def channel(self) -> writer_thread.Channel:
         """The queue and the thread of this writer, started on first use."""
-        return channel.Channel(
+        return writer_thread.Channel(
             self.deliver,
             name=self.name or type(self).__name__,
             batch=self.batch,
@@ -105,7 +105,7 @@ class BaseWriter:
     def flush(self, timeout: float | None = None) -> bool:
         """Return whether everything was delivered in time; blocks."""
         self.channel.hurry()
-        return self.channel.wait(timeout or self.patience or channel.PATIENCE)
+        return self.channel.wait(timeout or self.patience or writer_thread.PATIENCE)
 
 
 class PlainWriter(BaseWriter):

@@ -23,7 +23,7 @@ from stableopt import (
     MissingExtraError,
     StableOptimizer,
 )
-from stableopt.telemetry import LifecycleEvents, channel, read_events
+from stableopt.telemetry import LifecycleEvents, read_events, writer_thread
 from stableopt.telemetry.setup import flat_setup
 from tests.integrations.mlflow_server import serve
 from tests.telemetry.runs import rows, same, train
@@ -255,7 +255,7 @@ def test_one_request_that_is_refused_does_not_cost_the_others(server, make, capl
 
 @pytest.mark.compatibility("MLflow", "a server that is down costs a warning")
 def test_a_server_that_is_down_costs_a_warning_and_nothing_else(caplog, monkeypatch, make):
-    monkeypatch.setattr(channel, "PATIENCE", 0.3)
+    monkeypatch.setattr(writer_thread, "PATIENCE", 0.3)
     writer = make(tracking_uri="http://127.0.0.1:9")
     opt, without_server = train(writer, faults=False)
     lines = [r.getMessage() for r in caplog.records]

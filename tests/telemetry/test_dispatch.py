@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stableopt import DivergenceError, Guard, StableOptimizer
-from stableopt.telemetry import channel
+from stableopt.telemetry import writer_thread
 from stableopt.telemetry.writer import BaseWriter
 
 
@@ -59,7 +59,7 @@ def test_a_writer_that_raises_is_reported_once_and_counted(events, caplog):
 
 
 def test_a_writer_that_hangs_does_not_stop_the_loop(caplog, monkeypatch):
-    monkeypatch.setattr(channel, "CAPACITY", 4)
+    monkeypatch.setattr(writer_thread, "CAPACITY", 4)
     release, entered = threading.Event(), threading.Event()
 
     class Stuck:
@@ -117,7 +117,7 @@ def test_after_close_the_optimizer_goes_on_and_sends_nothing(events):
 
 
 def test_a_slow_writer_holds_up_no_other(events, monkeypatch):
-    monkeypatch.setattr(channel, "PATIENCE", 0.01)
+    monkeypatch.setattr(writer_thread, "PATIENCE", 0.01)
     release = threading.Event()
 
     class Stuck(type(events)):
@@ -178,7 +178,7 @@ def test_what_a_writer_has_lost_itself_is_in_the_summary(events):
             return [event, event]
 
         def deliver(self, records):
-            raise channel.RefusedError("not mine")
+            raise writer_thread.RefusedError("not mine")
 
     class Foreign(type(events)):
         dropped, failed, patience = [], None, "long"
@@ -280,7 +280,7 @@ def test_a_writer_that_hangs_does_not_keep_a_program_from_ending():
     code = """
         import threading, torch
         from stableopt import StableOptimizer
-        from stableopt.telemetry import channel
+        from stableopt.telemetry import writer_thread
 
         class Stuck:
             every = 1
@@ -289,7 +289,7 @@ def test_a_writer_that_hangs_does_not_keep_a_program_from_ending():
             def close(self):
                 pass
 
-        channel.PATIENCE = 0.2
+        writer_thread.PATIENCE = 0.2
         w = torch.nn.Parameter(torch.ones(2))
         opt = StableOptimizer(torch.optim.SGD([w], lr=0.1), telemetry=Stuck())
         w.grad = torch.ones(2)

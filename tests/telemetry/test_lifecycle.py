@@ -20,10 +20,10 @@ from stableopt.telemetry import (
     InvalidEventError,
     LifecycleEvents,
     RefusedError,
-    channel,
     read_events,
     schema,
     validate_event,
+    writer_thread,
 )
 from stableopt.telemetry.ml_run_events import make_event
 from tests.telemetry.endpoint import serve
@@ -32,7 +32,7 @@ from tests.telemetry.runs import STEPS, make, same, train
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(channel, "PATIENCE", 0.5)
+    monkeypatch.setattr(writer_thread, "PATIENCE", 0.5)
 
 
 @pytest.fixture
@@ -288,7 +288,7 @@ def test_http_takes_arrays(endpoint):
 
 
 def test_http_that_is_overloaded_gets_everything_later(endpoint, caplog, monkeypatch):
-    monkeypatch.setattr(channel, "PATIENCE", 30.0)
+    monkeypatch.setattr(writer_thread, "PATIENCE", 30.0)
     endpoint.answers = [503, 429, 500]
     opt, _ = train(LifecycleEvents(endpoint.url, every=1), faults=False)
     assert names(endpoint.events) == ["start", *["metric"] * STEPS, "stop"]
