@@ -22,7 +22,7 @@ demo: $(VENV)/.installed-cli,report ## train a small GPT, inject a fault, watch 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 test: $(VENV)/.installed-test ## run the tests on two cores, but slow ones and mutants (ARGS=...)
-	$(PYTEST) -n 2 -m 'not slow and not mutant' $(ARGS)
+	$(PYTEST) -n 2 --durations=10 -m 'not slow and not mutant' $(ARGS)
 	$(PYTEST) README.md docs  # their blocks share names
 
 test-all: $(VENV)/.installed-test ## run every test but the mutants (a quarter of an hour, ARGS=...)
