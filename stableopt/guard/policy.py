@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stableopt.errors import finite
@@ -27,74 +28,93 @@ STEPS_PER_SPIKE = 200
 _ROUNDING = 1e-9
 """By how much powers may differ from products."""
 
-_NEW_NORMAL = "taken for the new normal, baselines start anew"
+_NEW_NORMAL = "accepted as the new normal, and the baselines start again"
 
 
-class Policy:
-    """Skips what cannot be used, goes back from what is lost, and stops what only repeats.
+@dataclass(kw_only=True, eq=False)
+class Counts:
+    """What the policy counts, as checkpoints hold it. Never rolled back.
 
-    What is done about a cause is in one table (:mod:`stableopt.guard.responses`); of several
-    findings the gravest answer counts. A batch that cannot be used is skipped, and goes back once
-    ``max_skips`` in a row were. A spike alone never goes back, and what is done about spikes is
-    done five times in a thousand steps at most: what comes more often is what training is made of,
-    and is taken as it is. Rollbacks that follow each other belong to one episode, each more
-    cautious than the one before:
+    Attributes:
+        skips_in_a_row: Steps skipped since the last one that was taken.
+        spike_credit: Steps that are left for responses to spikes, ``STEPS_PER_SPIKE`` for each.
+        attempts: Rollbacks in the current episode; 0 if there is none.
+        tokens: Rollbacks left.
+        lr_scale: Factor on every learning rate.
+        furthest: The furthest step that failed in this episode.
+        failed_at: The step that failed last; -1 if none did in this episode.
+        progress: The furthest step reached.
+        earned: New steps that count towards the next rollback.
+        recovery_from: Factor from which the learning rate is raised again; 0 if it is not.
+        recovery_steps: Steps of that so far.
+    """
+
+    skips_in_a_row: int = 0
+    spike_credit: int = SPIKES * STEPS_PER_SPIKE
+    attempts: int = 0
+    tokens: int
+    lr_scale: float = 1.0
+    furthest: int = 0
+    failed_at: int = -1
+    progress: int = 0
+    earned: int = 0
+    recovery_from: float = 0.0
+    recovery_steps: int = 0
+
+
+class Policy(Counts):
+    """Decides whether a step is taken or skipped, a snapshot restored, or the run stopped.
+
+    The response to each cause is in one table (:mod:`stableopt.guard.responses`); of several
+    findings the most severe response counts. A batch that cannot be used is skipped; after
+    ``max_skips`` skips in a row, the next one is answered by a rollback. A spike alone never causes
+    a rollback, and there are at most five responses to spikes in a thousand steps: spikes that are
+    more frequent are treated as normal data. Rollbacks that follow each other form one episode,
+    each more cautious than the one before:
 
     1. The newest snapshot (for a fault in the state also one that is not yet verified), the
-       learning rate as it is, random states restored: a transient fault leaves no trace.
+       learning rate unchanged, random states restored: a transient fault leaves no trace.
     2. The newest verified one, the learning rate times ``lr_backoff``, other randomness.
     3. The next older one, the learning rate lowered once more; and so on.
 
-    A rollback for a risk or a rule begins with the second attempt's caution, because the same
-    steps would lead to the same place.
-
-    What is counted here is never rolled back.
+    A rollback for a risk or a rule starts as cautiously as a second attempt, because repeating
+    the same steps would lead to the same state.
 
     Args:
         guard: The limits.
-
-    Attributes:
-        lr_scale: Factor on every learning rate.
-        skips_in_a_row: Steps skipped since the last one that was taken.
-        attempts: Rollbacks of the episode that is open; 0 if none is.
-        tokens: Rollbacks at hand.
     """
 
     def __init__(self, guard: Guard) -> None:
+        super().__init__(tokens=guard.budget)
         self._guard = guard
-        self.skips_in_a_row = 0
-        self.attempts = 0
-        self.tokens = guard.budget
-        self.lr_scale = 1.0
-        self._furthest = 0
-        self._failed_at = -1
-        self._progress = 0
-        self._earned = 0
-        self._spike_credit = SPIKES * STEPS_PER_SPIKE
-        self._recovery: tuple[float, int] | None = None
 
     @property
     def spikes_left(self) -> int:
-        """Spikes about which something may be done."""
-        return self._spike_credit // STEPS_PER_SPIKE
+        """Spikes that may still be tamed or skipped."""
+        return self.spike_credit // STEPS_PER_SPIKE
 
     # decide: changes nothing
 
     def decide(
         self, findings: tuple[Finding, ...], *, step: int, ring: Ring, manual: str | None = None
     ) -> Verdict:
-        """Turn what was found into a verdict.
+        """Return the verdict on a step.
 
         Args:
-            findings: What is held against this step.
-            step: Updates behind the weights.
-            ring: The snapshots there are.
+            findings: What the detectors found.
+            step: Steps taken so far.
+            ring: The snapshots.
             manual: The reason of a rollback that the user asked for.
         """
         if manual is not None:
             target = next((s for s in ring.sound() if s.manual or s in ring.verified()), None)
             if target is not None:
-                return self._manual(manual, findings, step, target)
+                return Verdict(
+                    action=Action.ROLL_BACK,
+                    reason=f"asked for by the user ({manual}); roll back to step {target.step}",
+                    findings=findings,
+                    rollback=self._rollback(step, target, 0, restores_rng=True),
+                )
         if not findings:
             return Verdict(action=Action.TAKE)
         cause = "; ".join(finding.message for finding in findings)
@@ -108,7 +128,7 @@ class Policy:
         if any(not (spent and finding.scope is Scope.SPIKE) for finding in skips):
             return self._skip(cause, findings, step, ring)
         if spent:
-            more = f"more than {SPIKES} spikes in {SPIKES * STEPS_PER_SPIKE:,} steps are no faults"
+            more = f"more than {SPIKES} spikes in {SPIKES * STEPS_PER_SPIKE:,} steps"
             return self._take(f"{cause}; {more}: {_NEW_NORMAL}", findings, resets=True)
         return self._take(cause, findings)
 
@@ -125,45 +145,40 @@ class Policy:
         return self._take(f"{row}: {taken}", findings, resets=spikes)
 
     def _take(self, reason: str, findings: tuple[Finding, ...], *, resets: bool = False) -> Verdict:
-        """Take the step; what is not skipped may still call for a smaller one, or for smaller ones.
+        """Take the step, with tamed gradients or a lower learning rate if a response asks for it.
 
         Args:
             reason: Why.
-            findings: What was found.
-            resets: Whether spikes are taken for data.
+            findings: What the detectors found.
+            resets: Whether spikes are treated as normal data from here on.
         """
         left = [f for f in findings if not (resets and f.scope is Scope.SPIKE)]
         asked = {self._guard.response_to(finding) for finding in left}
-        told = Verdict(
+        verdict = Verdict(
             action=Action.TAKE,
             reason=reason,
             findings=findings,
             baseline_reset=resets,
             tames=Response.TAME in asked,
         )
-        return self._back_off(told) if Response.BACK_OFF in asked else told
-
-    def _back_off(self, told: Verdict) -> Verdict:
+        if Response.BACK_OFF not in asked:
+            return verdict
         scale = self.lr_scale * self._guard.lr_backoff
         lowest = self._guard.lr_backoff**self._guard.max_rollbacks
         if scale < lowest * (1 - _ROUNDING):
-            low = f"the learning rate is as low as it may become (times {lowest:g})"
-            return replace(told, reason=f"{told.reason}; {low}")
-        return replace(told, reason=f"{told.reason}; learning rate times {scale:g}", backs_off=True)
+            low = f"the learning rate is at its lowest already (times {lowest:g})"
+            return replace(verdict, reason=f"{reason}; {low}")
+        return replace(verdict, reason=f"{reason}; learning rate times {scale:g}", backs_off=True)
 
-    def _manual(
-        self, reason: str, findings: tuple[Finding, ...], step: int, target: Slot
-    ) -> Verdict:
-        rollback = Rollback(
+    def _rollback(
+        self, step: int, to: Slot, attempt: int, *, restores_rng: bool, lr_factor: float = 1.0
+    ) -> Rollback:
+        return Rollback(
             from_step=step,
-            to_step=target.step,
-            attempt=0,
-            lr_scale=self.lr_scale,
-            restores_rng=True,
-        )
-        sentence = f"asked for by the user ({reason}); roll back to step {target.step}"
-        return Verdict(
-            action=Action.ROLL_BACK, reason=sentence, findings=findings, rollback=rollback
+            to_step=to.step,
+            attempt=attempt,
+            lr_scale=self.lr_scale * lr_factor,
+            restores_rng=restores_rng,
         )
 
     def _go_back(self, cause: str, findings: tuple[Finding, ...], step: int, ring: Ring) -> Verdict:
@@ -176,31 +191,25 @@ class Policy:
         if target is None or obstacle:
             return self._stop(f"{cause}; {self._outside(findings)}{obstacle}", findings, step, ring)
         lowers |= attempt > 1
-        scale = self.lr_scale * (self._guard.lr_backoff if lowers else 1.0)
-        rollback = Rollback(
-            from_step=step,
-            to_step=target.step,
-            attempt=attempt,
-            lr_scale=scale,
-            restores_rng=not lowers,
-        )
+        factor = self._guard.lr_backoff if lowers else 1.0
+        rollback = self._rollback(step, target, attempt, restores_rng=not lowers, lr_factor=factor)
         again = "it recurred at the same step, so it is no transient fault; "
         reason = (
-            f"{cause}; {again if attempt > 1 and step == self._failed_at else ''}"
+            f"{cause}; {again if attempt > 1 and step == self.failed_at else ''}"
             f"{self._outside(findings)}"
             f"roll back from step {step} to {target.step}, attempt {attempt} of at most "
-            f"{self._guard.max_rollbacks}, learning rate times {scale:g}"
+            f"{self._guard.max_rollbacks}, learning rate times {rollback.lr_scale:g}"
         )
         return Verdict(action=Action.ROLL_BACK, reason=reason, findings=findings, rollback=rollback)
 
     def _outside(self, findings: tuple[Finding, ...]) -> str:
-        """Return a hint where weights were restored in vain: the fault may be none of theirs."""
+        """Return a hint after a rollback that did not help: the fault may be outside the model."""
         if not self.attempts or any(f.scope is not Scope.BATCH for f in findings):
             return ""
         return (
             "it came back after the weights were restored: look at what is kept outside of the "
-            "model, such as hidden states or running averages (opt.track() takes them), and at the "
-            "data; "
+            "model, such as hidden states or running averages (opt.track() restores them, too), and "
+            "at the data; "
         )
 
     def _target(self, attempt: int, step: int, ring: Ring, *, lost: bool) -> Slot | None:
@@ -214,7 +223,7 @@ class Policy:
         """Return why there can be no rollback; empty if there can."""
         guard = self._guard
         if not ring.slots:
-            return "there are no snapshots to go back to (slots=0)"
+            return "there are no snapshots to restore (slots=0)"
         if attempt > guard.max_rollbacks:
             return (
                 f"{self.attempts} rollbacks did not help (max_rollbacks={guard.max_rollbacks})"
@@ -226,38 +235,31 @@ class Policy:
                 f"no rollback is left (budget={guard.budget}, and one more per "
                 f"{STEPS_PER_ROLLBACK:,} new steps)"
             )
-        return "" if target is not None else "there is no snapshot before it to go back to"
+        return "" if target is not None else "there is no earlier snapshot to restore"
 
     def _stop(self, reason: str, findings: tuple[Finding, ...], step: int, ring: Ring) -> Verdict:
-        newest = ring.best()
-        rollback = None
+        newest, rollback = ring.best(), None
         if newest is not None:
-            rollback = Rollback(
-                from_step=step,
-                to_step=newest.step,
-                attempt=self.attempts,
-                lr_scale=self.lr_scale,
-                restores_rng=False,
-            )
+            rollback = self._rollback(step, newest, self.attempts, restores_rng=False)
         return Verdict(action=Action.STOP, reason=reason, findings=findings, rollback=rollback)
 
-    # note: remember what became of a step
+    # note: count what was done
 
     def note(self, verdict: Verdict, step: int, *, endangered: bool = False) -> None:
-        """Remember what became of a step.
+        """Count what was done about a step.
 
         Args:
             verdict: What was done.
-            step: Updates behind the weights before it was done.
-            endangered: Whether the risk is one that is acted upon.
+            step: Steps taken before it was done.
+            endangered: Whether a risk or a rule with a response holds.
         """
         if verdict.action in (Action.TAKE, Action.SKIP) and not verdict.baseline_reset:
             spent = STEPS_PER_SPIKE * _has_spike(verdict.findings)
-            self._spike_credit = max(0, self._spike_credit - spent)
+            self.spike_credit = max(0, self.spike_credit - spent)
         if verdict.action is Action.TAKE:
             if verdict.backs_off:
                 self.lr_scale *= self._guard.lr_backoff
-                self._recovery = (self.lr_scale, 0)
+                self.recovery_from, self.recovery_steps = self.lr_scale, 0
             unlike = verdict.backs_off or _has_spike(verdict.findings)
             self._note_taken(step, healthy=not (unlike or endangered))
         elif verdict.action is Action.SKIP:
@@ -267,82 +269,53 @@ class Policy:
 
     def _note_taken(self, step: int, *, healthy: bool) -> None:
         self.skips_in_a_row = 0
-        new = max(0, step + 1 - self._progress)
-        self._progress += new
-        self._earned += new
-        self._spike_credit = min(SPIKES * STEPS_PER_SPIKE, self._spike_credit + new)
-        while self._earned >= STEPS_PER_ROLLBACK:
-            self._earned -= STEPS_PER_ROLLBACK
+        new = max(0, step + 1 - self.progress)
+        self.progress += new
+        self.earned += new
+        self.spike_credit = min(SPIKES * STEPS_PER_SPIKE, self.spike_credit + new)
+        while self.earned >= STEPS_PER_ROLLBACK:
+            self.earned -= STEPS_PER_ROLLBACK
             self.tokens = min(self._guard.budget, self.tokens + 1)
         if not healthy:
             return
-        if self.attempts and step >= self._furthest + self._guard.cooldown:
-            self.attempts = 0
-            self._failed_at = -1
-            self._recovery = (self.lr_scale, 0) if self.lr_scale < 1.0 else None
-        if not self.attempts:
-            self._recover()
+        if self.attempts and step >= self.furthest + self._guard.cooldown:
+            self.attempts, self.failed_at = 0, -1
+            self.recovery_from = self.lr_scale if self.lr_scale < 1.0 else 0.0
+            self.recovery_steps = 0
+        if not self.attempts and self.recovery_from and self._guard.lr_recovery is not None:
+            self._recover(self._guard.lr_recovery)
 
-    def _recover(self) -> None:
-        """Bring the learning rate back, by the same factor every step."""
-        steps = self._guard.lr_recovery
-        if self._recovery is None or steps is None:
-            return
-        scale, done = self._recovery
-        done += 1
-        self.lr_scale = scale ** (1 - done / steps) if done < steps else 1.0
-        self._recovery = (scale, done) if done < steps else None
+    def _recover(self, steps: int) -> None:
+        """Raise the learning rate again, by the same factor every step."""
+        self.recovery_steps += 1
+        if self.recovery_steps < steps:
+            self.lr_scale = self.recovery_from ** (1 - self.recovery_steps / steps)
+        else:
+            self.lr_scale, self.recovery_from, self.recovery_steps = 1.0, 0.0, 0
 
     def _note_rollback(self, rollback: Rollback) -> None:
         if rollback.attempt == 0:
             return
-        self.skips_in_a_row = 0  # what comes after it is judged anew
+        self.skips_in_a_row = 0  # as many may be skipped again
         self.attempts = rollback.attempt
         self.tokens -= 1
-        self._furthest = max(self._furthest, rollback.from_step)
-        self._failed_at = rollback.from_step
+        self.furthest = max(self.furthest, rollback.from_step)
+        self.failed_at = rollback.from_step
         self.lr_scale = rollback.lr_scale
-        self._recovery = None
+        self.recovery_from, self.recovery_steps = 0.0, 0
 
     # plain data
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that is counted, as plain numbers, for a checkpoint."""
-        scale, done = self._recovery or (0.0, 0)
-        return {
-            "skips_in_a_row": self.skips_in_a_row,
-            "spike_credit": self._spike_credit,
-            "attempts": self.attempts,
-            "tokens": self.tokens,
-            "lr_scale": self.lr_scale,
-            "furthest": self._furthest,
-            "failed_at": self._failed_at,
-            "progress": self._progress,
-            "earned": self._earned,
-            "recovery_from": scale,
-            "recovery_steps": done,
-        }
+        """Return all counts, as plain numbers, for a checkpoint."""
+        return asdict(self)
 
     def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
-        """Return what assigns the counts of a checkpoint; what it lacks begins anew."""
-        known = {**Policy(self._guard).state_dict(), **state}
-        for value in known.values():
-            finite(value)
-
-        def assign() -> None:
-            self.skips_in_a_row = known["skips_in_a_row"]
-            self._spike_credit = known["spike_credit"]
-            self.attempts = known["attempts"]
-            self.tokens = min(known["tokens"], self._guard.budget)
-            self.lr_scale = known["lr_scale"]
-            self._furthest = known["furthest"]
-            self._failed_at = known["failed_at"]
-            self._progress = known["progress"]
-            self._earned = known["earned"]
-            begun = known["recovery_from"]
-            self._recovery = (begun, known["recovery_steps"]) if begun else None
-
-        return assign
+        """Return what assigns the counts of a checkpoint; those it lacks start again."""
+        new = asdict(Counts(tokens=self._guard.budget))
+        counts = {name: finite(state.get(name, start)) for name, start in new.items()}
+        counts["tokens"] = min(counts["tokens"], self._guard.budget)
+        return partial(vars(self).update, counts)
 
 
 def _has_spike(findings: tuple[Finding, ...]) -> bool:

@@ -344,7 +344,7 @@ class World:
                 self.writing = ticket, self.step
 
     def check_victim(self, victim) -> None:
-        assert not victim.pins
+        assert not victim.manual
         assert victim.state in (SlotState.FREE, SlotState.ASIDE, SlotState.VERIFIED)
         if victim.state is SlotState.VERIFIED:
             others = [s.step for s in self.ring.verified()]

@@ -366,7 +366,7 @@ def test_no_run_is_tamed_more_than_five_times_in_a_thousand_steps():
     assert len(tamed) <= 5 + len(then) // 200
     resets = [event for event in opt.ledger if event.baseline_reset]
     assert resets
-    assert "more than 5 spikes in 1,000 steps are no faults" in resets[0].reason
+    assert "more than 5 spikes in 1,000 steps: accepted as the new normal" in resets[0].reason
     assert opt.summary()["baseline_resets"] == len(resets)
 
 
