@@ -106,20 +106,14 @@ how many steps in a row may be skipped
             require_int("slots", self.slots, 2, "how many snapshots are kept; 0 for none")
         require_int("every", self.every, 1, "how many steps lie between two snapshots")
         if self.confirm != "auto":
-            require_int(
-                "confirm", self.confirm, 1, "after how many steps a snapshot is trusted; or auto"
-            )
-        require_int(
-            "max_rollbacks", self.max_rollbacks, 0, "how many rollbacks an episode may have"
-        )
+            require_int("confirm", self.confirm, 1, "steps until a snapshot is trusted; or auto")
+        require_int("max_rollbacks", self.max_rollbacks, 0, "how many in one episode")
         require_int("max_skips", self.max_skips, 0, "how many steps in a row may be skipped")
         require_int("cooldown", self.cooldown, 0, "how many healthy steps end an episode")
         require_int("budget", self.budget, 0, "how many rollbacks are available at the start")
         require_number("lr_backoff", self.lr_backoff, 1.0, "the factor on the learning rate")
         if self.lr_recovery is not None:
-            require_int(
-                "lr_recovery", self.lr_recovery, 0, "over how many steps the lr is raised again"
-            )
+            require_int("lr_recovery", self.lr_recovery, 0, "steps until the lr is restored")
         for name in ("loss_spike", "gradient_spike", "max_weight"):
             if getattr(self, name) is not None:
                 otherwise = "for the default" if name == "max_weight" else "for no limit"

@@ -208,8 +208,8 @@ class Policy(Counts):
             return ""
         return (
             "it came back after the weights were restored: look at what is kept outside of the "
-            "model, such as hidden states or running averages (opt.track() restores them, too), and "
-            "at the data; "
+            "model, such as hidden states or running averages (opt.track() takes them), and at the "
+            "data; "
         )
 
     def _target(self, attempt: int, step: int, ring: Ring, *, lost: bool) -> Slot | None:

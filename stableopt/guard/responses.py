@@ -59,13 +59,9 @@ CAUSES: dict[str, Cause] = {
     "changed_frozen": Cause("a frozen weight has changed", _WARN, _NOTICE),
     "stalled_weight": Cause("a weight does not move, though it has a gradient", _WARN, _NOTICE),
     "large_update": Cause("an update is far longer than the weight itself", _WARN, _RISK),
-    "risk_warning": Cause(
-        "a weight has left the range that is healthy for its shape, or its own course", _WARN, _RISK
-    ),
+    "risk_warning": Cause("a weight has left its healthy range or its own course", _WARN, _RISK),
     "risk_danger": Cause("a weight is in a range never seen in healthy training", _WARN, _RISK),
-    "risk_instability": Cause(
-        "several weights are in that range, or one is not finite", _WARN, _RISK
-    ),
+    "risk_instability": Cause("several weights are there, or one is not finite", _WARN, _RISK),
 }
 """By the kind of the finding."""
 

@@ -339,7 +339,7 @@ class TestMemory:
         ({"when": 3}, "when=3 must be a trigger"),
         ({"when": "accuracy"}, "is no trigger"),
         ({"when": "spectral_norm drifts"}, "cannot be a rule"),
-        ({"when": "loss.max > 1"}, "what is told of the loss is averaged"),
+        ({"when": "loss.max > 1"}, "the losses of a step are averaged"),
         ({"when": "a > 1", "response": "explode"}, "response='explode' must be one of warn, "),
         ({"when": "a > 1", "response": None}, "response=None must be one of"),
         ({"when": "a > 1", "patience": 0}, "patience=0 must be an int of at least 1"),
