@@ -53,8 +53,8 @@ class Observation:
     """What is known about a step before it is judged.
 
     Attributes:
-        loss: Mean of the losses observed for this step; ``None`` if nobody told.
-        gradients: Norm of every gradient; ``None`` if nothing asked for them.
+        loss: Mean of the losses observed for this step; ``None`` if there were none.
+        gradients: Norm of every gradient; ``None`` if nothing needs them.
         signals: Everything else that was passed to ``observe()``.
     """
 
