@@ -123,7 +123,7 @@ class TestWhatTheUserChanges:
         for _ in range(3):
             batch(model)
             shadow.taken()
-        shadow.way_back(snapshot)()
+        shadow.restorer(snapshot)()
         now = buffers(model)
         assert (now.pop("cache")[0] == -torch.inf).all()
         then.pop("cache")
@@ -138,7 +138,7 @@ class TestWhatTheUserChanges:
             shadow.taken()
         snapshot = shadow.current().copy_into(None)
         model.cache[1, 2] = value
-        shadow.way_back(snapshot)()
+        shadow.restorer(snapshot)()
         assert (model.cache == 0.0).all()
 
 
@@ -159,7 +159,7 @@ class TestCaches:
         batch(model)
         if go_back:
             shadow.taken()
-            shadow.way_back(snapshot)()
+            shadow.restorer(snapshot)()
         else:
             shadow.left_out()
         return model
@@ -208,7 +208,7 @@ class TestCaches:
         model.table.fill_(10.0)
         if go_back:
             shadow.taken()
-            shadow.way_back(snapshot)()
+            shadow.restorer(snapshot)()
         else:
             shadow.left_out()
         assert (model.table == 10.0).all()
@@ -289,7 +289,7 @@ def test_many_elements_in_one_place(bad):
             model.mask.data[:, 1, 0].fill_(torch.nan)
         shadow.taken_if(torch.tensor(not bad))
         shadow.left_out()
-    shadow.way_back(snapshot)()
+    shadow.restorer(snapshot)()
     assert_same(buffers(model), before)
 
 
