@@ -1,4 +1,4 @@
-"""What is wrong with which tensor, in a sentence."""
+"""Findings about tensors, as sentences."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 class Label(NamedTuple):
-    """What a tensor is.
+    """Which tensor it is.
 
     Attributes:
         kind: ``"weight"``, ``"frozen"``, ``"state"``, ``"buffer"`` or ``"tracked"``.
-        owner: The place of the parameter, or what the buffer or attribute is known by.
-        key: Which entry of the state; empty for an attribute of the optimizer, and otherwise.
+        owner: The place of the parameter, or the key or name of anything else.
+        key: Of an entry of a parameter's state; otherwise empty.
     """
 
     kind: str
@@ -26,7 +26,7 @@ class Label(NamedTuple):
 
 
 _SAYS = {
-    "nonfinite": "{} not finite themselves",
+    "nonfinite": "{} not finite",
     "huge": "{} absurdly large",
     "jumped": "{} many times as large as some steps ago (if on purpose: Guard(weight_jump=None))",
     "vanished": "{} smaller than decay allows (if on purpose: Guard(moment_drop=None))",
@@ -41,8 +41,8 @@ def describe(
     """Return one finding per kind of fault and kind of tensor.
 
     Args:
-        faults: What :meth:`Inspection.faults` returned.
-        name: How people call a tensor.
+        faults: Returned by :meth:`Inspection.faults`.
+        name: Returns the name of a tensor.
     """
     together: dict[tuple[str, str, str], list[str]] = {}
     for kind, label in faults:
@@ -56,8 +56,6 @@ def describe(
         subject |= {"tracked": "what is tracked as ", "frozen": "the frozen weights of "}
         verb = "is" if what in ("state", "tracked") else "are"
         says = next(text for start, text in _SAYS.items() if kind.startswith(start)).format(verb)
-        if verb == "is":
-            says = says.replace(" themselves", "")
         if what == "frozen":
             says += ", and no snapshot holds them"
         message = f"{subject[what]}{listed(names)} {says}"
