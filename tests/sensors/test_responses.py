@@ -42,7 +42,7 @@ class TestRisk:
         opt = run.steps(2)
         assert opt.risk is RiskLevel.DANGER
         assert opt.ledger[0].findings[0].where == ("first.weight",)
-        assert "relative_rank does not exist any more" in opt.ledger[0].reason
+        assert "relative_rank is not defined any more" in opt.ledger[0].reason
         run.steps(10)
         assert opt.risk is RiskLevel.DANGER
 
