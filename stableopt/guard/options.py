@@ -114,16 +114,13 @@ how many steps in a row may be skipped
         require_number("lr_backoff", self.lr_backoff, 1.0, "the factor on the learning rate")
         if self.lr_recovery is not None:
             require_int("lr_recovery", self.lr_recovery, 0, "steps until the lr is restored")
-        for name in ("loss_spike", "gradient_spike", "max_weight"):
-            if getattr(self, name) is not None:
+        for name in ("loss_spike", "gradient_spike", "max_weight", "weight_jump", "moment_drop"):
+            limit = getattr(self, name)
+            if limit is not None:
                 otherwise = "for the default" if name == "max_weight" else "for no limit"
-                require_number(name, getattr(self, name), math.inf, f"or None {otherwise}")
-        for name in ("weight_jump", "moment_drop"):
-            factor = getattr(self, name)
-            if factor is not None:
-                require_number(name, factor, math.inf, "or None for no limit")
-                if factor <= 1:
-                    raise ConfigError(f"{name}={factor!r} must be above 1, or None for no limit")
+                require_number(name, limit, math.inf, f"or None {otherwise}")
+                if name in ("weight_jump", "moment_drop") and limit <= 1:
+                    raise ConfigError(f"{name}={limit!r} must be above 1, or None for no limit")
         if not isinstance(self.act_on_risk, bool):
             raise ConfigError(f"act_on_risk={self.act_on_risk!r} must be True or False")
         object.__setattr__(self, "responses", check_responses(self.responses))

@@ -36,6 +36,15 @@ _RISK = (_WARN, _LOWER, _BACK, _STOP)
 _NOTICE = (_WARN, _STOP)
 _FROZEN = (_STOP,)
 
+_REASONS = {
+    _STATE: "training cannot go on from a state with a fault in it",
+    _BATCH: "such a step would spoil the weights",
+    **dict.fromkeys((_SPIKE, _SYMPTOM, _FIRST), "an unusual batch is no reason for a rollback"),
+    **dict.fromkeys((_NOTICE, _FROZEN), "neither another batch nor a snapshot would change it"),
+    _RISK: "the fault is in the weights, not in the batch",
+}
+"""Why other responses are not allowed."""
+
 CAUSES: dict[str, Cause] = {
     "nonfinite_gradient": Cause("a gradient is NaN or infinite", _SKIP, _BATCH),
     "nonfinite_loss": Cause("the loss is NaN or infinite, and no gradient is", _WARN, _SYMPTOM),
@@ -111,20 +120,7 @@ def check_responses(given: object) -> Pairs:
         if response not in allowed:
             raise ConfigError(
                 f"responses[{kind!r}]={response!r} must be one of {', '.join(allowed)}: "
-                f"{_reason(kind)}"
+                f"{_REASONS[CAUSES[kind].allowed]}"
             )
         found[str(kind)] = Response(response).value
     return tuple(found.items())
-
-
-def _reason(kind: str) -> str:
-    allowed = CAUSES[kind].allowed
-    if allowed == _STATE:
-        return "training cannot go on from a state with a fault in it"
-    if allowed == _BATCH:
-        return "such a step would spoil the weights"
-    if allowed in (_SPIKE, _SYMPTOM, _FIRST):
-        return "a batch that is merely unlike the others is no reason for a rollback"
-    if allowed in (_NOTICE, _FROZEN):
-        return "neither another batch nor a snapshot would change it"
-    return "the fault is in the weights, not in the batch"

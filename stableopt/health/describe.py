@@ -35,6 +35,14 @@ _SAYS = {
 }
 
 
+_SUBJECTS = {
+    "weight": "the weights of",
+    "frozen": "the frozen weights of",
+    "buffer": "the buffers",
+    "tracked": "the tracked tensors",
+}
+
+
 def describe(
     faults: Sequence[tuple[str, Label]], name: Callable[[Label], str]
 ) -> tuple[Finding, ...]:
@@ -51,13 +59,11 @@ def describe(
             names.append(called)
     findings = []
     for (kind, what, key), names in together.items():
-        subject = {"weight": "the weights of ", "buffer": "the buffers "}
-        subject["state"] = f"{key} of " if key else "the optimizer's "
-        subject |= {"tracked": "what is tracked as ", "frozen": "the frozen weights of "}
-        verb = "is" if what in ("state", "tracked") else "are"
+        subject = _SUBJECTS.get(what) or (f"{key} of" if key else "the optimizer's")
+        verb = "is" if what == "state" else "are"
         says = next(text for start, text in _SAYS.items() if kind.startswith(start)).format(verb)
         if what == "frozen":
             says += ", and no snapshot holds them"
-        message = f"{subject[what]}{listed(names)} {says}"
+        message = f"{subject} {listed(names)} {says}"
         findings.append(Finding(kind=kind, message=message, scope=Scope.STATE, where=tuple(names)))
     return tuple(findings)

@@ -1,4 +1,4 @@
-"""What is done about each cause: one table, and the run does what it says."""
+"""The response to each cause: one table, which the run follows."""
 
 from __future__ import annotations
 

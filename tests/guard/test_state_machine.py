@@ -103,7 +103,7 @@ class Guarded(RuleBasedStateMachine):
 
     @rule(times=st.integers(1, 6), between=st.integers(1, 4))
     def strike_again_and_again(self, times, between):
-        """Break it anew after every restore, before the episode is over."""
+        """Break it again after every restore, before the episode is over."""
         for _ in range(times):
             self.strike(latency=0, loud=True, inside=False)
             self.train(between + self.world.lag)

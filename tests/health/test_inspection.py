@@ -130,7 +130,7 @@ def test_what_nothing_else_shows_is_found_within_one_scan(fault, adam):
 
 @pytest.mark.parametrize("fault", SILENT)
 def test_a_snapshot_never_holds_it(fault):
-    """Every step takes a snapshot: what is copied was looked at before."""
+    """Every step takes a snapshot: everything is checked before it is copied."""
     _, strike = SILENT[fault]
     model, opt = start(every=1, confirm=21, slots=24)
     strike(model, opt)
@@ -285,7 +285,7 @@ def test_bit_flips_of_first_moments_are_found_at_once():
 
 
 class Sentinel(torch.optim.SGD):
-    """An optimizer of others, whose state has a place that is meant to be infinite."""
+    """An optimizer that is not torch's, whose state has an infinity on purpose."""
 
     @torch.no_grad()
     def step(self, closure=None):

@@ -1,4 +1,4 @@
-"""Spikes: what stands out is flagged, and what was flagged never becomes normal."""
+"""Spikes are flagged, and a flagged value never becomes normal."""
 
 from __future__ import annotations
 
@@ -328,7 +328,7 @@ def test_what_was_seen_is_a_tail():
 
 
 def test_a_loss_that_is_data_explains_its_gradient():
-    """Of one rare kind of batch only one is told, and none is tamed twice."""
+    """Of one rare kind of batch only one is reported, and none is tamed twice."""
     rare = [(9.0, 1000.0), *[(2.0, 1.0)] * 50]
     w, opt = spiking(noisy(2.0, 0.01), then=rare * 4, lr=1e-3)
     (event,) = opt.ledger

@@ -28,7 +28,7 @@ class Odd(nn.Module):
         self.register_buffer("shared", self.norm.running_mean)
 
     def forward(self, x):
-        """Move statistics: in place, anew, and by counting."""
+        """Change statistics: in place, with a new tensor, and by counting."""
         self.codes += 1
         self.average = 0.9 * self.average + 0.1 * x.detach().mean(0)
         self.initialized.fill_(True)
@@ -147,7 +147,7 @@ def floats(model):
 
 
 class TestCaches:
-    """What a forward pass makes anew has other things made with it, which nobody can put back."""
+    """A buffer that a forward pass replaces: what was computed with it cannot be restored."""
 
     def grown(self, make, go_back=False):
         model = Odd()
@@ -240,7 +240,7 @@ class TestCaches:
 )
 @pytest.mark.parametrize("late", [True, False])
 def test_what_cannot_be_compared_is_left_alone(make, late):
-    """In a buffer of a model that trains, is skipped and goes back."""
+    """In a buffer of a model that trains, skips and rolls back."""
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     if not late:
         model.register_buffer("odd", make())

@@ -255,7 +255,7 @@ class TestWhatUsersDo:
                 ema.module[0].weight.data[3, 4] = math.nan
             train(model, opt, first=call)
         (event,) = opt.ledger
-        assert "what is tracked as ema.module.0.weight is not finite" in event.reason
+        assert "the tracked tensors ema.module.0.weight are not finite" in event.reason
         assert ema.module[0].weight.isfinite().all()
 
     def test_a_batch_that_the_scaler_skips_leaves_no_statistics(self):
@@ -329,7 +329,7 @@ class TestWhatUsersDo:
 class TestSafety:
     @pytest.mark.parametrize("where", ["weight", "moment", "buffer"])
     def test_a_snapshot_that_was_damaged_at_rest_is_given_up(self, where, caplog):
-        """By a single bit, the lowest: nothing that could be told from its value."""
+        """By a single bit, the lowest: the value alone does not show it."""
         model, opt = start(every=2, confirm=2, slots=4)
         train(model, opt, steps=12)
         keeper = opt._loop.way_back.keeper

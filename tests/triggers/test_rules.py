@@ -20,7 +20,7 @@ COLLAPSE = "attention_max < 0.1 | attention_entropy > 5"
 
 
 class Run:
-    """A small run whose signals are told step by step."""
+    """A small run whose signals are observed step by step."""
 
     def __init__(self, *rules, **options):
         torch.manual_seed(0)

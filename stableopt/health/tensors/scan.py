@@ -66,7 +66,9 @@ class RotatingScan:
             self._add_buffers(inspection)
         for place, span in self._parts.pop():
             if not isinstance(place, Position):
-                self._add_attribute(inspection, place)
+                found = loose_tensors(self._optimizer).get(place)
+                if found is not None:
+                    inspection.add(Label("state", place), found)
                 continue
             parameter = parameter_at(self._optimizer, place)
             if parameter is None or (span is not None and parameter.numel() < span[1]):
@@ -77,8 +79,8 @@ class RotatingScan:
     def everything(self) -> Inspection:
         """Return the checks of everything."""
         inspection = self.parameters(list(positions(self._optimizer)))
-        for name in loose_tensors(self._optimizer):
-            self._add_attribute(inspection, name)
+        for name, tensor in loose_tensors(self._optimizer).items():
+            inspection.add(Label("state", name), tensor)
         self._add_buffers(inspection)
         return inspection
 
@@ -98,11 +100,6 @@ class RotatingScan:
             for place, buffer in self._buffers.items():
                 moves = self._buffers.moves(place)
                 inspection.add(Label("buffer", place), buffer, moves=moves)
-
-    def _add_attribute(self, inspection: Inspection, name: str) -> None:
-        found = loose_tensors(self._optimizer).get(name)
-        if found is not None:
-            inspection.add(Label("state", name), found)
 
     def _plan(self) -> list[list[_Part]]:
         """Cut the parameters into as many parts of about equal cost as there are steps."""
