@@ -85,7 +85,7 @@ def check_rules(given: object) -> tuple[SignalRule, ...]:
     Raises:
         ConfigError: It is not a list of rules, or two of them are the same.
     """
-    rules: tuple[Any, ...] = tuple(given) if isinstance(given, Iterable) else (given,)
+    rules: tuple[Any, ...] = tuple(given) if isinstance(given, Iterable) else (None,)
     if isinstance(given, str) or not all(isinstance(rule, SignalRule) for rule in rules):
         raise ConfigError(
             f"rules={given!r} must be a list of SignalRule, e.g. "

@@ -118,7 +118,7 @@ class TestWhatFollows:
     def test_what_only_repeats_ends_the_run(self):
         run = Run(SignalRule("accuracy < 0.5", response="roll_back"))
         run.steps(12, accuracy=0.9)
-        with pytest.raises(DivergenceError, match=r"rollbacks did not help|no snapshot before it"):
+        with pytest.raises(DivergenceError, match=r"rollbacks did not help|no earlier snapshot"):
             run.steps(9, accuracy=0.2)
 
     def test_stop_stops(self):
