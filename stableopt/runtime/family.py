@@ -1,4 +1,4 @@
-"""An optimizer and what it keeps beside ``.state``: other optimizers, tensors in attributes."""
+"""An optimizer with the optimizers and tensors in its attributes, beside ``.state``."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def attributes(optimizer: Optimizer, trained: Collection[int]) -> dict[str, Any]
 
 
 def state_of(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, Any]:
-    """Return what a whole family keeps for a parameter; an inner one's keys begin with its name."""
+    """Return the state of a parameter in a whole family; keys of inner ones start with their name."""
     state: dict[str, Any] = optimizer.state.get(parameter, {})
     if is_of_torch(optimizer):
         return state
@@ -159,7 +159,7 @@ def _is_array(leaf: object) -> bool:
 
 
 def _leaves(value: Any, depth: int = _DEPTH) -> Iterator[Any]:
-    """Yield what is in nested containers, keys of dicts left out."""
+    """Yield the values in nested containers, without keys of dicts."""
     if not isinstance(value, _CONTAINERS) or depth == 0:
         yield value
         return

@@ -17,7 +17,7 @@ PATIENCE = 100
 
 
 class Awaited:
-    """Warns once of signals that are never observed: what reads them never does anything."""
+    """Warns once of signals that are never observed."""
 
     def __init__(self) -> None:
         self._names: set[str] = set()

@@ -36,7 +36,7 @@ class Trigger(Protocol):
     """Decides whether to act on a weight, and how hard."""
 
     def leaves(self) -> Iterator[Leaf]:
-        """Return the single conditions that it is made of."""
+        """Return its single conditions."""
 
     def severity(self, evidence: Evidence, held: MutableSet[str]) -> float | None:
         """Return how bad it is, from 0 to 1; ``None`` if it does not trigger.
@@ -160,7 +160,7 @@ class _Combined(_Combinable):
             yield from part.leaves()
 
     def _severities(self, evidence: Evidence, held: MutableSet[str]) -> list[float]:
-        """Return those of the parts that trigger; every part is asked."""
+        """Return those of the parts that trigger, after all were evaluated."""
         found = [part.severity(evidence, held) for part in self.parts]
         return [severity for severity in found if severity is not None]
 

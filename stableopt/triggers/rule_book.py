@@ -51,7 +51,7 @@ class _Known:
     undefined: set[str] = field(default_factory=set)
 
     def with_observed(self, observed: Mapping[str, Range]) -> _Known:
-        """Return what is known after these observations."""
+        """Return the values after these observations."""
         broken = {metric for metric, ends in observed.items() if any(map(math.isnan, ends))}
         numbers = {metric: ends for metric, ends in observed.items() if metric not in broken}
         undefined = (self.undefined | broken) - numbers.keys()

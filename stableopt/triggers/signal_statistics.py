@@ -140,7 +140,7 @@ class Course:
 
     @classmethod
     def from_state(cls, state: Any) -> Course:
-        """Return what :meth:`state_dict` was made from."""
+        """Return the average with a state of :meth:`state_dict`."""
         course = cls()
         *numbers, count = state
         course._sum, course._weight, course._largest, course._smallest = map(float, numbers)

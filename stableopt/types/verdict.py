@@ -1,4 +1,4 @@
-"""What was found and what is done about it."""
+"""Findings, and verdicts on a step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Action(str, Enum):
 
 
 class Scope(str, Enum):
-    """What a finding is about, and so what undoes it."""
+    """What a finding is about, which decides how it can be undone."""
 
     BATCH = "batch"
     """The batch cannot be used; skipping it is enough."""
@@ -99,7 +99,7 @@ class Verdict:
         rollback: For ``ROLL_BACK``, and for ``STOP`` if there was a snapshot to restore.
         backs_off: Whether the learning rate is lowered from this step on, without a rollback.
         baseline_reset: Whether spikes are accepted as the new normal from here on.
-        tames: Whether the gradients are scaled down to what is usual before the step is taken.
+        tames: Whether the gradients are scaled down to their usual norm before the step.
     """
 
     action: Action
