@@ -68,7 +68,7 @@ def attributes(optimizer: Optimizer, trained: Collection[int]) -> dict[str, Any]
 
 
 def state_of(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, Any]:
-    """Return the state of a parameter in a whole family; keys of inner ones start with their name."""
+    """Return the state of a parameter in a family; keys of inner ones start with their name."""
     state: dict[str, Any] = optimizer.state.get(parameter, {})
     if is_of_torch(optimizer):
         return state

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Evidence(Protocol):
-    """What is known about one weight."""
+    """The readings and signals of one weight."""
 
     def value(self, metric: str, *, largest: bool) -> float | None:
         """Return the newest value of a metric or a signal; ``None`` if there is none.

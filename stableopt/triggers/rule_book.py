@@ -27,7 +27,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class _Standing:
-    """What is known about one rule.
+    """The state of one rule.
 
     Attributes:
         held: Its conditions that hold, for their hysteresis.
@@ -40,7 +40,7 @@ class _Standing:
 
 @dataclass(slots=True)
 class _Known:
-    """What is known about signals.
+    """The newest values of signals.
 
     Attributes:
         ranges: Of every metric that was observed as a number.

@@ -347,8 +347,8 @@ HEALTHY_MUTANTS = {
     ),
     "attributes are not scanned": Mutant(
         "stableopt.health.tensors.scan",
-        '                    inspection.add(Label("state", place), found)',
-        "                    pass",
+        "            inspection.add(Label(\"state\", name), tensor)",
+        "            pass",
         (f"{FAMILY}::test_what_is_not_finite_is_named", "-k", "attributes or flat"),
     ),
     "what a user sets goes back": Mutant(
