@@ -347,7 +347,7 @@ HEALTHY_MUTANTS = {
     ),
     "attributes are not scanned": Mutant(
         "stableopt.health.tensors.scan",
-        "            inspection.add(Label(\"state\", name), tensor)",
+        '            inspection.add(Label("state", name), tensor)',
         "            pass",
         (f"{FAMILY}::test_what_is_not_finite_is_named", "-k", "attributes or flat"),
     ),
