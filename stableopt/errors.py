@@ -1,4 +1,4 @@
-"""What goes wrong, in the words the user reads: what was given, the constraint, what to do."""
+"""Errors, and checks whose messages say what was given, the constraint and what to do."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class StableOptError(Exception):
 
 
 class ConfigError(StableOptError, ValueError):
-    """A setting that cannot work; raised before training starts.
+    """An invalid setting; raised before training starts.
 
     The message has the form ``name=value``, the constraint, what to do.
     """
 
 
 class DivergenceError(StableOptError, RuntimeError):
-    """The run cannot go on: its batches stay bad beyond the limits of the guard.
+    """The run cannot go on: it failed more often than the guard allows.
 
     Attributes:
         event: The :class:`~stableopt.types.Event` that stopped the run.
@@ -72,13 +72,13 @@ def unknown_name(what: str, given: object, known: Iterable[str]) -> ConfigError:
 
 
 def require_int(name: str, value: Any, least: int, meaning: str) -> None:
-    """Refuse what is no int of at least ``least``; ``meaning`` says what it is for."""
+    """Raise ``ConfigError`` unless ``value`` is an int of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name}={value!r} must be an int of at least {least}: {meaning}")
 
 
 def require_number(name: str, value: Any, most: float, meaning: str) -> None:
-    """Refuse what is no number above 0 and at most ``most``."""
+    """Raise ``ConfigError`` unless ``value`` is a number above 0 and at most ``most``."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or not 0 < value <= most:
         top = "" if math.isinf(most) else f" and at most {most:g}"
@@ -86,7 +86,7 @@ def require_number(name: str, value: Any, most: float, meaning: str) -> None:
 
 
 def finite(value: Any) -> float:
-    """Return a number that a checkpoint holds.
+    """Return a number of a checkpoint if it is finite.
 
     Raises:
         TypeError, ValueError: It is not a finite number.

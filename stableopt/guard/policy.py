@@ -50,7 +50,7 @@ class Counts:
     """
 
     skips_in_a_row: int = 0
-    spike_credit: int = SPIKES * STEPS_PER_SPIKE
+    spike_credit: int
     attempts: int = 0
     tokens: int
     lr_scale: float = 1.0
@@ -85,7 +85,7 @@ class Policy(Counts):
     """
 
     def __init__(self, guard: Guard) -> None:
-        super().__init__(tokens=guard.budget)
+        super().__init__(tokens=guard.budget, spike_credit=SPIKES * STEPS_PER_SPIKE)
         self._guard = guard
 
     @property
@@ -128,7 +128,7 @@ class Policy(Counts):
         if any(not (spent and finding.scope is Scope.SPIKE) for finding in skips):
             return self._skip(cause, findings, step, ring)
         if spent:
-            more = f"more than {SPIKES} spikes in {SPIKES * STEPS_PER_SPIKE:,} steps are no fault"
+            more = f"more than {SPIKES} spikes in {SPIKES * STEPS_PER_SPIKE:,} steps"
             return self._take(f"{cause}; {more}: {_NEW_NORMAL}", findings, resets=True)
         return self._take(cause, findings)
 
@@ -208,8 +208,8 @@ class Policy(Counts):
             return ""
         return (
             "it came back after the weights were restored: look at what is kept outside of the "
-            "model, such as hidden states or running averages (opt.track() restores them, too), and "
-            "at the data; "
+            "model, such as hidden states or running averages (opt.track() takes them), and at the "
+            "data; "
         )
 
     def _target(self, attempt: int, step: int, ring: Ring, *, lost: bool) -> Slot | None:
@@ -312,7 +312,7 @@ class Policy(Counts):
 
     def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
         """Return what assigns the counts of a checkpoint; those it lacks start again."""
-        new = asdict(Counts(tokens=self._guard.budget))
+        new = asdict(Policy(self._guard))
         counts = {name: finite(state.get(name, start)) for name, start in new.items()}
         counts["tokens"] = min(counts["tokens"], self._guard.budget)
         return partial(vars(self).update, counts)

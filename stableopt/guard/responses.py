@@ -1,4 +1,4 @@
-"""What is done about each cause: one table, which the policy follows and the docs print."""
+"""The response to each cause: one table, which the policy follows and the docs print."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Cause(NamedTuple):
 
     Attributes:
         meaning: In words.
-        default: What is done about it.
-        allowed: What ``Guard(responses=)`` may ask for.
+        default: The response if ``Guard(responses=)`` does not name the cause.
+        allowed: The responses that it may name.
     """
 
     meaning: str
@@ -36,6 +36,15 @@ _RISK = (_WARN, _LOWER, _BACK, _STOP)
 _NOTICE = (_WARN, _STOP)
 _FROZEN = (_STOP,)
 
+_REASONS = {
+    _STATE: "training cannot go on from a state with a fault in it",
+    _BATCH: "such a step would spoil the weights",
+    **dict.fromkeys((_SPIKE, _SYMPTOM, _FIRST), "an unusual batch is no reason for a rollback"),
+    **dict.fromkeys((_NOTICE, _FROZEN), "neither another batch nor a snapshot would change it"),
+    _RISK: "the fault is in the weights, not in the batch",
+}
+"""Why other responses are not allowed."""
+
 CAUSES: dict[str, Cause] = {
     "nonfinite_gradient": Cause("a gradient is NaN or infinite", _SKIP, _BATCH),
     "nonfinite_loss": Cause("the loss is NaN or infinite, and no gradient is", _WARN, _SYMPTOM),
@@ -47,8 +56,8 @@ CAUSES: dict[str, Cause] = {
     "nonfinite_weight": Cause("a weight is NaN or infinite", _BACK, _STATE),
     "nonfinite_state": Cause("a tensor of the optimizer's state is NaN or infinite", _BACK, _STATE),
     "nonfinite_buffer": Cause("a buffer of the model is NaN or infinite", _BACK, _STATE),
-    "nonfinite_tracked": Cause("something that is tracked is NaN or infinite", _BACK, _STATE),
-    "huge_weight": Cause("a weight is beyond `max_weight`", _BACK, _STATE),
+    "nonfinite_tracked": Cause("a tensor of a tracked object is NaN or infinite", _BACK, _STATE),
+    "huge_weight": Cause("a weight is larger than `max_weight`", _BACK, _STATE),
     "huge_state": Cause("a tensor of the optimizer's state is too large", _BACK, _STATE),
     "huge_buffer": Cause("a buffer of the model is too large", _BACK, _STATE),
     "jumped_weight": Cause("a weight is many times as large as some steps ago", _BACK, _STATE),
@@ -59,9 +68,9 @@ CAUSES: dict[str, Cause] = {
     "changed_frozen": Cause("a frozen weight has changed", _WARN, _NOTICE),
     "stalled_weight": Cause("a weight does not move, though it has a gradient", _WARN, _NOTICE),
     "large_update": Cause("an update is far longer than the weight itself", _WARN, _RISK),
-    "risk_warning": Cause("the sensors see a weight leave its range", _WARN, _RISK),
-    "risk_danger": Cause("a weight is where healthy training was never seen", _WARN, _RISK),
-    "risk_instability": Cause("several weights are, or one is not finite", _WARN, _RISK),
+    "risk_warning": Cause("a weight has left its healthy range or its own course", _WARN, _RISK),
+    "risk_danger": Cause("a weight is in a range never seen in healthy training", _WARN, _RISK),
+    "risk_instability": Cause("several weights are there, or one is not finite", _WARN, _RISK),
 }
 """By the kind of the finding."""
 
@@ -70,14 +79,14 @@ ON_RISK = {"risk_danger": _LOWER, "risk_instability": _BACK}
 
 
 Pairs = tuple[tuple[str, str], ...]
-"""Causes and what is done about them, as a value that cannot change."""
+"""Causes and responses, as a value that cannot change."""
 
 
 def response_to(finding: Finding, given: Pairs, *, act_on_risk: bool) -> Response:
-    """Return what is to be done about a finding.
+    """Return the response to a finding.
 
     Args:
-        finding: What was found.
+        finding: The finding.
         given: ``Guard.responses``.
         act_on_risk: ``Guard.act_on_risk``.
     """
@@ -95,12 +104,12 @@ def check_responses(given: object) -> Pairs:
     """Return ``Guard.responses`` as pairs of plain strings.
 
     Raises:
-        ConfigError: There is no such cause or response, or it is none for that cause.
+        ConfigError: There is no such cause, or it does not have that response.
     """
     pairs = isinstance(given, tuple) and all(isinstance(p, tuple) and len(p) == 2 for p in given)
     if not isinstance(given, Mapping) and not pairs:
         raise ConfigError(
-            f"responses={given!r} must be a dict from causes to what is done about them, e.g. "
+            f"responses={given!r} must be a dict from causes to responses, e.g. "
             "{'loss_spike': 'warn'}"
         )
     found = {}
@@ -111,20 +120,7 @@ def check_responses(given: object) -> Pairs:
         if response not in allowed:
             raise ConfigError(
                 f"responses[{kind!r}]={response!r} must be one of {', '.join(allowed)}: "
-                f"{_reason(kind)}"
+                f"{_REASONS[CAUSES[kind].allowed]}"
             )
         found[str(kind)] = Response(response).value
     return tuple(found.items())
-
-
-def _reason(kind: str) -> str:
-    allowed = CAUSES[kind].allowed
-    if allowed == _STATE:
-        return "training cannot go on from a state with a fault in it"
-    if allowed == _BATCH:
-        return "such a step would spoil the weights"
-    if allowed in (_SPIKE, _SYMPTOM, _FIRST):
-        return "a batch that is merely unlike the others is no reason to go back"
-    if allowed in (_NOTICE, _FROZEN):
-        return "neither another batch nor a snapshot changes anything about it"
-    return "the batch is not to blame for what the weights are"

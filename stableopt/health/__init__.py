@@ -1,1 +1,1 @@
-"""JUDGE: detectors that turn what was observed into findings."""
+"""JUDGE: detectors that turn observations into findings."""

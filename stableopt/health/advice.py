@@ -1,4 +1,4 @@
-"""What can be known before training: what will not go back, and what cannot end well."""
+"""Warnings before training: state that no rollback restores, and an ``eps`` that vanishes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 def beyond_reach(optimizer: Optimizer) -> list[str]:
-    """Return what is to be said of state that no rollback will restore."""
+    """Return a warning for all state that no rollback restores."""
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     return [
-        f"{type(member).__name__} keeps state in its attribute {what}, which cannot be "
-        "looked into: they are not checked, and a rollback leaves them as they are; "
-        "opt.track() takes anything with state_dict() and load_state_dict()"
+        f"{type(member).__name__} keeps state in its attribute {what}, which stableopt cannot "
+        "read: it is neither checked nor restored by a rollback; opt.track() takes anything with "
+        "state_dict() and load_state_dict()"
         for member in family(optimizer)
         for what in unseen(member, trained)
     ]
 
 
 def vanishing_eps(optimizer: Optimizer) -> Iterator[str]:
-    """Yield what is to be said of an ``eps`` that is zero in the dtype of the weights."""
-    told = set()
+    """Yield a warning for every ``eps`` that is zero in the dtype of the weights."""
+    seen = set()
     for group in optimizer.param_groups:
         eps = group.get("eps")
         if not isinstance(eps, float) or eps == 0.0:
@@ -40,8 +40,8 @@ def vanishing_eps(optimizer: Optimizer) -> Iterator[str]:
         }
         for dtype in sorted(dtypes, key=str):
             lost = float(torch.tensor(eps, dtype=dtype)) == 0.0
-            if lost and (eps, dtype) not in told:
-                told.add((eps, dtype))
+            if lost and (eps, dtype) not in seen:
+                seen.add((eps, dtype))
                 yield (
                     f"eps={eps:g} of {type(optimizer).__name__} is 0 in {dtype}, the dtype of the "
                     "weights: small second moments vanish as well, and 0 / 0 is NaN. Keep the "

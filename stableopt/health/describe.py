@@ -1,4 +1,4 @@
-"""What is wrong with which tensor, in a sentence."""
+"""Findings about tensors, as sentences."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 class Label(NamedTuple):
-    """What a tensor is.
+    """Which tensor it is.
 
     Attributes:
         kind: ``"weight"``, ``"frozen"``, ``"state"``, ``"buffer"`` or ``"tracked"``.
-        owner: The place of the parameter, or what the buffer or attribute is known by.
-        key: Which entry of the state; empty for an attribute of the optimizer, and otherwise.
+        owner: The place of the parameter, or the key or name of anything else.
+        key: Of an entry of a parameter's state; otherwise empty.
     """
 
     kind: str
@@ -26,12 +26,20 @@ class Label(NamedTuple):
 
 
 _SAYS = {
-    "nonfinite": "{} not finite themselves",
+    "nonfinite": "{} not finite",
     "huge": "{} absurdly large",
     "jumped": "{} many times as large as some steps ago (if on purpose: Guard(weight_jump=None))",
     "vanished": "{} smaller than decay allows (if on purpose: Guard(moment_drop=None))",
     "negative_moment": "{} negative, which squares never are",
     "moment_bound": "{} larger than the second moment allows",
+}
+
+
+_SUBJECTS = {
+    "weight": "the weights of",
+    "frozen": "the frozen weights of",
+    "buffer": "the buffers",
+    "tracked": "the tracked tensors",
 }
 
 
@@ -41,8 +49,8 @@ def describe(
     """Return one finding per kind of fault and kind of tensor.
 
     Args:
-        faults: What :meth:`Inspection.faults` returned.
-        name: How people call a tensor.
+        faults: Returned by :meth:`Inspection.faults`.
+        name: Returns the name of a tensor.
     """
     together: dict[tuple[str, str, str], list[str]] = {}
     for kind, label in faults:
@@ -51,15 +59,11 @@ def describe(
             names.append(called)
     findings = []
     for (kind, what, key), names in together.items():
-        subject = {"weight": "the weights of ", "buffer": "the buffers "}
-        subject["state"] = f"{key} of " if key else "the optimizer's "
-        subject |= {"tracked": "what is tracked as ", "frozen": "the frozen weights of "}
-        verb = "is" if what in ("state", "tracked") else "are"
+        subject = _SUBJECTS.get(what) or (f"{key} of" if key else "the optimizer's")
+        verb = "is" if what == "state" else "are"
         says = next(text for start, text in _SAYS.items() if kind.startswith(start)).format(verb)
-        if verb == "is":
-            says = says.replace(" themselves", "")
         if what == "frozen":
             says += ", and no snapshot holds them"
-        message = f"{subject[what]}{listed(names)} {says}"
+        message = f"{subject} {listed(names)} {says}"
         findings.append(Finding(kind=kind, message=message, scope=Scope.STATE, where=tuple(names)))
     return tuple(findings)

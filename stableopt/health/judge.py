@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stableopt.health.describe import Label, describe
-from stableopt.health.steps.blame import Culprits
+from stableopt.health.steps.blame import Blame
 from stableopt.health.steps.nonfinite import find_nonfinite
 from stableopt.health.steps.spikes import SpikeDetector
 from stableopt.health.steps.updates import UpdateWatch
@@ -38,23 +38,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stableopt")
 
 QUIET = 100
-"""Calls after which a loss that is not finite, while all gradients are, is told again."""
+"""Calls after which a loss that is not finite, while all gradients are, is reported again."""
 
 
 class Judge:
-    """Looks at every step, and at everything as soon as one thing is wrong.
+    """Checks every step, and everything as soon as one fault is found.
 
     Args:
         optimizer: The inner optimizer.
-        model: Gives names.
-        buffers: The model's buffers as of the last healthy step: what a batch that is
-            skipped did to them does not count.
+        model: Has the names.
+        buffers: The model's buffers as of the last healthy step, without the changes of the batch.
         guard: The limits.
-        tracked: What the user moves beside the optimizer; looked at with everything else.
+        tracked: Objects that the user tracks; checked with everything else.
 
     Attributes:
-        accepted: Whether what training begins with has been taken for meant to be so; until
-            then the scan alone is no reason for a finding.
+        accepted: Whether the initial state was taken as intended; before that, a fault that only
+            the scan finds is no finding.
     """
 
     def __init__(
@@ -76,23 +75,23 @@ class Judge:
         self._part = Inspection(self._inspector)
         self.accepted = False
         self.spikes = SpikeDetector(guard.loss_spike, guard.gradient_spike)
-        self._culprits = Culprits()
+        self._blame = Blame()
         self._frozen = FrozenWatch(optimizer, model, guard.scan_period)
         self.updates = UpdateWatch(optimizer)
         self._members = Membership(optimizer)
         self._counts = [0, 0, 0]
         self._guard = guard
         self._calls = self._loads = 0
-        self._told_loss: int | None = None
-        # What searches along a line decides by the loss, too.
+        self._reported_at: int | None = None
+        # A line search uses the loss, too.
         self._loss_decides = requires_closure(optimizer)
 
     def start(self) -> list[float | Tensor]:
-        """Return what :meth:`findings` needs read, beside the observation."""
+        """Return the numbers that :meth:`findings` needs, beside the observation."""
         self._inspector.moments.call += 1
         self._calls += 1
         loads = 0 if self._buffers is None else self._buffers.loads
-        if loads != self._loads:  # weights were put there on purpose: no past is held against them
+        if loads != self._loads:  # load_state_dict has replaced weights: forget their past
             self._loads = loads
             self._inspector.history.forget()
             self._frozen.forget()
@@ -107,11 +106,11 @@ class Judge:
         return [number for numbers in asked for number in numbers]
 
     def findings(self, observation: Observation, numbers: Sequence[float]) -> tuple[Finding, ...]:
-        """Return what is held against a step.
+        """Return what is wrong with a step.
 
         Args:
-            observation: What is known about it.
-            numbers: What :meth:`start` asked for.
+            observation: Its loss and gradients.
+            numbers: The values of what :meth:`start` returned.
         """
         part, self._part = self._part, Inspection(self._inspector)
         numbers = numbers[: self._counts[0]]
@@ -124,27 +123,27 @@ class Judge:
         return ()
 
     def _symptom(self, found: tuple[Finding, ...]) -> tuple[Finding, ...]:
-        """Return a loss that is not finite, though gradients are, if it is to be told now."""
+        """Return a loss that is not finite, though gradients are, unless it was reported lately."""
         for finding in found:
             if self._buffers is not None and self._buffers.spoilt():
                 message = f"{finding.message}, but the batch has made buffers not finite"
                 return (replace(finding, message=message, scope=Scope.BATCH, response="skip"),)
-            told, only_told = self._told_loss, self._guard.response_to(finding).value == "warn"
-            if only_told and told is not None and self._calls < told + QUIET:
+            before, warns = self._reported_at, self._guard.response_to(finding).value == "warn"
+            if warns and before is not None and self._calls < before + QUIET:
                 return ()
-            self._told_loss = self._calls
+            self._reported_at = self._calls
         return found
 
     def _first(self, observation: Observation) -> tuple[Finding, ...]:
-        """Return whether the first gradient was out of all proportion, where that lasts."""
+        """Return a finding if the first gradient was far too large and moments remember it."""
         found = self.spikes.first_was_out(observation)
         return (found,) if found and remembers(self._optimizer) else ()
 
     def notices(self, numbers: Sequence[float]) -> tuple[Finding, ...]:
-        """Return what training could go on with, but somebody should know.
+        """Return findings with which training can go on.
 
         Args:
-            numbers: What :meth:`start` asked for, in a step that nothing else is held against.
+            numbers: The values of what :meth:`start` returned, in a step without other findings.
         """
         scanned, frozen, _ = self._counts
         found = self._frozen.findings(numbers[scanned : scanned + frozen])
@@ -152,9 +151,9 @@ class Judge:
         return found and (self.damage() or found)
 
     def learn(self, observation: Observation) -> None:
-        """Remember an observation that nothing was found in."""
+        """Remember an observation without findings."""
         self.spikes.learn(observation)
-        self._culprits.learn(observation.gradients)
+        self._blame.learn(observation.gradients)
 
     def _spikes(self, observation: Observation) -> tuple[Finding, ...]:
         found, gradients = self.spikes.judge(observation), observation.gradients
@@ -166,13 +165,13 @@ class Judge:
         if gradients is None:
             return found
         if together:
-            return self._culprits.name(found, gradients, names)
+            return self._blame.name(found, gradients, names)
         for number, finding in groups.items():
-            found += self._culprits.name((finding,), gradients.of_group(number), names)
+            found += self._blame.name((finding,), gradients.of_group(number), names)
         return found
 
     def nonfinite(self, observation: Observation) -> tuple[Finding, ...]:
-        """Return what is not finite in an observation."""
+        """Return findings about a loss and gradients that are not finite."""
         if is_finite(observation):
             return ()
         found = find_nonfinite(observation, self._parameter_names())
@@ -181,27 +180,27 @@ class Judge:
         return found
 
     def damage(self) -> tuple[Finding, ...]:
-        """Look at all weights, state and buffers; return what is wrong with them."""
+        """Check all weights, state and buffers; return the findings."""
         faults = self._faults(self._everything())
         return describe(faults, self._names()) if faults else ()
 
     def has_same_parameters(self) -> bool:
-        """Return whether the optimizer has the parameters that are known."""
+        """Return whether the optimizer still has the same parameters."""
         return self._members.is_same()
 
     def meet(self) -> set[Position]:
-        """Look at parameters that have come, and know all others by where they are now.
+        """Check new parameters, and follow all others to their new places.
 
-        A weight that is not finite when it comes is meant to be so; nothing else is.
+        A new weight that is not finite is taken as intended; its state is not.
 
         Returns:
-            The places of those that have come with a state that is of no use.
+            The places of new parameters whose state has a fault.
         """
         moved, new = self._members.update()
         if not self.accepted:
             return set()
         self._inspector.move(moved)
-        self._culprits.move(moved)
+        self._blame.move(moved)
         self.updates.forget()
         if any(place.group != now.group for place, now in moved.items()):
             self.spikes.forget_groups()
@@ -210,19 +209,19 @@ class Judge:
         masks = [(kind, label) for kind, label in faults if label.kind == "weight"]
         if masks:
             self._inspector.accept(label for _, label in masks)
-            self._say(masks, "with parameters that were added")
+            self._warn(masks, "with parameters that were added")
         spoilt = {label.owner for _, label in faults if label.kind == "state"}
         return {place for place in new if place in spoilt}
 
-    def _say(self, faults: list[tuple[str, Label]], when: str) -> None:
+    def _warn(self, faults: list[tuple[str, Label]], when: str) -> None:
         logger.warning(
-            "%s %s: this is left alone, and not looked at again",
+            "%s %s: taken as intended, and not checked from now on",
             when,
             "; ".join(finding.message for finding in describe(faults, self._names())),
         )
 
     def accept(self) -> None:
-        """Take what is there now for meant to be so: training begins with it."""
+        """Take the current state as intended: training starts with it."""
         self.accepted = True
         self._members.update()
         self._inspector.forget()
@@ -235,31 +234,31 @@ class Judge:
         everything.learn(numbers)
         if faults:
             self._inspector.accept(label for _, label in faults)
-            self._say(faults, "before the first step")
+            self._warn(faults, "before the first step")
 
     def accept_state(self) -> None:
-        """Take what an optimizer of others has made for its state for meant to be so."""
+        """Take the current state of an optimizer that is not torch's as intended."""
         if not self._inspector.laws.of_torch:
             faults = self._faults(self._scan.everything())
             self._inspector.accept(label for _, label in faults if label.kind == "state")
 
     def restart(self) -> None:
-        """Begin the scan anew: weights and state are others than before."""
+        """Start the scan again: weights and state were restored."""
         self._scan.restart()
         self._inspector.moments.forget()
         self.updates.restart()
 
     def forget(self) -> None:
-        """Begin with what is there at the next step: a checkpoint was loaded."""
+        """Accept the state at the next step: a checkpoint was loaded."""
         self._scan.restart()
         self.accepted = False
 
     def _everything(self) -> Inspection:
         inspection = self._scan.everything()
         for name, tensor in self._tracked.tensors():
-            inspection.add_tracked(name, tensor)
+            inspection.add(Label("tracked", name), tensor)
         for name, tensor in self._frozen.beside():
-            inspection.add_frozen(name, tensor)
+            inspection.add(Label("frozen", name), tensor)
         return inspection
 
     def _faults(self, inspection: Inspection) -> list[tuple[str, Label]]:
@@ -280,6 +279,6 @@ class Judge:
 
 
 def is_finite(observation: Observation) -> bool:
-    """Tell whether loss and gradients are finite, as far as they were observed."""
+    """Return whether loss and gradients are finite, as far as they were observed."""
     loss, gradients = observation.loss, observation.gradients
     return (loss is None or math.isfinite(loss)) and not (gradients and gradients.nonfinite)

@@ -1,4 +1,4 @@
-"""Has a run been calm long enough to ask more of it?"""
+"""Whether a run has been stable for long enough."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 COOLDOWN = 50
-"""Calls that a run without a guard has to be calm for."""
+"""Calls without a fault before a run without a guard counts as stable."""
 
 
 class Stability:
-    """Counts the calls of ``step()`` since anything was wrong. Never goes back.
+    """Counts the calls of ``step()`` since the last fault. A rollback does not restore the count.
 
     Args:
-        cooldown: Calls that a run must be calm for.
+        cooldown: Calls without a fault before a run counts as stable.
     """
 
     def __init__(self, cooldown: int) -> None:
@@ -24,12 +24,12 @@ class Stability:
         self.calm = 0
 
     def note(self, *, healthy: bool) -> None:
-        """Hear what a call was like."""
+        """Note whether a call was healthy."""
         self.calm = self.calm + 1 if healthy else 0
 
     @property
     def is_stable(self) -> bool:
-        """Whether the run has been calm for so many calls: lost at once, regained slowly."""
+        """Whether there was no fault in the last ``cooldown`` calls."""
         return self.calm >= self._cooldown
 
     def state_dict(self) -> dict[str, int]:

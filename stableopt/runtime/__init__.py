@@ -1,1 +1,1 @@
-"""Walking tensors, names and scalars: what the rooms above need of torch's runtime."""
+"""Helpers for tensors, names and scalars that all other packages use."""

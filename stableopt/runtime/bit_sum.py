@@ -1,4 +1,4 @@
-"""Sums over the bits of tensors, which tell whether anything has changed."""
+"""Checksums of tensors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def bit_sum(tensor: Tensor) -> Tensor:
     """Return the sum of all values, read as integers, modulo the size of an integer.
 
-    Any single flip of a bit changes it, and so does nearly everything else; what it cannot see
-    is that whole words have changed places. Equal bits in equal strides give equal sums.
+    Any flip of a single bit changes it, and so does nearly every other change; whole words that
+    have changed places do not. Equal bits in equal strides give equal sums.
 
     Args:
         tensor: Strided, of any dtype and shape.

@@ -1,4 +1,4 @@
-"""An optimizer and what it keeps beside ``.state``: other optimizers, tensors in attributes."""
+"""An optimizer with the optimizers and tensors in its attributes, beside ``.state``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
 _DEPTH = 6
-"""Containers in containers that are looked into."""
+"""How deeply nested containers are searched."""
 
 _OF_TORCH = frozenset(
     {"param_groups", "state", "defaults", "grad_scale", "found_inf", "step", "_opt_called"}
@@ -30,7 +30,7 @@ _NUMBERS = (int, float, bool)
 def family(optimizer: Optimizer) -> list[Optimizer]:
     """Return an optimizer and those that it holds in its attributes (Lookahead, SAM, GaLore).
 
-    One of torch's that shares its ``.state`` with another is in there with the other.
+    An optimizer of torch that shares its ``.state`` with one in the list is left out.
     """
     found: list[Optimizer] = []
     waiting = deque([optimizer])
@@ -56,7 +56,7 @@ def attributes(optimizer: Optimizer, trained: Collection[int]) -> dict[str, Any]
 
     Args:
         optimizer: One of a :func:`family`.
-        trained: The ``id`` of every parameter: they are no state.
+        trained: The ``id`` of every parameter: parameters are no state.
     """
     if is_of_torch(optimizer):
         return {}
@@ -68,7 +68,7 @@ def attributes(optimizer: Optimizer, trained: Collection[int]) -> dict[str, Any]
 
 
 def state_of(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, Any]:
-    """Return what a whole family keeps for a parameter; an inner one's keys begin with its name."""
+    """Return the state of a parameter in a family; keys of inner ones start with their name."""
     state: dict[str, Any] = optimizer.state.get(parameter, {})
     if is_of_torch(optimizer):
         return state
@@ -118,7 +118,7 @@ def numbers(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def unseen(optimizer: Optimizer, trained: Collection[int]) -> Iterator[str]:
-    """Yield what holds tensors in a way that nothing here can look into, as ``attribute (Type)``.
+    """Yield attributes with tensors inside objects of other types, as ``attribute (Type)``.
 
     Args:
         optimizer: One of a :func:`family`.
@@ -154,12 +154,12 @@ def _is_state(value: Any, trained: Collection[int]) -> bool:
 
 
 def _is_array(leaf: object) -> bool:
-    """Return whether something is an array of numpy."""
+    """Return whether ``leaf`` is a numpy array."""
     return type(leaf).__module__ == "numpy" and hasattr(leaf, "__array_interface__")
 
 
 def _leaves(value: Any, depth: int = _DEPTH) -> Iterator[Any]:
-    """Yield what is in nested containers, keys of dicts left out."""
+    """Yield the values in nested containers, without keys of dicts."""
     if not isinstance(value, _CONTAINERS) or depth == 0:
         yield value
         return
@@ -168,7 +168,7 @@ def _leaves(value: Any, depth: int = _DEPTH) -> Iterator[Any]:
 
 
 def _has_tensors(thing: object, trained: Collection[int]) -> bool:
-    """Return whether an object has state: tensors that are not trained, an optimizer, or chance."""
+    """Return whether an object has state: untrained tensors, an optimizer or a generator."""
     if isinstance(thing, torch.Generator):
         return True
     if isinstance(thing, nn.Module):

@@ -1,4 +1,4 @@
-"""Work that only reads, beside training: on a side stream where there is one, else inline."""
+"""Run work that only reads beside training: on a CUDA stream of its own, else at once."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Transfer:
     """Numbers on their way to the host.
 
     Args:
-        values: On the host, or about to be.
-        done: Recorded behind them; ``None`` if they are there already.
-        started: Recorded before them.
+        values: On the host, or on their way there.
+        done: Event recorded after them; ``None`` if they are there already.
+        started: Event recorded before them.
     """
 
     def __init__(self, values: Sequence[Tensor], done: Any = None, started: Any = None) -> None:
@@ -33,7 +33,7 @@ class Transfer:
         return self._done is not None and not self._done.query()
 
     def wait(self) -> Sequence[Tensor]:
-        """Return the values, on the host; nothing that was sent reads a weight any more."""
+        """Return the values on the host; the work no longer reads any weight."""
         if self._done is not None:
             self._done.synchronize()
         return self._values
@@ -49,19 +49,19 @@ class Transfer:
 class Lane:
     """Runs work that reads weights, without making training wait.
 
-    On a CUDA device the work is queued on a stream of its own, behind everything queued so far
-    on the current one, and its results are copied to pinned host memory. Whoever changes what
-    it reads calls :meth:`Transfer.wait` first. On the CPU it runs at once.
+    On a CUDA device the work is queued on a stream of its own, after everything queued so far
+    on the current one, and its results are copied to pinned host memory. Call :meth:`Transfer.wait`
+    before you change what it reads. On the CPU it runs at once.
     """
 
     def __init__(self) -> None:
         self._streams: dict[torch.device, Any] = {}
 
     def run(self, device: torch.device, work: Callable[[], Sequence[Tensor]]) -> Transfer:
-        """Run ``work``; nothing of it is recorded by autograd or touched by autocast.
+        """Run ``work`` without autograd and autocast.
 
         Args:
-            device: Where everything that ``work`` reads lies.
+            device: Of everything that ``work`` reads.
             work: Queues kernels and returns small tensors.
         """
         with undisturbed(device):
@@ -95,7 +95,7 @@ class Lane:
 
 @contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
-    """Compute on ``device`` and on the host as written: no autograd, no autocast."""
+    """Disable autograd, and autocast on ``device`` and on the CPU."""
     with torch.no_grad(), ExitStack() as stack:
         for kind in {device.type, "cpu"}:
             stack.enter_context(torch.autocast(kind, enabled=False))

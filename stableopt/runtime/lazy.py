@@ -1,4 +1,4 @@
-"""Packages that import a name when it is first asked for, so that importing one costs nothing."""
+"""Packages that import a name at its first use, so that ``import stableopt`` is fast."""
 
 from __future__ import annotations
 

@@ -16,12 +16,12 @@ NARROW = 1e10
 
 
 def largest(dtype: torch.dtype) -> float:
-    """Return the magnitude above which squares overflow; none where numbers end before that."""
+    """Return the magnitude above which squares overflow; infinity for narrow dtypes."""
     numbers = torch.finfo(dtype).max if dtype.is_floating_point or dtype.is_complex else 0.0
     return math.sqrt(numbers) if numbers > NARROW else math.inf
 
 
 def unmasked(table: Tensor) -> Tensor:
-    """Return a table without what is there to rule something out: ±Inf, or the largest number."""
+    """Return a tensor with zeros in place of ±Inf and the largest number, as masks have them."""
     sizes = table.abs()
     return torch.where(sizes >= torch.finfo(table.dtype).max, torch.zeros_like(table), table)

@@ -1,4 +1,4 @@
-"""Which parameters an optimizer has, and which of them have come, moved or left."""
+"""Which parameters an optimizer has, and which were added, moved or removed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Membership:
-    """Remembers the parameters of an optimizer, by what they are and not by where they stand.
+    """Remembers the parameters of an optimizer by identity.
 
     Args:
-        optimizer: Whose.
+        optimizer: The optimizer.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -33,7 +33,7 @@ class Membership:
         return has_shape(self._optimizer, self._shape)
 
     def update(self) -> tuple[dict[Position, Position], list[Position]]:
-        """Return where the known ones are now, by where they were, and the places of new ones."""
+        """Return new places of known parameters by old ones, and the places of new parameters."""
         old, self._known = self._known, _known(self._optimizer)
         self._shape = shape_of(self._optimizer)
         before = {id(parameter): (place, shape) for place, (parameter, shape) in old.items()}
@@ -50,11 +50,11 @@ class Membership:
         return {"optimizer": self._optimizer}
 
     def __setstate__(self, state: dict[str, Optimizer]) -> None:
-        # A copy has parameters of its own; the optimizer may not be filled yet.
+        # A copy has parameters of its own; its optimizer may not be unpickled yet.
         self._optimizer = state["optimizer"]
         self._shape, self._known = [], {}
 
 
 def _known(optimizer: Optimizer) -> dict[Position, tuple[Tensor, torch.Size]]:
-    # Not by weak references: torch.utils.swap_tensors refuses what has some.
+    # No weak references: torch.utils.swap_tensors refuses tensors that have some.
     return {place: (p, p.shape) for place, p in positions(optimizer).items()}

@@ -1,4 +1,4 @@
-"""Name parameters for people: by the model, by ``named_parameters``, else by position."""
+"""Names of parameters: from the model, from ``named_parameters``, else by position."""
 
 from __future__ import annotations
 

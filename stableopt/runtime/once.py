@@ -12,17 +12,17 @@ logger = logging.getLogger("stableopt")
 
 
 def warn_once(
-    said: MutableSet[object], key: Hashable, message: str, *arguments: object, level: int = 30
+    logged: MutableSet[object], key: Hashable, message: str, *arguments: object, level: int = 30
 ) -> None:
     """Log a message, unless that of the same key was logged before.
 
     Args:
-        said: The keys so far.
+        logged: The keys of messages so far; updated.
         key: Of the message.
         message: As for :func:`logging.warning`.
         *arguments: As for :func:`logging.warning`.
         level: Of the record; a warning if not given.
     """
-    if key not in said:
-        said.add(key)
+    if key not in logged:
+        logged.add(key)
         logger.log(level, message, *arguments)

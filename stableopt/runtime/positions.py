@@ -1,4 +1,4 @@
-"""Where the parameters of an optimizer stand."""
+"""The places of parameters in the groups of an optimizer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def positions(optimizer: Optimizer) -> dict[Position, Tensor]:
 
 
 def parameter_at(optimizer: Optimizer, place: Position) -> Tensor | None:
-    """Return the parameter that stands there now; ``None`` if none does."""
+    """Return the parameter at a place; ``None`` if there is none."""
     groups = optimizer.param_groups
     if place.group >= len(groups) or place.place >= len(groups[place.group]["params"]):
         return None
@@ -44,7 +44,7 @@ Shape: TypeAlias = "list[list[tuple[int, torch.Size | None, torch.dtype]]]"
 
 
 def shape_of(optimizer: Optimizer) -> Shape:
-    """Return what a copy is bound to: which parameters there are, how large, and of which dtype."""
+    """Return the identity, shape and dtype of every parameter: a copy fits only these."""
     return [
         [(id(p), p.shape if _has_shape(p) else None, p.dtype) for p in group["params"]]
         for group in optimizer.param_groups
@@ -52,7 +52,7 @@ def shape_of(optimizer: Optimizer) -> Shape:
 
 
 def has_shape(optimizer: Optimizer, shape: Shape) -> bool:
-    """Return whether :func:`shape_of` would return ``shape``; faster than asking it."""
+    """Return whether ``shape_of(optimizer) == shape``, but faster."""
     groups = optimizer.param_groups
     if len(groups) != len(shape):
         return False
@@ -69,5 +69,5 @@ def has_shape(optimizer: Optimizer, shape: Shape) -> bool:
 
 
 def _has_shape(parameter: Tensor) -> bool:
-    """The same as ``has_data`` for nearly everything, and fast: it is asked in every step."""
+    """Return ``has_data`` for nearly every parameter, but faster: it is called in every step."""
     return not parameter.is_meta if type(parameter) is Parameter else has_data(parameter)

@@ -1,4 +1,4 @@
-"""Bring numbers from the device to the host, in as few transfers as there are devices."""
+"""Copy numbers to the host, with one transfer per device."""
 
 from __future__ import annotations
 

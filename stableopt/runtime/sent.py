@@ -1,4 +1,4 @@
-"""Numbers that are sent to the host now, and read when somebody needs them."""
+"""Numbers that are copied to the host now, and read later."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class Sent:
-    """Scalars and tensors on their way to the host, behind the work that computes them.
+    """Scalars and tensors on their way to the host, after the work that computes them.
 
     Args:
-        lane: Copies what is on an accelerator to pinned memory, without a wait.
+        lane: Copies from an accelerator to pinned memory, without a wait.
         scalars: Python numbers and one-element real tensors, on any devices.
-        tensors: Tensors that nobody writes to any more.
+        tensors: Tensors that are not written to any more.
 
     Cost:
         One small copy per accelerator, and one per tensor on one.
@@ -43,7 +43,7 @@ class Sent:
         for i, tensor in enumerate(tensors):
             if is_remote(tensor):
                 remote.setdefault(tensor.device, ([], []))[1].append(i)
-        # Held until they are read: the allocator must not give their memory away before.
+        # Held until they are read, so that the allocator does not reuse their memory before.
         self._held = (tuple(scalars), tuple(tensors))
         for device, (some, others) in remote.items():
             transfer = lane.run(device, partial(self._gather, device, some, others))
@@ -69,5 +69,5 @@ class Sent:
 
 
 def is_remote(tensor: Tensor) -> bool:
-    """Tell whether the host has to wait for what is in ``tensor``."""
+    """Return whether the host has to wait for the values of ``tensor``."""
     return tensor.device.type != "cpu"

@@ -1,4 +1,4 @@
-"""Where the values of a tensor lie: whether they are there, and which of them share a place."""
+"""The storage of a tensor: whether it has values, and which of them overlap."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def has_data(tensor: Tensor) -> bool:
 
     They cannot on the meta device (a model that is built before it gets memory, a base that is
     offloaded between two forward passes), under ``FakeTensorMode``, in a lazy parameter that has no
-    shape yet, and in storage that was freed.
+    shape yet, or after the storage was freed.
     """
     if type(tensor) in _PLAIN:
         if tensor.is_meta:
@@ -30,8 +30,7 @@ def has_data(tensor: Tensor) -> bool:
 def is_plain(tensor: Tensor) -> bool:
     """Return whether the values of a tensor can be read, compared and copied one by one.
 
-    Those of sparse, nested, quantized and half-precision complex tensors cannot, as far as torch
-    has kernels for it.
+    Torch lacks kernels for that for sparse, nested, quantized and half-precision complex tensors.
     """
     return (
         has_data(tensor)
@@ -42,16 +41,15 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def is_fake(tensor: Tensor) -> bool:
-    """Return whether a tensor only pretends to have values, as under ``FakeTensorMode``."""
+    """Return whether a tensor is a ``FakeTensor``, which has no values."""
     fake = sys.modules.get("torch._subclasses.fake_tensor")
     return fake is not None and isinstance(tensor, fake.FakeTensor)
 
 
 def without_overlap(target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-    """Return views of two tensors of one shape, of all elements that have a place in the first.
+    """Return views of two tensors of one shape, without elements that overlap in the first.
 
-    An expanded tensor has many elements in one place, and torch refuses to write to it. What is
-    left of it can be written to.
+    An expanded tensor has many elements at one address, and torch refuses to write to it.
     """
     for dim, (size, stride) in enumerate(zip(target.shape, target.stride(), strict=True)):
         if stride == 0 and size > 1:

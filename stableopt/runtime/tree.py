@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def tree_tensors(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
-    """Yield the strided tensors that hold all there is in a nested value, shared ones once."""
+    """Yield the strided tensors of a nested value (of subclasses, the inner ones), each once."""
     seen = set() if seen is None else seen
     if id(value) in seen:
         return

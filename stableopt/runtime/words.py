@@ -1,4 +1,4 @@
-"""Numbers, names, sizes and times as people read them: in messages, on terminals, on pages."""
+"""Numbers, names, sizes and times as text for messages, terminals and pages."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""ACT: copies of everything that a step moves, and the way back to them."""
+"""ACT: copies of everything that a step changes, to be restored."""

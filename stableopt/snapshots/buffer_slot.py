@@ -1,4 +1,4 @@
-"""One buffer of a model: what it was, and what it is now."""
+"""One buffer of a model: its copy, and its value now."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn.modules.module import (
 )
 
 from stableopt.runtime.magnitudes import largest, unmasked
+from stableopt.runtime.storage import is_plain
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,10 +24,10 @@ class Slot:
     """One buffer.
 
     Attributes:
-        module: Whose it is.
+        module: The module that has it.
         key: Its name there.
-        copy: What it was; ``None`` if there was nothing.
-        live: The ``id`` of the tensor that was copied; ``None`` where that is not known.
+        copy: Of its values; ``None`` if it was ``None``.
+        live: The ``id`` of the tensor that was copied; ``None`` if that is not known.
     """
 
     module: nn.Module
@@ -36,12 +37,12 @@ class Slot:
 
     @property
     def now(self) -> Tensor | None:
-        """What is there now."""
+        """The tensor that is there now."""
         return self.module._buffers.get(self.key)
 
     @property
     def rebound(self) -> bool:
-        """Whether another tensor stands in its place now."""
+        """Whether it is another tensor now."""
         return self.live is not None and self.live != id(self.now)
 
     @property
@@ -49,12 +50,19 @@ class Slot:
         """Whether it is in checkpoints."""
         return self.key not in self.module._non_persistent_buffers_set
 
+    def pair(self) -> tuple[Tensor, Tensor] | None:
+        """Return tensor and copy if values can be copied between them."""
+        live, copy = self.now, self.copy
+        if live is None or copy is None or not alike(copy, live) or not is_plain(live):
+            return None
+        return live, copy
+
 
 class Owners:
     """The modules of a model that have buffers.
 
-    They are looked for again after a buffer or a module was registered anywhere, and every 50
-    times: containers have ways around that.
+    They are searched again after a buffer or a module was registered anywhere, and every 50
+    calls, because containers can add modules without registration.
 
     Args:
         model: The model.
@@ -67,7 +75,7 @@ class Owners:
         _count_registrations()
 
     def are_known(self) -> bool:
-        """Return whether nothing has changed, as far as that is seen."""
+        """Return whether no registration has been seen since the last search."""
         self._asked += 1
         return self._seen == _registered[0] and self._asked < ASKED_AGAIN
 
@@ -79,7 +87,7 @@ class Owners:
         return self._found
 
     def __getstate__(self) -> dict[str, Any]:
-        """Let copies look for their own."""
+        """Let copies search again."""
         return {**self.__dict__, "_found": [], "_seen": -1}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -88,14 +96,14 @@ class Owners:
 
 
 ASKED_AGAIN = 50
-"""How often what was found is returned, at most."""
+"""Calls after which the modules are searched again."""
 
 _registered = [0]
 
 
 @cache
 def _count_registrations() -> None:
-    """Have torch count what is registered in any module."""
+    """Count the registrations of buffers and modules in any module."""
     register_module_buffer_registration_hook(_count)
     register_module_module_registration_hook(_count)
 
@@ -105,12 +113,12 @@ def _count(module: nn.Module, name: str, value: Any) -> None:
 
 
 def alike(a: Tensor, b: Tensor) -> bool:
-    """Return whether the values of one fit into the other."""
+    """Return whether shape, dtype and device are the same."""
     return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
 
 
 def is_spoilt(buffer: Tensor, *, moves: bool) -> bool:
-    """Return whether a buffer has a NaN, or what is infinite or absurdly large and no mask."""
+    """Return whether a buffer has a NaN, or an infinite or huge value that is no mask."""
     if not (buffer.is_floating_point() or buffer.is_complex()) or not buffer.numel():
         return False
     if buffer.dtype.itemsize == 1:

@@ -1,4 +1,4 @@
-"""Keeps the ring of snapshots filled, and brings one of them back."""
+"""Takes snapshots into the ring, and restores one of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from stableopt.guard.ring import Ring, Slot, SlotState
+from stableopt.guard.ring import Ring, SlotState, Ticket
 from stableopt.runtime.positions import positions
 from stableopt.snapshots.memory import Plan, estimate_bytes, plan_memory
 from stableopt.snapshots.snapshot import Restored, Snapshot
@@ -28,30 +28,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stableopt")
 
 
-class Inspects(Protocol):
-    """Looks at weights, state and buffers before they are copied."""
-
-    accepted: bool
-
-    def accept(self) -> None:
-        """Take what is there for meant to be so: training begins with it."""
+class StateChecks(Protocol):
+    """Checks weights, state and buffers before they are copied."""
 
     def accept_state(self) -> None:
-        """Take what an optimizer has made for its state for meant to be so."""
+        """Take the initial state of the optimizer as intended."""
 
     def damage(self) -> tuple[Finding, ...]:
-        """Return what is wrong."""
+        """Return the faults."""
 
 
 class Keeper:
-    """Writes snapshots when they are due, and restores one when it is needed.
+    """Takes snapshots when they are due, and restores one when it is needed.
 
     Args:
         optimizer: The inner optimizer.
         guard: How many, how often, where.
-        judge: Looks at what is copied before it is copied.
+        judge: Checks everything before it is copied.
         buffers: The model's buffers as of the last healthy step.
-        tracked: What the user moves beside the optimizer.
+        tracked: Objects that the user tracks.
 
     Raises:
         ConfigError: Not even two snapshots fit into memory.
@@ -61,7 +56,7 @@ class Keeper:
         self,
         optimizer: Optimizer,
         guard: Guard,
-        judge: Inspects,
+        judge: StateChecks,
         buffers: BufferShadow | None,
         tracked: Tracked,
     ) -> None:
@@ -79,22 +74,21 @@ class Keeper:
         self._held = [0] * len(self._snapshots)
 
     def adapt(self, without_state: Collection[Position]) -> None:
-        """Make room in every snapshot for parameters that have come, or have another shape.
+        """Add parameters that are new, or have another shape, to every snapshot.
 
-        What such a parameter was when it came is what it goes back to; all others go back as ever.
+        A rollback restores their values of now; those of all others do not change.
 
         Args:
-            without_state: Those whose state is of no use.
+            without_state: Those whose state is not added, because it has a fault.
         """
         for slot in self.ring.kept():
             self._snapshots[slot.index].adapt(self._optimizer, without_state)
             self._measure(slot.index)
 
     def begin(self, step: int, baselines: Callable[[], Mapping[str, Any]]) -> None:
-        """Make sure that there is a way back from the step that is about to be taken.
+        """Take the first snapshot, before the first step or after a checkpoint was loaded.
 
-        What training begins with is the first snapshot, and trusted: so is what a checkpoint
-        brought.
+        It is trusted at once.
         """
         self.ring.clear()
         ticket = self._write(step, baselines()) if self.ring.slots else None
@@ -107,12 +101,12 @@ class Keeper:
         """Take a snapshot after a healthy step, if one is due or asked for.
 
         Args:
-            step: Updates behind the weights.
+            step: Steps taken so far.
             baselines: Returns those of the detectors.
             now: Whether one is taken though it is not due, if there is a slot for it.
 
         Returns:
-            What is wrong with the state; it is then not copied.
+            The faults in the state; it is then not copied.
         """
         if not self.ring.slots:
             return ()
@@ -133,24 +127,24 @@ class Keeper:
         return ()
 
     def restore(
-        self, rollback: Rollback, goes_back: Callable[[str], bool], numbers: Collection[str]
+        self, rollback: Rollback, restores: Callable[[str], bool], numbers: Collection[str]
     ) -> Restored | None:
-        """Put the run back to a snapshot, unless a fault has got into the copy since.
+        """Restore a snapshot, unless the copy was damaged in memory.
 
         Args:
-            rollback: Where to.
-            goes_back: Which options of the parameter groups are restored.
-            numbers: Which numbers in attributes of the optimizer are.
+            rollback: Has the step of the snapshot.
+            restores: Which options of the parameter groups are restored.
+            numbers: Which numbers in attributes of the optimizer are restored.
 
         Returns:
-            What came of it; ``None`` if the copy was of no use and is given up.
+            The result; ``None`` if the copy was damaged and is discarded.
         """
         slot = next(s for s in self.ring.kept() if s.step == rollback.to_step)
         snapshot = self._snapshots[slot.index]
         if not snapshot.is_intact():
             logger.warning(
-                "the snapshot of step %d is not what it was when it was taken (the sum of its bits "
-                "has changed): it is given up",
+                "the snapshot of step %d was damaged in memory (its checksum has changed): it is "
+                "discarded; check the memory of this machine if that happens again",
                 slot.step,
             )
             self.ring.discard(slot)
@@ -159,7 +153,7 @@ class Keeper:
             self._optimizer,
             buffers=self._buffers,
             tracked=self._tracked,
-            goes_back=goes_back,
+            restores=restores,
             numbers=numbers,
             replay=rollback.restores_rng,
         )
@@ -167,16 +161,18 @@ class Keeper:
         return restored
 
     def forget(self) -> None:
-        """Give up every snapshot: a checkpoint was loaded."""
+        """Discard every snapshot: a checkpoint was loaded."""
         self.ring.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         """Give copies and pickles everything but the snapshots."""
         empty = Ring(self.plan.slots, self._guard.every, self._guard.confirm_steps)
-        snapshots = [Snapshot(self.plan.memory) for _ in empty.slots]
-        kept = {**self.__dict__, "ring": empty, "_snapshots": snapshots}
-        kept["_held"] = [0] * len(snapshots)
-        return {**kept, "_allocated": False, "wanted": False}
+        new = {
+            "ring": empty,
+            "_snapshots": [Snapshot(self.plan.memory) for _ in empty.slots],
+            "_held": [0] * len(empty.slots),
+        }
+        return {**self.__dict__, **new, "_allocated": False, "wanted": False}
 
     def summary(self) -> dict[str, Any]:
         """Return what is kept, as plain values."""
@@ -189,17 +185,13 @@ class Keeper:
             "bytes": sum(self._held),
             "bytes_at_most": self.plan.bytes,
             "taken": self.taken,
-            "steps": [self._tell(slot) for slot in self.ring.sound()],
+            "steps": [
+                {"step": s.step, "verified": s.state is SlotState.VERIFIED, "manual": s.manual}
+                for s in self.ring.sound()
+            ],
         }
 
-    def _tell(self, slot: Slot) -> dict[str, Any]:
-        return {
-            "step": slot.step,
-            "verified": slot.state is SlotState.VERIFIED,
-            "manual": slot.manual,
-        }
-
-    def _write(self, step: int, baselines: Mapping[str, Any]) -> Any:
+    def _write(self, step: int, baselines: Mapping[str, Any]) -> Ticket | None:
         ticket = self.ring.begin(step)
         if ticket is None:
             return None
@@ -227,12 +219,12 @@ class Keeper:
         return plan_memory(self._guard, estimate_bytes(self._optimizer, self._bytes()), device)
 
     def _bytes(self) -> int:
-        """Return the bytes of all that a snapshot holds, as it is now."""
+        """Return the bytes of all that a snapshot would hold now."""
         buffers = 0 if self._buffers is None else self._buffers.nbytes
         return state_bytes(self._optimizer) + buffers + self._tracked.nbytes
 
     def _allocate(self, baselines: Mapping[str, Any]) -> None:
-        """Take the memory of all slots now that the state exists, not in the middle of a run."""
+        """Allocate all slots now that the state exists, and not in the middle of a run."""
         self._allocated = True
         self._judge.accept_state()
         self.plan = self._make_plan()
@@ -247,7 +239,7 @@ class Keeper:
             self._measure(slot.index)
 
     def _measure(self, index: int) -> None:
-        """Note what a slot holds now: the summary is written on another thread."""
+        """Store the size of a slot: the summary is written on another thread."""
         held = self._snapshots[index].nbytes
         self._held[index] = held
         if held > self.plan.slot_bytes:  # an optimizer whose state grows

@@ -12,6 +12,7 @@ import torch
 
 from stableopt.errors import ConfigError
 from stableopt.runtime.storage import has_data
+from stableopt.runtime.words import size
 from stableopt.snapshots.tree_copy import Memory
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stableopt")
 
 FEWEST = 2
-"""Slots without which there is no verified snapshot while a new one is written."""
+"""Slots: one for a verified snapshot, one for the next to be written."""
 
 HEADROOM = 0.9
-"""Share of the free memory that snapshots may take."""
+"""Share of the free memory that snapshots may use."""
 
 _TENSORS_PER_PARAMETER: Mapping[str, int] = {
     "ASGD": 1,
@@ -44,12 +45,12 @@ _TENSORS_PER_PARAMETER: Mapping[str, int] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Where snapshots lie.
+    """How many snapshots there are, and where.
 
     Attributes:
         slots: How many there are.
         memory: On the parameters' device or in host memory.
-        slot_bytes: What one of them takes.
+        slot_bytes: The bytes of one of them.
     """
 
     slots: int
@@ -58,7 +59,7 @@ class Plan:
 
     @property
     def bytes(self) -> int:
-        """What all of them take together, at most."""
+        """The bytes of all of them, at most."""
         return self.slots * self.slot_bytes
 
 
@@ -67,8 +68,8 @@ def plan_memory(guard: Guard, slot_bytes: int, device: torch.device) -> Plan:
 
     Args:
         guard: What was asked for.
-        slot_bytes: What one snapshot takes.
-        device: Where the parameters are.
+        slot_bytes: The bytes of one snapshot.
+        device: Of the parameters.
 
     Raises:
         ConfigError: Not even two of them fit.
@@ -83,22 +84,22 @@ def plan_memory(guard: Guard, slot_bytes: int, device: torch.device) -> Plan:
     slots = fitting[memory]
     if guard.slots and slots < FEWEST:
         raise ConfigError(
-            f"slots={guard.slots}: two snapshots of {_size(slot_bytes)} do not fit into the free "
-            f"memory of the {' or the '.join(choice.value for choice in choices)}; use "
-            "Guard(slots=0) to skip bad steps without a way back, or give them more room"
+            f"slots={guard.slots}: two snapshots of {size(slot_bytes)} do not fit into the free "
+            f"memory of the {' or the '.join(choice.value for choice in choices)}; free some, or "
+            "use Guard(slots=0), which skips bad steps but cannot roll back"
         )
     if slots < guard.slots:
         logger.warning(
-            "only %d of %d snapshots of %s each fit into the free memory: fewer are kept",
+            "only %d of %d snapshots of %s each fit into the free memory, so no more are kept",
             slots,
             guard.slots,
-            _size(slot_bytes),
+            size(slot_bytes),
         )
     return Plan(slots=slots, memory=memory, slot_bytes=slot_bytes)
 
 
 def estimate_bytes(optimizer: Optimizer, known: int) -> int:
-    """Return what a snapshot will take once the optimizer has its state.
+    """Return the bytes of a snapshot once the optimizer has its state.
 
     Args:
         optimizer: Before or after its first step.
@@ -117,7 +118,7 @@ def estimate_bytes(optimizer: Optimizer, known: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Return how much more memory this process may take there; ``None`` if nobody knows."""
+    """Return how many more bytes this process can allocate there; ``None`` if that is not known."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -166,7 +167,3 @@ def _free_of_container() -> int | None:
         except (OSError, ValueError):
             continue
     return None
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

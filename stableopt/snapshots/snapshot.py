@@ -1,4 +1,4 @@
-"""One snapshot: everything that a training step moves, at one moment."""
+"""One snapshot: everything that a training step changes, after one step."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
     from stableopt.runtime.positions import Position
     from stableopt.snapshots.buffers import BufferShadow
-    from stableopt.snapshots.tracked import Tracked, TrackedCopy
+    from stableopt.snapshots.tracked import Tracked, TrackedStates
     from stableopt.snapshots.tree_copy import Memory
 
 
 class Restored(NamedTuple):
-    """What came of restoring a snapshot.
+    """The result of restoring a snapshot.
 
     Attributes:
-        baselines: Of the detectors and sensors, at that moment.
-        left_behind: Names of tracked objects that raised instead of going back.
+        baselines: Of the detectors and sensors, at that step.
+        left_behind: Names of tracked objects that raised while they were restored.
     """
 
     baselines: Mapping[str, Any]
@@ -41,22 +41,22 @@ class Snapshot:
 
     Holds parameters, optimizer state, group options, buffers, the state of tracked objects,
     random states and the baselines of the detectors. Taken and restored at the same point
-    of a step, after the inner update, so that what the training loop does next (scheduler,
-    EMA) is repeated rightly.
+    of a step, after the inner update, so that the training loop repeats what it does next
+    (scheduler, EMA) correctly.
 
     Args:
-        memory: Where its tensors lie.
+        memory: Of its tensors.
 
     Cost:
         Memory of all that, kept from one snapshot to the next; to take or restore it, one
-        read and one write of it, and one more read for the sum of its bits.
+        read and one write of it, and one more read for its checksums.
     """
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
         self._state = StateCopy(memory)
         self._buffers: BufferShadow | None = None
-        self._tracked: TrackedCopy | None = None
+        self._tracked: TrackedStates = {}
         self._rng: RandomState | None = None
         self._baselines: Mapping[str, Any] = {}
         self._sums: dict[int, tuple[Tensor, Tensor]] = {}
@@ -74,7 +74,7 @@ class Snapshot:
         Args:
             optimizer: The inner optimizer.
             buffers: The model's buffers after the last healthy step.
-            tracked: What the user moves beside it.
+            tracked: Objects that the user tracks.
             baselines: Of the detectors and sensors; not written to afterwards.
         """
         self._state.take(optimizer)
@@ -91,7 +91,7 @@ class Snapshot:
         self._add_up()
 
     def is_intact(self) -> bool:
-        """Return whether every bit is what it was when it was copied.
+        """Return whether no bit has changed since it was copied.
 
         Cost:
             One read of the snapshot.
@@ -99,7 +99,7 @@ class Snapshot:
         return all(torch.equal(bit_sum(copy), known) for copy, known in self._sums.values())
 
     def _add_up(self) -> None:
-        """Sum the bits of what is new in here."""
+        """Compute the checksums of new tensors."""
         known = self._sums
         self._sums = {
             id(copy): known.get(id(copy)) or (copy, bit_sum(copy))
@@ -112,56 +112,45 @@ class Snapshot:
         *,
         buffers: BufferShadow | None,
         tracked: Tracked,
-        goes_back: Callable[[str], bool],
+        restores: Callable[[str], bool],
         numbers: Collection[str],
         replay: bool,
     ) -> Restored:
-        """Put everything back, in place.
+        """Restore everything in place.
 
         Args:
             optimizer: The inner optimizer.
             buffers: Of the model.
-            tracked: What the user moves beside it.
-            goes_back: Which options of the parameter groups are restored.
-            numbers: Which numbers in attributes of the optimizer are.
-            replay: Whether random states and tracked data go back as well.
-
-        Returns:
-            The baselines of that moment, and what has not gone back.
+            tracked: Objects that the user tracks.
+            restores: Which options of the parameter groups are restored.
+            numbers: Which numbers in attributes of the optimizer are restored.
+            replay: Whether random states and tracked data are restored as well.
 
         Raises:
             ValueError: There are other parameters now; nothing was changed.
         """
         restore_buffers = None
         if self._buffers is not None and buffers is not None:
-            restore_buffers = buffers.way_back(self._buffers)
-        self._state.restore(optimizer, goes_back, numbers)
+            restore_buffers = buffers.restorer(self._buffers)
+        self._state.restore(optimizer, restores, numbers)
         if restore_buffers is not None:
             restore_buffers()
-        left_behind: tuple[str, ...] = ()
-        if self._tracked is not None:
-            left_behind = tracked.restore(self._tracked, replay=replay)
+        left_behind = tracked.restore(self._tracked, replay=replay)
         if replay and self._rng is not None:
             self._rng.restore()
         return Restored(self._baselines, left_behind)
 
     def reserve(self, optimizer: Optimizer) -> None:
-        """Take the memory for state that ``optimizer`` has only had since."""
+        """Allocate memory for state that ``optimizer`` did not have when it was copied."""
         self._state.reserve(optimizer)
-
-    def fits(self, optimizer: Optimizer) -> bool:
-        """Tell whether ``optimizer`` still has the parameters that were copied."""
-        return self._state.fits(optimizer)
 
     def _contents(self) -> list[Any]:
         """Return everything in here that has tensors."""
         buffers = [] if self._buffers is None else [copy for _, copy in self._buffers.items()]
-        tracked = {} if self._tracked is None else self._tracked.states
-        return [self._state.tensors, buffers, tracked]
+        return [self._state.tensors, buffers, self._tracked]
 
     @property
     def nbytes(self) -> int:
         """The bytes of all tensors in here."""
         buffers = 0 if self._buffers is None else self._buffers.nbytes
-        tracked = 0 if self._tracked is None else tree_bytes(self._tracked.states)
-        return self._state.nbytes + buffers + tracked
+        return self._state.nbytes + buffers + tree_bytes(self._tracked)

@@ -1,4 +1,4 @@
-"""A copy of everything an optimizer moves, and the way back."""
+"""A copy of everything that an optimizer changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from stableopt.runtime.family import attributes, family
 from stableopt.runtime.positions import Position, Shape, positions, shape_of
 from stableopt.runtime.tree import tree_bytes, tree_tensors
-from stableopt.snapshots.tree_copy import Memory, TreeRestorer, TreeSaver
+from stableopt.snapshots.tree_copy import Memory, TreeRestorer, TreeSaver, replace_items
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class _Member(NamedTuple):
-    """What was copied of one optimizer of a family.
+    """The copy of one optimizer of a family.
 
     Attributes:
-        state: By the place of the parameter it belongs to, or by whatever else its key was.
-        attributes: What it keeps beside its state.
+        state: By the place of its parameter, or by the key if that is no parameter.
+        attributes: With tensors and numbers, beside its state.
     """
 
     state: dict[Any, Any]
@@ -37,19 +37,19 @@ class _Group(NamedTuple):
 
 
 class StateCopy:
-    """Parameters, state and group options of an optimizer, walked and never assumed.
+    """Parameters, state and group options of an optimizer of any kind.
 
-    State is found by key at every call, whatever it holds: tensors and tensor subclasses,
-    numbers, lists, nested dicts, entries that appear, vanish or are rebound; and so is what an
-    optimizer keeps in its attributes, other optimizers included. Restoring writes in place
-    wherever shapes allow it, so ``data_ptr`` of parameters stays, and deletes state that was
-    created since. Tensors that were shared are shared again.
+    State is searched at every call, whatever it holds: tensors and tensor subclasses, numbers,
+    lists, nested dicts, entries that appear, vanish or are rebound; and so are the attributes of
+    an optimizer, other optimizers included. Restoring writes in place wherever shapes allow it, so
+    that ``data_ptr`` of parameters stays, and deletes state that was created since. Tensors that
+    were shared are shared again.
 
     Args:
-        memory: Where the copies of tensors lie.
+        memory: Of the copies of tensors.
 
     Attributes:
-        tensors: All that :meth:`take` copied.
+        tensors: All copies of tensors.
 
     Cost:
         The bytes of parameters and state, kept between calls of :meth:`take`.
@@ -89,15 +89,15 @@ class StateCopy:
 
     @torch.no_grad()
     def adapt(self, optimizer: Optimizer, without_state: Collection[Position] = ()) -> None:
-        """Make room for other parameters than those that were copied.
+        """Follow a change of the parameters.
 
-        What was copied stays as it is, at the place where its parameter is now. A parameter that
-        has come since, and one of another shape, is copied as it is now, with its state: that is
-        what it goes back to. What belongs to parameters that have left is forgotten.
+        Copies are kept, at the place where their parameter is now. A parameter that is new or has
+        another shape is copied as it is now, with its state. Copies of parameters that were removed
+        are dropped.
 
         Args:
             optimizer: The one that was copied.
-            without_state: Where the state of a parameter that has come is of no use.
+            without_state: Places of new parameters whose state is not copied.
         """
         places = positions(optimizer)
         params = list(places.values())
@@ -140,23 +140,23 @@ class StateCopy:
         restores: Callable[[str], bool] = lambda option: True,
         numbers: Collection[str] = (),
     ) -> None:
-        """Put ``optimizer`` back to what :meth:`take` saw.
+        """Restore ``optimizer`` as it was at :meth:`take`.
 
-        Nothing is written before everything is ready to be.
+        Nothing is written before all checks and allocations are done.
 
         Args:
             optimizer: The one that was copied.
-            restores: Which options of its groups go back; the others stay as they are.
-            numbers: Which of its attributes that are plain numbers go back.
+            restores: Which options of its groups are restored.
+            numbers: Which of its attributes that are plain numbers are restored.
 
         Raises:
             ValueError: It has other parameters now; nothing was changed.
         """
-        if not self.fits(optimizer):
+        if self._shape != shape_of(optimizer):
             raise ValueError("other parameters than those that were copied: call adapt() first")
         places = positions(optimizer)
         params = list(places.values())
-        # Parameters that the state refers to stay themselves: they are never copied.
+        # Parameters that the state refers to are not copied.
         restorer = TreeRestorer(self._memory, keep=params)
         device = next((p.device for p in params), torch.device("cpu"))
         members = family(optimizer)
@@ -179,19 +179,18 @@ class StateCopy:
                     restorer.then(partial(setattr, live, name, put))
         for live_group, saved_group in zip(_groups(optimizer), self._groups, strict=True):
             _restore_options(live_group, saved_group.options, restorer, restores, device)
-        # From here on nothing can fail: shapes and dtypes were looked at, memory was taken.
+        # From here on nothing can fail: shapes and dtypes were checked, memory was allocated.
         restorer.finish()
         for live, state in zip(members, states, strict=True):
-            live.state.clear()
-            live.state.update(state)
+            replace_items(live.state, state)
         if self._places:
-            # Not detach(): a compiled step goes back at the next call, which may lie between a
-            # forward pass and its backward pass, and the version of a weight is asked for there.
+            # Not detach(), which would change the version of a weight: a compiled step is undone at
+            # the next call, which may be between a forward pass and its backward pass.
             torch._foreach_copy_([places[place].data for place in self._places], self._params)
 
     @torch.no_grad()
     def reserve(self, optimizer: Optimizer) -> None:
-        """Take the memory that the state of ``optimizer`` needs, for the next copy."""
+        """Allocate the memory that the state of ``optimizer`` needs, for the next copy."""
         places = positions(optimizer)
         saver = TreeSaver(self._memory, keep=list(places.values()))
         needed = _copied(optimizer, places, saver, self._reserved)
@@ -204,25 +203,20 @@ class StateCopy:
             for member, known in zip(needed, self._members, strict=False)
         ]
 
-    def fits(self, optimizer: Optimizer) -> bool:
-        """Return whether ``optimizer`` still has the parameters that were copied."""
-        return self._shape == shape_of(optimizer)
-
     def _list_tensors(self, params: list[Tensor]) -> None:
-        # Parameters that the state refers to stay themselves, and are no part of the copy.
+        # Parameters that the state refers to are not copied, and not listed.
         known = {id(p) for p in params}
         options = [group.options for group in self._groups]
         self.tensors = list(tree_tensors([self._params, *self._members, options], known))
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all tensors in the copy, and of those that are kept for the next."""
-        options = [group.options for group in self._groups]
-        return tree_bytes([self._params, *self._members, *self._reserved, options])
+        """The bytes of all tensors in the copy, and of those allocated for the next."""
+        return tree_bytes([self.tensors, *self._reserved])
 
 
 def state_bytes(optimizer: Optimizer) -> int:
-    """Return the bytes of what a :class:`StateCopy` of ``optimizer`` would hold."""
+    """Return the bytes that a :class:`StateCopy` of ``optimizer`` would hold."""
     params = list(positions(optimizer).values())
     trained = {id(p) for p in params}
     owned: list[Any] = [params, [_options(g) for g in _groups(optimizer)]]
@@ -272,7 +266,7 @@ def _copied(
 
 
 def _joined(members: list[_Member], reserved: list[_Member]) -> list[_Member]:
-    """Return both together, whose memory is there to be used."""
+    """Return both together: their memory can be reused."""
     if not reserved:
         return members
     return [
@@ -286,12 +280,12 @@ def _moved(
     moved: Mapping[Position, Position],
     cast: Mapping[Position, tuple[torch.dtype, torch.dtype]],
 ) -> dict[Any, Any]:
-    """Return state by the places where its parameters are now; without them, it is left out.
+    """Return state by the new places of its parameters, without that of removed ones.
 
     Args:
-        state: By where they were.
+        state: By old places.
         moved: New places by old ones.
-        cast: The old dtype and the new one, by the places of those that have another one now.
+        cast: Old and new dtype by new place, of parameters whose dtype has changed.
     """
     found = {
         moved.get(key, key): value
@@ -302,7 +296,7 @@ def _moved(
 
 
 def _cast(value: Any, old: torch.dtype, new: torch.dtype) -> Any:
-    """Return a state whose tensors follow their parameter from one dtype to another."""
+    """Return a state with its tensors of one dtype converted to another, as its parameter was."""
     if isinstance(value, dict):
         return {k: v if k == "step" else _cast(v, old, new) for k, v in value.items()}
     if type(value) in (list, tuple):
@@ -311,7 +305,7 @@ def _cast(value: Any, old: torch.dtype, new: torch.dtype) -> Any:
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a group, with a mark where its parameters stand."""
+    """Return the options of a group, with ``None`` in place of its parameters."""
     return {key: None if key == "params" else value for key, value in group.items()}
 
 
@@ -322,20 +316,15 @@ def _restore_options(
     restores: Callable[[str], bool],
     device: torch.device,
 ) -> None:
-    """Give ``group`` the options that go back, and leave the others alone."""
+    """Restore some options of ``group``, and keep the others."""
 
-    def goes_back(key: str) -> bool:
+    def is_restored(key: str) -> bool:
         return key != "params" and (restores(key) or key not in group)
 
     options = {
-        key: restorer.put(group.get(key), value, device) if goes_back(key) else group[key]
+        key: restorer.put(group.get(key), value, device) if is_restored(key) else group[key]
         for key, value in saved.items()
     }
     added = {k: v for k, v in group.items() if k not in saved and not restores(k)}
 
-    def give() -> None:
-        group.clear()
-        group.update(options)
-        group.update(added)
-
-    restorer.then(give)
+    restorer.then(lambda: replace_items(group, {**options, **added}))

@@ -1,4 +1,4 @@
-"""What the user moves beside the optimizer, and wants moved back with it."""
+"""Objects of the user that are restored together with the optimizer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import random
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -26,19 +26,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stableopt")
 
+TrackedStates = dict[str, list[Any]]
+"""The states of tracked objects at one step, by name."""
+
 REPLAYS = frozenset({"dataloader", "generators"})
-"""Names of what decides on the data and the noise: they go back only for a replay."""
+"""Names of what decides on data and noise: restored only if the same steps are repeated."""
 
 
 class Tracked:
-    """Objects by name, whatever gives its state and takes it back.
+    """Objects by name, of any type that can return and load its state.
 
     Modules are copied tensor by tensor, buffers that are not persistent included; anything
     else through ``state_dict`` and ``load_state_dict``, or through the pair of methods that
     generators have.
 
     Attributes:
-        declined: Names that were given as ``None``: nobody is asked whether they were forgotten.
+        declined: Names that were given as ``None``, so that no hint suggests tracking them.
     """
 
     def __init__(self) -> None:
@@ -49,7 +52,7 @@ class Tracked:
         """Track ``items``; ``None`` ends the tracking of a name.
 
         Raises:
-            ConfigError: One of them has no state; nothing of the call is then tracked.
+            ConfigError: One of them has no state; then none of them is tracked.
         """
         given = {name: tuple(map(_held, _members(name, item))) for name, item in items.items()}
         self._items.update(given)
@@ -64,7 +67,7 @@ class Tracked:
 
     @property
     def has_scheduler(self) -> bool:
-        """Whether a learning rate schedule goes back, too."""
+        """Whether a learning rate scheduler is tracked."""
         return "scheduler" in self._items or any(
             isinstance(item, LRScheduler) for _, item in self._each()
         )
@@ -80,56 +83,58 @@ class Tracked:
         return tree_bytes([_accessors(item)[0]() for _, item in self._each()])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Track nothing in a copy: what is tracked here belongs to the original."""
+        """Track nothing in a copy: tracked objects belong to the original."""
         return {"_items": {}, "declined": set()}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors of tracked modules (an EMA), and what they are called."""
+        """Yield the tensors of tracked modules (an EMA), and their names."""
         for name, item in self._each():
             if isinstance(item, nn.Module):
                 for path, tensor in _module_tensors(item).items():
                     yield f"{name}.{path}", tensor
 
-    def take(self, old: TrackedCopy | None, memory: Memory) -> TrackedCopy:
+    def take(self, old: TrackedStates, memory: Memory) -> TrackedStates:
         """Copy the state of everything tracked, into the memory of ``old`` where it fits."""
-        saver = TreeSaver(memory)
-        before = old.states if old is not None else {}
-        states = {}
+        saver, states = TreeSaver(memory), {}
         for name, items in self._alive():
             try:
                 now = [None if item is None else _accessors(item)[0]() for item in items]
             except Exception as error:
-                raise TrackedError(f"{name} does not give its state: {error!r}") from error
-            states[name] = saver.copy(now, before.get(name))
+                raise TrackedError(f"the state of {name} could not be read: {error!r}") from error
+            states[name] = saver.copy(now, old.get(name))
         saver.finish()
-        return TrackedCopy(states)
+        return states
 
-    def restore(self, copy: TrackedCopy, *, replay: bool) -> tuple[str, ...]:
-        """Put everything back that is in ``copy`` and still tracked.
+    def restore(self, states: TrackedStates, *, replay: bool) -> tuple[str, ...]:
+        """Restore everything that is in ``states`` and still tracked.
 
         Args:
-            copy: What :meth:`take` returned.
-            replay: Whether data and noise go back as well.
+            states: What :meth:`take` returned.
+            replay: Whether data and noise are restored as well.
 
         Returns:
-            The names of what raised instead: the others have gone back all the same.
+            The names of objects that raised; all others are restored.
         """
         left_behind = []
         for name, items in self._alive():
-            if name in copy.states and (replay or not _is_replayed(name, items)):
-                for item, state in zip(items, copy.states[name], strict=False):
+            if name in states and (replay or not _is_replayed(name, items)):
+                for item, state in zip(items, states[name], strict=False):
                     if item is None:
                         continue
                     try:
                         _accessors(item)[1](state)
                     except Exception:
-                        logger.exception("%s=%s did not go back", name, type(item).__name__)
+                        logger.exception(
+                            "tracked %s=%s could not be restored and stays as it is",
+                            name,
+                            type(item).__name__,
+                        )
                         left_behind.append(name)
         return tuple(left_behind)
 
     def _alive(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
         for name, held in self._items.items():
-            yield name, tuple(ref() for ref in held)  # None for what nobody else holds any more
+            yield name, tuple(ref() for ref in held)  # None for objects that are gone
 
     def _each(self) -> Iterator[tuple[str, Any]]:
         for name, items in self._alive():
@@ -139,28 +144,14 @@ class Tracked:
 
 
 class TrackedError(StableOptError):
-    """A tracked object raised when it was asked for its state."""
-
-
-class TrackedCopy:
-    """The states of tracked objects at one moment, by name."""
-
-    def __init__(self, states: dict[str, list[Any]]) -> None:
-        self.states = states
-
-
-class _Stateful(Protocol):
-    def state_dict(self) -> Any: ...
-
-    def load_state_dict(self, state: Any) -> Any: ...
+    """A tracked object raised when its state was read."""
 
 
 def _is_replayed(name: str, items: tuple[Any, ...]) -> bool:
-    return name in REPLAYS or any(_is_generator(item) for item in items)
-
-
-def _is_generator(item: Any) -> bool:
-    return isinstance(item, (torch.Generator, random.Random)) or hasattr(item, "bit_generator")
+    generators = (torch.Generator, random.Random)
+    return name in REPLAYS or any(
+        isinstance(item, generators) or hasattr(item, "bit_generator") for item in items
+    )
 
 
 def _members(name: str, item: Any) -> tuple[Any, ...]:
@@ -170,8 +161,8 @@ def _members(name: str, item: Any) -> tuple[Any, ...]:
     for member in members:
         if isinstance(member, Optimizer):
             raise ConfigError(
-                f"{name}={type(member).__name__} object is an optimizer: the one that is "
-                "wrapped goes back anyway; wrap another one on its own"
+                f"{name}={type(member).__name__} object is an optimizer: the wrapped one is "
+                "restored anyway; wrap another one in a StableOptimizer of its own"
             )
         if _accessors(member) is None:
             raise ConfigError(
@@ -182,10 +173,9 @@ def _members(name: str, item: Any) -> tuple[Any, ...]:
 
 
 def _held(item: Any) -> Callable[[], Any]:
-    """Return how to get at an item; one that holds an optimizer, as a scheduler, is not kept alive.
+    """Return a reference to an item, a weak one if the item holds an optimizer, as a scheduler.
 
-    Its optimizer would be freed by the collector alone; and one that nobody else holds is never
-    used again.
+    A strong one would be a cycle, so that only the garbage collector would free the optimizer.
     """
     held = getattr(item, "__dict__", {}).values()
     if any(isinstance(value, Optimizer) for value in held):
@@ -194,7 +184,7 @@ def _held(item: Any) -> Callable[[], Any]:
 
 
 def _accessors(item: Any) -> Any:
-    """Return how to read the state of ``item``, and how to put a copy of it back."""
+    """Return functions that read and load the state of ``item``; ``None`` if it has none."""
     if isinstance(item, nn.Module):
         return lambda: _module_tensors(item), lambda saved: _restore_module(item, saved)
     if isinstance(item, torch.Generator):
@@ -211,9 +201,9 @@ def _accessors(item: Any) -> Any:
     return None
 
 
-def _loader(item: _Stateful) -> Callable[[Any], None]:
+def _loader(item: Any) -> Callable[[Any], None]:
     def load(saved: Any) -> None:
-        # A loader may keep what it is given: the copy must stay ours.
+        # The item may keep what it is given, so it is given a copy of the copy.
         restorer = TreeRestorer(Memory.SAME)
         state = restorer.put(None, saved)  # nothing is reused
         restorer.finish()
@@ -225,13 +215,13 @@ def _loader(item: _Stateful) -> Callable[[Any], None]:
 
 
 def _lists(item: Any) -> list[tuple[Any, str, list[Any]]]:
-    """Return the lists of a scheduler, and of those in it: they have an entry for each group."""
+    """Return the lists of a scheduler, and of those in it, with an entry for each group."""
     every = (item, *getattr(item, "_schedulers", ())) if isinstance(item, LRScheduler) else ()
     return [(e, key, list(v)) for e in every for key, v in vars(e).items() if type(v) is list]
 
 
 def _lengthen(before: list[tuple[Any, str, list[Any]]]) -> None:
-    """Give lists that have become shorter the entries that they had for groups that came later."""
+    """Add the entries of groups that were added after the snapshot to lists that lack them."""
     for owner, key, known in before:
         now = getattr(owner, key)
         if type(now) is list and 0 < len(now) < len(known):
@@ -250,7 +240,7 @@ def _restore_module(module: nn.Module, saved: Mapping[str, Any]) -> None:
     resized = [name for name, tensor in known.items() if tensor.shape != saved[name].shape]
     if weights := [name for name in resized if name in dict(module.named_parameters())]:
         raise ValueError(f"{', '.join(weights)} have another shape than in the snapshot")
-    for name in known.keys() - resized:  # a buffer that has grown is a cache, and stays
+    for name in known.keys() - resized:  # a buffer that has grown is a cache: not restored
         target, source = known[name], saved[name]
         if is_plain(target):
             target, source = without_overlap(target, source)
@@ -258,11 +248,10 @@ def _restore_module(module: nn.Module, saved: Mapping[str, Any]) -> None:
 
 
 def forgive_overflow(scaler: GradScaler) -> None:
-    """Let ``scaler.update()`` not hold against its scale what a rollback has undone.
+    """Reset the overflow flags of a scaler after a rollback.
 
-    The scale goes back with the weights. The overflow that the damaged weights have caused
-    since is still noted in the scaler, and its next ``update()`` would halve the scale that
-    was just restored.
+    The scale was restored with the weights. The scaler still has the overflow that the damaged
+    weights caused, and its next ``update()`` would halve the restored scale.
     """
     for state in scaler._per_optimizer_states.values():
         for found in state["found_inf_per_device"].values():

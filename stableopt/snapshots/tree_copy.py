@@ -1,4 +1,4 @@
-"""Copy nested values with tensors in them, and put them back in place."""
+"""Copy nested values with tensors in them, and restore them in place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Memory(str, Enum):
-    """Where the copies of tensors lie."""
+    """The memory of copies."""
 
     SAME = "device"
     """On the device of the original."""
@@ -33,7 +33,7 @@ class Memory(str, Enum):
         return pinned.copy_(tensor.detach())
 
     def fits(self, copy: object, tensor: object) -> bool:
-        """Tell whether ``copy`` can take the values of ``tensor``."""
+        """Return whether the values of ``tensor`` can be written to ``copy``."""
         if not isinstance(copy, Tensor) or not isinstance(tensor, Tensor):
             return False
         device = torch.device("cpu") if self._moves(tensor) else tensor.device
@@ -53,7 +53,7 @@ def _kind(tensor: Tensor) -> type:
 
 
 class _Copies:
-    """Copies from tensor to tensor that are made together, because one call is faster."""
+    """Collects copies from tensor to tensor and makes them in one call, which is faster."""
 
     def __init__(self) -> None:
         self._targets: list[Tensor] = []
@@ -67,7 +67,7 @@ class _Copies:
         plain = []
         for target, source in zip(self._targets, self._sources, strict=True):
             if _kind(target) is not Tensor or not is_plain(target):
-                target.copy_(source)  # a subclass may have its own idea of copying
+                target.copy_(source)  # a subclass may override it
             else:
                 plain.append(without_overlap(target.detach(), source.detach()))
         if plain:
@@ -77,11 +77,11 @@ class _Copies:
 
 
 class TreeSaver:
-    """One copying: remembers what was copied, so that shared tensors stay shared.
+    """Copies nested values; tensors that are shared stay shared.
 
     Args:
-        memory: Where copies lie.
-        keep: Objects that are never copied: they stay themselves.
+        memory: Of the copies.
+        keep: Objects that are not copied.
     """
 
     def __init__(self, memory: Memory, keep: Sequence[object] = ()) -> None:
@@ -92,13 +92,13 @@ class TreeSaver:
         self._copies = _Copies()
 
     def finish(self) -> None:
-        """Fill the tensors that were reused; until then they hold what they held before."""
+        """Write to the tensors that are reused; until then they have their old values."""
         self._copies.make()
 
     def copy(self, value: Any, old: Any) -> Any:
         """Return a copy of ``value``, written into the tensors of ``old`` where they fit."""
         if id(value) not in self._memo:
-            self._alive.append(value)  # an id is only good while its object lives
+            self._alive.append(value)  # so that its id is not reused
             self._memo[id(value)] = self._copy(value, old)
         return self._memo[id(value)]
 
@@ -123,10 +123,10 @@ class TreeSaver:
 
 
 class TreeRestorer:
-    """One restoring: remembers what was written, so that shared tensors stay shared.
+    """Restores nested values; tensors that were shared are shared again.
 
     Args:
-        memory: Where the copies lie.
+        memory: Of the copies.
         keep: Objects that were not copied.
     """
 
@@ -138,24 +138,24 @@ class TreeRestorer:
         self._acts: list[Callable[[], None]] = []
 
     def then(self, act: Callable[[], None]) -> None:
-        """Have :meth:`finish` do something else as well."""
+        """Call ``act`` in :meth:`finish`."""
         self._acts.append(act)
 
     def finish(self) -> None:
-        """Write into what is live; until then it holds what it held before."""
+        """Write to the live values; until then they are unchanged."""
         self._copies.make()
         for act in self._acts:
             act()
         self._acts = []
 
     def put(self, live: Any, saved: Any, device: torch.device | None = None) -> Any:
-        """Return ``saved`` as a value for the owner, in place of ``live`` if possible.
+        """Return the value to restore: ``live``, written in place by :meth:`finish`, if possible.
 
         Args:
-            live: What is there now.
-            saved: What a :class:`TreeSaver` made.
-            device: Where to put a tensor that lies in pinned host memory and that nothing
-                is left of.
+            live: The current value.
+            saved: A copy by :class:`TreeSaver`.
+            device: Of a new tensor, if the copy is in pinned host memory and ``live`` cannot be
+                written to.
         """
         if id(saved) not in self._memo:
             self._memo[id(saved)] = self._put(live, saved, device)
@@ -167,7 +167,7 @@ class TreeRestorer:
         if isinstance(saved, dict):
             target = live if type(live) is type(saved) else _like(saved, {})
             items = {k: self.put(target.get(k), v, device) for k, v in saved.items()}
-            self.then(partial(_replace, target, items))
+            self.then(partial(replace_items, target, items))
             return target
         if type(saved) in (list, tuple):
             now = live if isinstance(live, (list, tuple)) else ()
@@ -194,7 +194,8 @@ def _is_pinned(tensor: Tensor) -> bool:
     return _kind(tensor) is Tensor and tensor.device.type == "cpu" and tensor.is_pinned()
 
 
-def _replace(target: dict[Any, Any], items: dict[Any, Any]) -> None:
+def replace_items(target: dict[Any, Any], items: dict[Any, Any]) -> None:
+    """Replace all items of a dict, in place."""
     target.clear()
     target.update(items)
 
@@ -202,6 +203,5 @@ def _replace(target: dict[Any, Any], items: dict[Any, Any]) -> None:
 def _like(example: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
     """Return ``items`` in a dict of the kind of ``example``, a defaultdict's factory kept."""
     twin = example.copy()
-    twin.clear()
-    twin.update(items)
+    replace_items(twin, items)
     return twin

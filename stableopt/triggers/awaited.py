@@ -1,4 +1,4 @@
-"""Signals that somebody waits for, and that never come."""
+"""Signals that rules or transforms read, and that are never observed."""
 
 from __future__ import annotations
 
@@ -13,32 +13,30 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stableopt")
 
 PATIENCE = 100
-"""Steps after which a signal that was never observed is asked for."""
+"""Steps after which a signal that was never observed is warned of."""
 
 
 class Awaited:
-    """Says once which signals never come: what waits for them never does anything."""
+    """Warns once of signals that are never observed."""
 
     def __init__(self) -> None:
         self._names: set[str] = set()
         self._steps = 0
 
     def expect(self, names: Iterable[str]) -> None:
-        """Wait for these."""
+        """Set the signals that are read."""
         self._names = set(names)
 
     def note(self, observed: Collection[str]) -> None:
-        """Hear which signals were observed for a step."""
+        """Note which signals were observed for a step."""
         self._names.difference_update(observed)
         self._steps += 1
         if self._names and self._steps == PATIENCE:
+            signals = sorted({split_metric(name)[0] for name in self._names})
             logger.warning(
                 "no value of %s has been observed in %d steps, and what reads it does nothing: "
-                "call opt.observe(%s) before step(), or look for a typing error",
+                "call opt.observe(%s) before step(), or check the spelling",
                 ", ".join(sorted(self._names)),
                 PATIENCE,
-                ", ".join(
-                    f"{name}=..."
-                    for name in sorted({split_metric(name)[0] for name in self._names})
-                ),
+                ", ".join(f"{name}=..." for name in signals),
             )

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class Evidence(Protocol):
-    """What is known about one weight."""
+    """The readings and signals of one weight."""
 
     def value(self, metric: str, *, largest: bool) -> float | None:
-        """Return the newest value of a metric or a signal; ``None`` if nothing is known.
+        """Return the newest value of a metric or a signal; ``None`` if there is none.
 
         Args:
             metric: Its name.
-            largest: Whether it is the largest of many values that counts, or the smallest.
+            largest: Whether to return the largest of many values, or the smallest.
         """
 
     def drift(self, metric: str) -> Drift | None:
@@ -36,14 +36,14 @@ class Trigger(Protocol):
     """Decides whether to act on a weight, and how hard."""
 
     def leaves(self) -> Iterator[Leaf]:
-        """Return the single conditions that it is made of."""
+        """Return its single conditions."""
 
     def severity(self, evidence: Evidence, held: MutableSet[str]) -> float | None:
-        """Return how bad it is, from 0 to 1, or ``None`` where there is nothing to do.
+        """Return how bad it is, from 0 to 1; ``None`` if it does not trigger.
 
         Args:
             evidence: About one weight.
-            held: Which conditions of that weight hold; updated.
+            held: The conditions of that weight that hold; updated.
         """
 
 
@@ -51,10 +51,10 @@ class _Combinable:
     """Gives triggers their ``|`` and ``&``."""
 
     def __or__(self, other: Trigger) -> Trigger:
-        return AnyOf((_trigger(self), _trigger(other)))
+        return AnyOf((check_trigger("trigger", self), other))
 
     def __and__(self, other: Trigger) -> Trigger:
-        return AllOf((_trigger(self), _trigger(other)))
+        return AllOf((check_trigger("trigger", self), other))
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Limit(_Combinable):
         metric: What is bounded.
         limit: The bound, above 0.
         is_upper: Whether values above it trigger, or those below.
-        release: The value at which it lets go again.
+        release: The value at which it stops triggering again.
         fixed: Severity whenever it triggers; computed if ``None``.
     """
 
@@ -124,7 +124,7 @@ class Drifted(_Combinable):
         yield self
 
     def severity(self, evidence: Evidence, held: MutableSet[str]) -> float | None:
-        """Return ``min(1, |ln(v/limit)|)``: how far beyond the limit of its course it is."""
+        """Return ``min(1, |ln(v/limit)|)``: how far beyond its limit it is."""
         drift = evidence.drift(self.metric)
         if drift is None:
             return None
@@ -140,58 +140,64 @@ Leaf = Limit | Drifted
 
 
 @dataclass(frozen=True)
-class AnyOf(_Combinable):
+class _Combined(_Combinable):
+    parts: tuple[Trigger, ...]
+
+    def __post_init__(self) -> None:
+        """Replace parts of the same kind by their own parts."""
+        found: list[Trigger] = []
+        for part in self.parts:
+            found += (
+                part.parts if isinstance(part, type(self)) else [check_trigger("trigger", part)]
+            )
+        if not found:
+            raise ConfigError(f"parts={self.parts!r} must be at least one trigger")
+        object.__setattr__(self, "parts", tuple(found))
+
+    def leaves(self) -> Iterator[Leaf]:
+        """Return the leaves of all parts."""
+        for part in self.parts:
+            yield from part.leaves()
+
+    def _severities(self, evidence: Evidence, held: MutableSet[str]) -> list[float]:
+        """Return those of the parts that trigger, after all were evaluated."""
+        found = [part.severity(evidence, held) for part in self.parts]
+        return [severity for severity in found if severity is not None]
+
+    def _text(self, sign: str, in_parentheses: type) -> str:
+        inner = (f"({p})" if isinstance(p, in_parentheses) else str(p) for p in self.parts)
+        return sign.join(inner)
+
+
+class AnyOf(_Combined):
     """Triggers when one of its parts does; the severity is the largest.
 
     Attributes:
         parts: The parts.
     """
 
-    parts: tuple[Trigger, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", _flat(self.parts, AnyOf))
-
-    def leaves(self) -> Iterator[Leaf]:
-        """Return the leaves of all parts."""
-        for part in self.parts:
-            yield from part.leaves()
-
     def severity(self, evidence: Evidence, held: MutableSet[str]) -> float | None:
         """Return the largest severity of the parts that trigger."""
-        found = [part.severity(evidence, held) for part in self.parts]
-        return max((severity for severity in found if severity is not None), default=None)
+        return max(self._severities(evidence, held), default=None)
 
     def __str__(self) -> str:
-        return " | ".join(_inside(part, AllOf) for part in self.parts)
+        return self._text(" | ", AllOf)
 
 
-@dataclass(frozen=True)
-class AllOf(_Combinable):
+class AllOf(_Combined):
     """Triggers when all of its parts do; the severity is the smallest.
 
     Attributes:
         parts: The parts.
     """
 
-    parts: tuple[Trigger, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", _flat(self.parts, AllOf))
-
-    def leaves(self) -> Iterator[Leaf]:
-        """Return the leaves of all parts."""
-        for part in self.parts:
-            yield from part.leaves()
-
     def severity(self, evidence: Evidence, held: MutableSet[str]) -> float | None:
         """Return the smallest severity of the parts, if all of them trigger."""
-        found = [part.severity(evidence, held) for part in self.parts]
-        present = [severity for severity in found if severity is not None]
-        return min(present) if len(present) == len(found) else None
+        found = self._severities(evidence, held)
+        return min(found) if len(found) == len(self.parts) else None
 
     def __str__(self) -> str:
-        return " & ".join(_inside(part, AnyOf) for part in self.parts)
+        return self._text(" & ", AnyOf)
 
 
 def below(
@@ -200,8 +206,8 @@ def below(
     """Trigger while ``metric`` is below ``limit``.
 
     The severity is ``(limit - v) / limit``: 0 at the limit, 1 at zero. Once it has triggered it
-    lets go at ``release`` only, so that what was just corrected does not flicker. A value that
-    is undefined or not known triggers nothing.
+    stops at ``release`` only, so that it does not flicker around the limit. A value that is
+    undefined or not known triggers nothing.
 
     Args:
         metric: Of a sensor (the documentation lists them), or a signal of ``observe()``.
@@ -216,11 +222,6 @@ def below(
         >>> str(below("relative_rank", 0.45) | above("spectral_norm", 10.0))
         'relative_rank < 0.45 | spectral_norm > 10'
     """
-    _check_limit(metric, limit, release, severity)
-    if release is not None and release < limit:
-        raise ConfigError(
-            f"release={release!r} must be at least limit={limit!r}: it says where it lets go"
-        )
     return _limit(metric, limit, False, release, severity)
 
 
@@ -230,7 +231,7 @@ def above(
     """Trigger while ``metric`` is above ``limit``.
 
     The severity is ``min(1, ln(v / limit))``: 0 at the limit, 1 from e times the limit on. Once
-    it has triggered it lets go at ``release`` only.
+    it has triggered it stops at ``release`` only.
 
     Args:
         metric: Of a sensor (the documentation lists them), or a signal of ``observe()``.
@@ -247,16 +248,11 @@ def above(
         ...
         stableopt.errors.ConfigError: limit=0 must be a number above 0: the bound on spectral_norm
     """
-    _check_limit(metric, limit, release, severity)
-    if release is not None and release > limit:
-        raise ConfigError(
-            f"release={release!r} must be at most limit={limit!r}: it says where it lets go"
-        )
     return _limit(metric, limit, True, release, severity)
 
 
 def drift(metric: str) -> Drifted:
-    """Trigger while ``metric`` is off the course that its own past predicts, two visits running.
+    """Trigger while ``metric`` is off the course that its own past predicts, twice in a row.
 
     Args:
         metric: One whose course is followed: see :mod:`stableopt.health.spectra.drift`.
@@ -275,7 +271,7 @@ def drift(metric: str) -> Drifted:
 
 
 def check_trigger(name: str, value: object) -> Trigger:
-    """Return ``value`` if it is a trigger, or what it means if it is the text of one.
+    """Return ``value`` if it is a trigger, and parse it if it is the text of one.
 
     Raises:
         ConfigError: It is not.
@@ -292,42 +288,25 @@ def check_trigger(name: str, value: object) -> Trigger:
     return value
 
 
-def _trigger(value: object) -> Trigger:
-    return check_trigger("trigger", value)
-
-
-def _inside(part: Trigger, kind: type) -> str:
-    return f"({part})" if isinstance(part, kind) else str(part)
-
-
-def _flat(parts: tuple[Trigger, ...], kind: type[AnyOf] | type[AllOf]) -> tuple[Trigger, ...]:
-    """Return the parts, with those of parts of the same kind in their place."""
-    found: list[Trigger] = []
-    for part in parts:
-        found += part.parts if isinstance(part, kind) else [_trigger(part)]
-    if not found:
-        raise ConfigError(f"parts={parts!r} must be at least one trigger: there is nothing to ask")
-    return tuple(found)
-
-
 def _limit(
     metric: str, limit: float, is_upper: bool, release: float | None, severity: float | None
 ) -> Limit:
-    """Return a limit whose numbers are plain floats, whatever numbers they were given as."""
-    lets_go = float(limit if release is None else release)
-    return Limit(
-        metric, float(limit), is_upper, lets_go, None if severity is None else float(severity)
-    )
-
-
-def _check_limit(metric: object, limit: object, release: object, severity: object) -> None:
+    """Return a checked limit whose numbers are plain floats, whatever they were given as."""
     if not isinstance(metric, str) or not metric:
         raise ConfigError(f"metric={metric!r} must be the name of a metric or a signal")
     require_number("limit", limit, math.inf, f"the bound on {metric}")
-    if limit > sys.float_info.max:  # type: ignore[operator]
+    if limit > sys.float_info.max:
         raise ConfigError(f"limit={limit!r} must be finite: nothing is beyond it")
-    if release is not None:
-        require_number("release", release, sys.float_info.max, "the value at which it lets go")
+    if release is None:
+        release = limit
+    require_number("release", release, sys.float_info.max, "where it stops triggering")
+    if (release > limit) if is_upper else (release < limit):
+        least = "at most" if is_upper else "at least"
+        raise ConfigError(
+            f"release={release!r} must be {least} limit={limit!r}: it is where it stops triggering"
+        )
     is_number = isinstance(severity, (int, float)) and not isinstance(severity, bool)
-    if severity is not None and not (is_number and 0 <= severity <= 1):  # type: ignore[operator]
+    if severity is not None and not (is_number and 0 <= severity <= 1):
         raise ConfigError(f"severity={severity!r} must be a number from 0 to 1, or None")
+    fixed = None if severity is None else float(severity)
+    return Limit(metric, float(limit), is_upper, float(release), fixed)

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stableopt")
 
 Range = tuple[float, float]
-"""The smallest and the largest of what a metric was when it was last a number."""
+"""The smallest and the largest value of a metric when it last was a number."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Standing:
-    """What is known about one rule.
+    """The state of one rule.
 
     Attributes:
         held: Its conditions that hold, for their hysteresis.
-        row: Observations in a row that met it.
+        row: Observations in a row that met its condition.
     """
 
     held: frozenset[str] = field(default_factory=frozenset)
@@ -40,38 +40,38 @@ class _Standing:
 
 @dataclass(slots=True)
 class _Known:
-    """What is known about signals.
+    """The newest values of signals.
 
     Attributes:
-        ranges: Of every metric that has been told a number.
-        undefined: Metrics that were told something else since.
+        ranges: Of every metric that was observed as a number.
+        undefined: Metrics whose newest observation is NaN.
     """
 
     ranges: dict[str, Range] = field(default_factory=dict)
     undefined: set[str] = field(default_factory=set)
 
-    def with_told(self, told: Mapping[str, Range]) -> _Known:
-        """Return what is known once these were told."""
-        broken = {metric for metric, ends in told.items() if any(map(math.isnan, ends))}
-        numbers = {metric: ends for metric, ends in told.items() if metric not in broken}
+    def with_observed(self, observed: Mapping[str, Range]) -> _Known:
+        """Return the values after these observations."""
+        broken = {metric for metric, ends in observed.items() if any(map(math.isnan, ends))}
+        numbers = {metric: ends for metric, ends in observed.items() if metric not in broken}
         undefined = (self.undefined | broken) - numbers.keys()
         return _Known({**self.ranges, **numbers}, undefined)
 
     def value(self, metric: str, *, largest: bool) -> float | None:
-        """Return one end of what a metric last was."""
+        """Return the smallest or the largest value of a metric."""
         found = self.ranges.get(metric)
         return None if found is None else found[largest]
 
     def drift(self, metric: str) -> Drift | None:
-        """Return nothing: rules are not about courses of weights."""
+        """Return nothing: rules are not about weights."""
         return None
 
 
 class RuleBook:
-    """Asks every rule whenever one of its signals is observed.
+    """Evaluates every rule whenever one of its signals is observed.
 
-    What is found counts once the step is taken: a batch that is left out teaches nothing. A NaN
-    is no answer: what its metric last was stands, and the run is not calm until there is one.
+    What is found is kept once the step is taken; a skipped batch changes nothing. After a NaN, the
+    last number of its metric stays in use, and the run is not calm until there is another number.
 
     Args:
         rules: The rules.
@@ -97,12 +97,12 @@ class RuleBook:
         self._asked = None
         if not self._rules:
             return ()
-        told, values = self._told(signals)
-        self._awaited.note(told.keys())
-        if not told:
+        observed, values = self._observed(signals)
+        self._awaited.note(observed.keys())
+        if not observed:
             return ()
-        known = self._known.with_told(told)
-        answered = told.keys() - known.undefined
+        known = self._known.with_observed(observed)
+        answered = observed.keys() - known.undefined
         standings, findings = [], []
         for rule, before in zip(self._rules, self._standings, strict=True):
             now = before
@@ -116,31 +116,31 @@ class RuleBook:
         self._asked = standings, known, values
         return tuple(findings)
 
-    def _told(self, signals: Mapping[str, Any]) -> tuple[dict[str, Range], dict[str, float]]:
-        """Return what metrics are now, and the signals whose courses are followed."""
+    def _observed(self, signals: Mapping[str, Any]) -> tuple[dict[str, Range], dict[str, float]]:
+        """Return the values of metrics, and of the signals whose moving averages are kept."""
         wanted: dict[str, dict[str, str | None]] = {}
         for metric in self._all:
             # A signal may have a dot in its name.
             signal, statistic = (metric, None) if metric in signals else split_metric(metric)
             if signal in signals:
                 wanted.setdefault(signal, {})[metric] = statistic
-        told: dict[str, Range] = {}
+        observed: dict[str, Range] = {}
         values: dict[str, float] = {}
         for signal, metrics in wanted.items():
             found = statistics_of(signals[signal])
             for metric, statistic in metrics.items():
                 if statistic is None:
-                    told[metric] = found["min"], found["max"]
+                    observed[metric] = found["min"], found["max"]
                 elif statistic in OF_COURSE:
                     values[signal] = found["mean"]
                     course = self._courses.get(signal, Course())
-                    told[metric] = (course.statistic(found["mean"], statistic),) * 2
+                    observed[metric] = (course.statistic(found["mean"], statistic),) * 2
                 else:
-                    told[metric] = (found[statistic],) * 2
-        return told, values
+                    observed[metric] = (found[statistic],) * 2
+        return observed, values
 
     def settle(self, *, taken: bool) -> None:
-        """Learn what was found, if the step was taken."""
+        """Keep what was found, if the step was taken."""
         if self._asked is not None and taken:
             self._standings, self._known, values = self._asked
             for signal, value in values.items():
@@ -149,7 +149,7 @@ class RuleBook:
 
     @property
     def calm(self) -> bool:
-        """Whether no rule holds, and the last that was told of every metric was a number."""
+        """Whether no rule holds, and the newest observation of every metric is a number."""
         return not self._known.undefined and not any(self._holding())
 
     @property
@@ -163,7 +163,7 @@ class RuleBook:
         return [standing.row >= rule.patience for rule, standing in pairs]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is remembered, as plain data, by the place and the condition of each rule."""
+        """Return the state as plain data, by the place and the condition of each rule."""
         pairs = zip(self._keys(), self._standings, strict=True)
         return {
             "standings": {key: [sorted(s.held), s.row] for key, s in pairs},
@@ -173,7 +173,7 @@ class RuleBook:
         }
 
     def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
-        """Return what assigns ``state``; a rule that it does not have begins anew."""
+        """Return what assigns ``state``; a rule that it does not have starts from scratch."""
         found = dict(state.get("standings", {}))
         pairs = [found.pop(key, ((), 0)) for key in self._keys()]
         standings = [_Standing(frozenset(map(str, held)), int(row)) for held, row in pairs]
@@ -188,7 +188,10 @@ class RuleBook:
             self._standings, self._known, self._courses = standings, known, courses
             self._asked = None
             if found:
-                logger.warning("rules of the checkpoint that are not set now: %s", ", ".join(found))
+                logger.warning(
+                    "the state of rules that Guard(rules=) does not have now was not loaded: %s",
+                    ", ".join(found),
+                )
 
         return assign
 
@@ -197,19 +200,16 @@ class RuleBook:
 
 
 def _finding(rule: SignalRule, known: _Known) -> Finding:
-    told, first = [], None
     leaves = dict.fromkeys((leaf.metric, _is_upper(leaf)) for leaf in rule.leaves())
-    for metric, upper in leaves:
-        value = known.value(metric, largest=upper)
-        if value is not None:
-            first = value if first is None else first
-            told.append(f"{metric} is {value:.4g}")
+    values = [(metric, known.value(metric, largest=upper)) for metric, upper in leaves]
+    numbers = [(metric, value) for metric, value in values if value is not None]
+    now = " and ".join(f"{metric} is {value:.4g}" for metric, value in numbers)
     times = f", {rule.patience} times in a row" if rule.patience > 1 else ""
     return Finding(
         kind="rule",
-        message=f"{' and '.join(told)}: {rule.when}{times}",
+        message=f"{now}: {rule.when}{times}",
         scope=Scope.RULE,
-        value=first,
+        value=numbers[0][1] if numbers else None,
         response=rule.response,
     )
 

@@ -1,10 +1,10 @@
-"""Rules about what ``observe()`` is told: when a signal is out of bounds, and what follows."""
+"""Rules about signals of ``observe()``: when one is out of bounds, and what is done then."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stableopt.errors import ConfigError, require_int
 from stableopt.triggers.conditions import Drifted, Trigger, check_trigger
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SignalRule:
-    """What is done once signals of ``observe()`` are out of bounds.
+    """What is done when signals of ``observe()`` are out of bounds.
 
     The condition is a trigger on signals, by name or as ``name.statistic``: ``mean``, ``max``,
     ``min``, ``variance`` and ``magnitude`` (the largest absolute value) of a tensor, or of all
-    tensors of a dict; ``drop``, by how much the moving average of a signal is below the highest
-    that it has been, and ``rise``, by how much it is above the lowest. Without a statistic the
-    largest value counts for ``above`` and the smallest for ``below``. ``loss`` is a signal, too.
+    tensors of a dict; ``drop``, by how much the moving average of a signal is below its highest
+    value so far, and ``rise``, by how much it is above its lowest. Without a statistic, ``above``
+    compares the largest value and ``below`` the smallest. ``loss`` is a signal, too.
 
-    It is asked whenever one of its signals is observed, and holds until it is asked again. What
-    follows happens once, when it begins to hold; ``"skip"`` for every batch that meets it, at
+    It is evaluated whenever one of its signals is observed, and holds until it is evaluated again.
+    The response happens once, when it begins to hold; ``"skip"`` for every batch that meets it, at
     most ``Guard.max_skips`` in a row. While it holds the run is not
     :attr:`~stableopt.StableOptimizer.is_stable`, and no snapshot is verified unless it only warns.
 
@@ -60,13 +60,13 @@ class SignalRule:
         for leaf in self.trigger.leaves():
             if leaf.metric in (f"loss.{statistic}" for statistic in OF_VALUES):
                 raise ConfigError(
-                    f"when={self.when} cannot be a rule: what is told of the loss is averaged; use "
-                    "loss, loss.rise or loss.drop, or tell single losses under another name"
+                    f"when={self.when} cannot be a rule: the losses of a step are averaged; use "
+                    "loss, loss.rise or loss.drop, or observe single losses under another name"
                 )
             if isinstance(leaf, Drifted):
                 raise ConfigError(
-                    f"when={self.when} cannot be a rule: it is the courses of weights that are "
-                    "followed, not those of signals; use name.drop or name.rise"
+                    f"when={self.when} cannot be a rule: drift() is for metrics of weights, not "
+                    "for signals; use name.drop or name.rise"
                 )
 
     @property
@@ -83,19 +83,15 @@ def check_rules(given: object) -> tuple[SignalRule, ...]:
     """Return ``Guard.rules`` as a tuple.
 
     Raises:
-        ConfigError: Something in it is no rule, or two are the same.
+        ConfigError: It is not a list of rules, or two of them are the same.
     """
-    is_list = isinstance(given, Iterable) and not isinstance(given, str)
-    rules: tuple[object, ...] = tuple(given) if isinstance(given, Iterable) else ()
-    checked = tuple(rule for rule in rules if isinstance(rule, SignalRule))
-    if not is_list or len(checked) < len(rules):
+    rules: tuple[Any, ...] = tuple(given) if isinstance(given, Iterable) else (None,)
+    if isinstance(given, str) or not all(isinstance(rule, SignalRule) for rule in rules):
         raise ConfigError(
             f"rules={given!r} must be a list of SignalRule, e.g. "
             "[SignalRule('attention_max < 0.1', response='warn')]"
         )
-    seen = set[SignalRule]()
-    for rule in checked:
-        if rule in seen:
+    for i, rule in enumerate(rules):
+        if rule in rules[:i]:
             raise ConfigError(f"rules has {rule!r} twice: give it once")
-        seen.add(rule)
-    return checked
+    return rules

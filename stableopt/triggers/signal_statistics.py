@@ -1,4 +1,4 @@
-"""Numbers that rules are about, from what ``observe()`` was told."""
+"""Statistics of signals, on which rules are evaluated."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ DECAY = 0.9
 """Of the moving average that ``drop`` and ``rise`` are about."""
 
 FIRST = 7
-"""Values from which on the average counts as one that has been: half of its weight is there."""
+"""Values before the average is compared: it has half of its final weight then."""
 
 
 def split_metric(metric: str) -> tuple[str, str | None]:
-    """Return the signal that a metric is about, and the statistic; ``None`` for its value.
+    """Return the signal and the statistic of a metric; ``None`` for the value itself.
 
     Example:
         >>> split_metric("accuracy.drop"), split_metric("loss.aux")
@@ -98,10 +98,10 @@ def _parts(value: Any) -> Iterator[Tensor]:
 
 
 class Course:
-    """The moving average of a signal, and the highest and the lowest that it has been.
+    """The moving average of a signal, and its highest and lowest value so far.
 
-    The average is corrected for its start, ``Σ dᵏ xₖ / Σ dᵏ``, and counts from the seventh value
-    on: a first one that was lucky would be the best for good.
+    The average is corrected for its start, ``Σ dᵏ xₖ / Σ dᵏ``, and is compared from the seventh
+    value on: otherwise one good first value would remain the best.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class Course:
         self._largest, self._smallest = -math.inf, math.inf
 
     def statistic(self, value: float, statistic: str) -> float:
-        """Return how far the average, ``value`` included, is off its best: at least 0."""
+        """Return how far the average, ``value`` included, is from its best: at least 0."""
         if not math.isfinite(value):
             return math.nan
         if self._count + 1 < FIRST:
@@ -120,7 +120,7 @@ class Course:
         return average - min(self._smallest, average)
 
     def add(self, value: float) -> None:
-        """Learn a value; one that is not finite is not learned."""
+        """Add a value to the average; one that is not finite is left out."""
         if not math.isfinite(value):
             return
         average = self._after(value)
@@ -140,7 +140,7 @@ class Course:
 
     @classmethod
     def from_state(cls, state: Any) -> Course:
-        """Return what :meth:`state_dict` was made from."""
+        """Return the average with a state of :meth:`state_dict`."""
         course = cls()
         *numbers, count = state
         course._sum, course._weight, course._largest, course._smallest = map(float, numbers)

@@ -1,4 +1,4 @@
-"""Triggers as text, as a configuration file has them: ``"spectral_norm > 10 | fiedler < 0.4"``."""
+"""Triggers as text, for configuration files: ``"spectral_norm > 10 | fiedler < 0.4"``."""
 
 from __future__ import annotations
 
@@ -20,44 +20,46 @@ _GRAMMAR = (
 
 
 def parse_trigger(name: str, text: str) -> Trigger:
-    """Return the trigger that ``text`` means, as ``str(trigger)`` writes it.
+    """Parse a trigger, as ``str(trigger)`` writes it.
 
     ``&`` binds before ``|``.
 
     Args:
-        name: What it is given for, for the message.
+        name: Of the argument, for the message.
         text: The text.
 
     Raises:
-        ConfigError: It is no trigger.
+        ConfigError: It is not a trigger.
 
     Example:
         >>> parse_trigger("when", "spectral_norm > 10").limit
         10.0
     """
-    parser = _Parser(name, text)
-    found = parser.any_of()
-    if parser.tokens:
-        raise parser.error(f"{parser.tokens[0]!r} is left over")
-    return found
+    return _Parser(name, text).parse()
 
 
 class _Parser:
     def __init__(self, name: str, text: str) -> None:
         self._name, self._text = name, text
-        self.tokens: list[str] = []
+        self._tokens: list[str] = []
         rest = text.rstrip()
         while rest:
             found = _TOKEN.match(rest)
             if found is None:
                 raise self.error(f"{rest.strip()!r} is not understood")
-            self.tokens.append(found[1])
+            self._tokens.append(found[1])
             rest = rest[found.end() :]
 
     def error(self, what: str) -> ConfigError:
         return ConfigError(f"{self._name}={self._text!r} is no trigger, {what}: use {_GRAMMAR}")
 
-    def any_of(self) -> Trigger:
+    def parse(self) -> Trigger:
+        found = self._any_of()
+        if self._tokens:
+            raise self.error(f"{self._tokens[0]!r} is left over")
+        return found
+
+    def _any_of(self) -> Trigger:
         parts = [self._all_of()]
         while self._next_is("|"):
             parts.append(self._all_of())
@@ -71,7 +73,7 @@ class _Parser:
 
     def _one(self) -> Trigger:
         if self._next_is("("):
-            inner = self.any_of()
+            inner = self._any_of()
             if not self._next_is(")"):
                 raise self.error("a parenthesis is not closed")
             return inner
@@ -98,12 +100,11 @@ class _Parser:
             raise self.error(f"{number!r} is where a number should be") from None
 
     def _next_is(self, token: str) -> bool:
-        if not self.tokens or self.tokens[0] != token:
-            return False
-        del self.tokens[0]
-        return True
+        found = self._tokens[:1] == [token]
+        del self._tokens[:found]
+        return found
 
     def _take(self, what: str) -> str:
-        if not self.tokens:
+        if not self._tokens:
             raise self.error(f"it ends where {what} should be")
-        return self.tokens.pop(0)
+        return self._tokens.pop(0)

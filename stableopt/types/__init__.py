@@ -1,4 +1,4 @@
-"""The few things that travel between rooms: observation, finding, verdict, event."""
+"""Data that packages exchange: observation, finding, verdict, event."""
 
 from stableopt.types.event import Act, Event
 from stableopt.types.observation import GradientNorms, Observation

@@ -22,8 +22,8 @@ class Act:
         where: Names of the parameters; empty if it concerns all of them at once.
         before: The metric of each before it acted.
         after: And after.
-        routine: Whether that is what it does in healthy training, too, and no intervention.
-        again: Whether it has acted a short while ago already, and is no news.
+        routine: Whether it also does that in healthy training, and it is no intervention.
+        again: Whether it already acted a short while ago.
     """
 
     transform: str
@@ -44,7 +44,7 @@ class Act:
         return list(zip(self.before, self.after, strict=True))
 
     def sentence(self) -> str:
-        """Return it as a sentence."""
+        """Return a sentence about it."""
         before, after = self._pairs()[self.worst]
         name = f" of {self.where[self.worst]}" if self.where else ""
         others = len(self.before) - 1
@@ -71,22 +71,22 @@ class Event:
     """The record of one call of ``step()``: plain numbers and strings only.
 
     Attributes:
-        call: Number of this call of ``step()``, from 1; never goes back.
-        step: Updates behind the weights after this call; goes back with a rollback.
+        call: Number of this call of ``step()``, from 1; a rollback does not change it.
+        step: Steps taken so far, this call included; a rollback restores it.
         action: What was done.
         reason: Why, as a sentence; empty for a healthy step.
         findings: What the detectors found.
-        rollback: Where the run went back to, if it did.
-        backs_off: Whether the learning rate was lowered, without going back.
-        tames: Whether the gradients were scaled down to what is usual before the step.
-        baseline_reset: Whether what looked like spikes is taken for data from here on.
-        lr_scale: Our factor on the learning rates; 1 unless a rollback has lowered it.
+        rollback: Which snapshot was restored, if one was.
+        backs_off: Whether the learning rate was lowered, without a rollback.
+        tames: Whether the gradients were scaled down to their usual norm before the step.
+        baseline_reset: Whether spikes are accepted as the new normal from here on.
+        lr_scale: The guard's factor on the learning rates; 1 unless it has lowered them.
         loss: The observed loss.
-        grad_norm: Global 2-norm of the gradients before any clipping of ours.
-        lr: Learning rate of each parameter group, without our factor.
+        grad_norm: Global 2-norm of the gradients before they were scaled down.
+        lr: Learning rate of each parameter group, without ``lr_scale``.
         signals: What else was observed; tensors as mean, min and max.
         readings: What the sensors read from the weights as they were before this call.
-        risk: The level they say the run is at; ``None`` while nothing is known.
+        risk: The risk level of the run; ``None`` while nothing is known.
         acts: What transforms did.
         time: Seconds since the epoch.
     """
@@ -112,25 +112,42 @@ class Event:
 
     @property
     def intervened(self) -> bool:
-        """Whether the step was anything but simply taken.
+        """Whether anything was done besides taking the step.
 
-        A reset of baselines counts, and a transform that acted though healthy training does not
-        call for it; what is only told does not.
+        A reset of baselines counts, and so does a transform that acts only when something is wrong;
+        a finding that is only logged does not.
         """
         moved = self.action is not Action.TAKE or self.backs_off or self.tames
         moved = moved or self.baseline_reset or any(not act.routine for act in self.acts)
-        told = (Scope.RISK, Scope.NOTICE, Scope.SPIKE)
-        return moved or any(finding.scope not in told for finding in self.findings)
+        logged = (Scope.RISK, Scope.NOTICE, Scope.SPIKE)
+        return moved or any(finding.scope not in logged for finding in self.findings)
 
     @property
     def routine(self) -> bool:
-        """Whether there is nothing to say about the step: nobody intervened, nothing is new."""
-        told = any(not act.again for act in self.acts)
-        return self.action is Action.TAKE and not self.findings and not told
+        """Whether the step was taken, and nothing was found or done for the first time."""
+        new = any(not act.again for act in self.acts)
+        return self.action is Action.TAKE and not self.findings and not new
 
     def to_dict(self) -> dict[str, Any]:
         """Return the event as a dict of plain values, empty fields left out."""
-        record: dict[str, Any] = {
+        findings = [
+            {"kind": f.kind, "message": f.message, "where": list(f.where), "value": f.value}
+            for f in self.findings
+        ]
+        optional = {
+            "reason": self.reason,
+            "findings": findings,
+            "rollback": None if self.rollback is None else asdict(self.rollback),
+            "backs_off": self.backs_off,
+            "tames": self.tames,
+            "baseline_reset": self.baseline_reset,
+            "lr_scale": None if self.lr_scale == 1.0 else self.lr_scale,
+            "signals": dict(self.signals),
+            "risk": None if self.risk is None else self.risk.value,
+            "acts": [act.to_dict() for act in self.acts],
+            "readings": _by_name(self.readings),
+        }
+        return {
             "event": "step",
             "time": round(self.time, 3),
             "call": self.call,
@@ -139,33 +156,8 @@ class Event:
             "loss": self.loss,
             "grad_norm": self.grad_norm,
             "lr": self.lr[0] if len(self.lr) == 1 else list(self.lr),
+            **{name: value for name, value in optional.items() if value},
         }
-        if self.reason:
-            record["reason"] = self.reason
-        if self.findings:
-            record["findings"] = [
-                {"kind": f.kind, "message": f.message, "where": list(f.where), "value": f.value}
-                for f in self.findings
-            ]
-        if self.rollback is not None:
-            record["rollback"] = asdict(self.rollback)
-        if self.backs_off:
-            record["backs_off"] = True
-        if self.tames:
-            record["tames"] = True
-        if self.baseline_reset:
-            record["baseline_reset"] = True
-        if self.lr_scale != 1.0:
-            record["lr_scale"] = self.lr_scale
-        if self.signals:
-            record["signals"] = dict(self.signals)
-        if self.risk is not None:
-            record["risk"] = self.risk.value
-        if self.acts:
-            record["acts"] = [act.to_dict() for act in self.acts]
-        if self.readings:
-            record["readings"] = _by_name(self.readings)
-        return record
 
 
 def _by_name(readings: Sequence[Reading]) -> dict[str, dict[str, float]]:

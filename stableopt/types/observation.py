@@ -1,4 +1,4 @@
-"""What is known about a step before it is judged."""
+"""Loss, gradients and signals of a step, before it is judged."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class GradientNorms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What is known about a step before it is judged.
+    """Loss, gradients and signals of a step, before it is judged.
 
     Attributes:
-        loss: Mean of the losses observed for this step; ``None`` if nobody told.
-        gradients: Norm of every gradient; ``None`` if nothing asked for them.
+        loss: Mean of the losses observed for this step; ``None`` if there were none.
+        gradients: Norm of every gradient; ``None`` if nothing needs them.
         signals: Everything else that was passed to ``observe()``.
     """
 

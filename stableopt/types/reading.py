@@ -13,7 +13,7 @@ class Standing(str, Enum):
     UNDEFINED = "undefined"
     """There is no such number: a zero matrix, a NaN, too few rows, a sensor that failed."""
     UNJUDGED = "unjudged"
-    """A number that no tier is known for."""
+    """A number that has no tiers for this shape."""
     HEALTHY = "healthy"
     WARNING = "warning"
     DANGER = "danger"
@@ -23,13 +23,13 @@ class RiskLevel(str, Enum):
     """The risk of spectral collapse of a run; see :mod:`stableopt.health.spectra.risk`."""
 
     STABLE = "stable"
-    """Every weight is in its healthy range, and spectra hardly move."""
+    """Every weight is in its healthy range, and spectra hardly change."""
     LEARNING = "learning"
-    """Every weight is in its healthy range, and spectra move: training at work."""
+    """Every weight is in its healthy range, and spectra change: training makes progress."""
     WARNING = "warning"
     """A weight has left the range that is healthy for its shape, or its own recent course."""
     DANGER = "danger"
-    """A weight is where healthy training was never seen, for its shape."""
+    """A weight is in a range never seen in healthy training, for its shape."""
     INSTABILITY = "instability"
     """Several weights at once are in danger, or one is not finite."""
 
@@ -50,7 +50,7 @@ class Reading:
         name: Of the parameter.
         metric: What was measured; the documentation lists every metric.
         value: NaN where it is undefined.
-        step: Updates behind the weight when it was read.
+        step: Steps taken before it was read.
         standing: What it says by itself.
     """
 
@@ -74,10 +74,10 @@ class Drift:
         name: Of the parameter.
         metric: What was measured.
         value: What was read.
-        step: Updates behind the weight when it was read.
+        step: Steps taken before it was read.
         expected: What its past predicts.
-        limit: Beyond which it is a drift.
-        confirmed: Whether the reading before it was one, too.
+        limit: The limit that the value is beyond.
+        confirmed: Whether the reading before it was a drift, too.
     """
 
     name: str

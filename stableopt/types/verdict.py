@@ -1,48 +1,44 @@
-"""What was found and what is done about it."""
+"""Findings, and verdicts on a step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 class Action(str, Enum):
-    """What became of a call of ``step()``."""
+    """What was done in a call of ``step()``."""
 
     TAKE = "take"
     """The inner optimizer took its step."""
     SKIP = "skip"
-    """This batch never happened: nothing moved, not even a step counter."""
+    """The batch was skipped: nothing changed, not even a step counter."""
     ROLL_BACK = "roll_back"
-    """A snapshot was restored: the run is where it was some updates ago."""
+    """A snapshot was restored: the run is where it was some steps ago."""
     STOP = "stop"
     """The newest verified snapshot was restored, and the run ends with ``DivergenceError``."""
 
 
 class Scope(str, Enum):
-    """What a finding is held against, and so what undoes it."""
+    """What a finding is about, which decides how it can be undone."""
 
     BATCH = "batch"
-    """The batch cannot be used; leaving it out is enough."""
+    """The batch cannot be used; skipping it is enough."""
     SPIKE = "spike"
     """The batch is unlike those before it, which is no fault in itself."""
     RULE = "rule"
-    """A signal is not as the user wants it; a rule says what follows."""
+    """A signal is outside the limits of a rule, which has the response."""
     NOTICE = "notice"
-    """Training goes on with it, but somebody should know."""
+    """Training can go on; the finding is logged."""
     RISK = "risk"
     """Weights are leaving the range in which training is healthy; smaller steps may undo it."""
     STATE = "state"
-    """Weights, optimizer state or buffers hold a fault; only a snapshot is without it."""
+    """Weights, optimizer state or buffers hold a fault; only an older snapshot has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that a detector holds against a step.
+    """One fault that a detector found in a step.
 
     Attributes:
         kind: ``"nonfinite_"`` before ``"loss"``, ``"gradient"``, ``"weight"``, ``"state"``,
@@ -52,11 +48,11 @@ class Finding:
             ``"loss_spike"``, ``"gradient_spike"``, ``"first_gradient"``; ``"risk_warning"``,
             ``"risk_danger"``, ``"risk_instability"``; ``"rule"``.
         message: The finding as a sentence.
-        scope: What it is held against.
+        scope: What it is about.
         where: Names of the parameters concerned, in the optimizer's order.
-        value: The offending number, where there is one.
-        response: What a rule asks for; ``None`` where the guard's table has the answer.
-        usual: For a spike, the gradient norm that taming brings it down to.
+        value: The number at fault, where there is one.
+        response: What a rule asks for; ``None`` for the response in the guard's table.
+        usual: For a spike, the gradient norm that taming scales it down to.
         group: For a spike of one parameter group, its number.
     """
 
@@ -72,16 +68,16 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollback:
-    """Where a run went back to, and how it goes on.
+    """Which snapshot was restored, and how the run goes on.
 
     Attributes:
-        from_step: Updates taken before.
-        to_step: Updates behind the snapshot that was restored.
-        attempt: Which rollback of its episode it is, from 1; 0 if the user asked for it.
+        from_step: Steps taken so far when it was decided.
+        to_step: The step of the snapshot that was restored.
+        attempt: Number of the rollback in its episode, from 1; 0 if the user asked for it.
         lr_scale: Factor on every learning rate from here on.
-        restores_rng: Whether random states go back as well, so that a fault that does not
+        restores_rng: Whether random states are restored as well, so that a fault that does not
             recur leaves no trace at all.
-        left_behind: Names of tracked objects that raised instead of going back.
+        left_behind: Names of tracked objects that raised while they were restored.
     """
 
     from_step: int
@@ -101,9 +97,9 @@ class Verdict:
         reason: Why, as a sentence; empty for a healthy step.
         findings: What the detectors found.
         rollback: For ``ROLL_BACK``, and for ``STOP`` if there was a snapshot to restore.
-        backs_off: Whether the learning rate is lowered from this step on, without going back.
-        baseline_reset: Whether what looked like a spike is taken for the new normal from here on.
-        tames: Whether the gradients are scaled down to what is usual before the step is taken.
+        backs_off: Whether the learning rate is lowered from this step on, without a rollback.
+        baseline_reset: Whether spikes are accepted as the new normal from here on.
+        tames: Whether the gradients are scaled down to their usual norm before the step.
     """
 
     action: Action
@@ -116,17 +112,17 @@ class Verdict:
 
 
 class Response(str, Enum):
-    """What may be done about a finding, the mildest first."""
+    """What can be done about a finding, the mildest first."""
 
     WARN = "warn"
-    """The step is taken, and the finding told."""
+    """The step is taken, and the finding logged."""
     TAME = "tame"
-    """The step is taken with gradients that are scaled down to the largest norm of late; or, for
-    the first gradient, what the optimizer remembers of it is."""
+    """The step is taken with gradients that are scaled down to the largest recent norm; or, for
+    the first gradient, the moments that the optimizer keeps of it are scaled down."""
     BACK_OFF = "back_off"
     """The step is taken, and learning rates are lowered by ``lr_backoff`` from there on."""
     SKIP = "skip"
-    """The batch never happened; at most ``max_skips`` in a row."""
+    """The batch is skipped; at most ``max_skips`` in a row."""
     ROLL_BACK = "roll_back"
     """A snapshot is restored."""
     STOP = "stop"

@@ -1,4 +1,4 @@
-"""What was observed of a batch that nobody took a step on is not held against the next one."""
+"""Observations of a batch without a step do not count for the next one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is left of an answer where a cap or another answer stands in its way, in real runs."""
+"""Responses that a limit or another response prevents, in real runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOWER = Finding(kind="rule", message="it is low", scope=Scope.RULE, response="ba
 
 
 class Run:
-    """A small run whose signals are told step by step."""
+    """A small run whose signals are observed step by step."""
 
     def __init__(self, *rules, **options):
         torch.manual_seed(0)
@@ -117,7 +117,7 @@ class TestSpikes:
 
 
 def test_a_rollback_by_hand_that_finds_every_snapshot_damaged_is_no_step():
-    """What was asked for cannot be done: either the step is taken instead, or it is told."""
+    """A response that is not possible: either the step is taken instead, or that is reported."""
     run = Run(every=100)
     run.steps(5)
     copies = run.opt._loop.way_back.keeper._snapshots[0]._state._params

@@ -1,4 +1,4 @@
-"""What is said to somebody whose run has just died."""
+"""The messages of a run that has stopped."""
 
 from __future__ import annotations
 

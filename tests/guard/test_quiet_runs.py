@@ -1,4 +1,4 @@
-"""Healthy trainings that look unusual: nothing is rolled back, and next to nothing is skipped.
+"""Healthy trainings that look unusual: nothing is rolled back, and almost nothing is skipped.
 
 Every run checks first that it is as unusual as it claims to be.
 """
@@ -17,7 +17,7 @@ from stableopt import StableOptimizer
 from stableopt.types import Scope
 
 SEEN_ONCE = 5
-"""Batches of a heavy tail of which something may be told before the tail is known."""
+"""Batches of a heavy tail that may be reported before the tail is known."""
 
 
 class Run:

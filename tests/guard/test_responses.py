@@ -1,4 +1,4 @@
-"""What is done about each cause: one table, and the run does what it says."""
+"""The response to each cause: one table, which the run follows."""
 
 from __future__ import annotations
 
@@ -148,10 +148,10 @@ class TestState:
         ({"loss_spyke": "skip"}, "did you mean 'loss_spike'"),
         ({"loss_spike": "roll_back"}, r"must be one of warn, tame, back_off, skip, stop: .* no"),
         ({"nonfinite_loss": "roll_back"}, r"must be one of warn, skip, stop: .* no reason"),
-        ({"risk_danger": "tame"}, r"must be one of warn, back_off, roll_back, stop: the batch"),
+        ({"risk_danger": "tame"}, r"must be one of warn, back_off, roll_back, stop: the fault"),
         ({"nonfinite_weight": "warn"}, r"must be one of roll_back, stop: training cannot go on"),
         ({"nonfinite_gradient": "warn"}, r"must be one of skip, roll_back, stop: such a step"),
-        ({"risk_danger": "skip"}, r"must be one of warn, back_off, roll_back, stop: the batch"),
+        ({"risk_danger": "skip"}, r"must be one of warn, back_off, roll_back, stop: the fault"),
         ({"loss_spike": 3}, "must be one of"),
         ("skip", "responses='skip' must be a dict"),
         (None, "responses=None must be a dict"),

@@ -103,7 +103,7 @@ class Guarded(RuleBasedStateMachine):
 
     @rule(times=st.integers(1, 6), between=st.integers(1, 4))
     def strike_again_and_again(self, times, between):
-        """Break it anew after every restore, before the episode is over."""
+        """Break it again after every restore, before the episode is over."""
         for _ in range(times):
             self.strike(latency=0, loud=True, inside=False)
             self.train(between + self.world.lag)
@@ -158,22 +158,12 @@ class Guarded(RuleBasedStateMachine):
     def copy_ends(self):
         self.world.copy_ends()
 
-    @rule(age=st.integers(0, 4), by_hand=st.booleans())
-    def pin(self, age, by_hand):
-        """Hold one snapshot, as a spill to disk does, or as the user asks."""
+    @rule(age=st.integers(0, 4))
+    def pin(self, age):
+        """Hold one snapshot, as the user asks."""
         slots = self.world.ring.sound()
-        if not any(slot.pins for slot in slots):
-            index, step = (slots[age % len(slots)].index, slots[age % len(slots)].step)
-            if by_hand:
-                self.world.both(lambda r: r.ring.pin_manual(step))
-            else:
-                self.world.both(lambda r: r.ring.pin(r.ring.slots[index]))
-
-    @precondition(lambda self: any(slot.pins for slot in self.world.ring.slots))
-    @rule()
-    def unpin(self):
-        for index in range(len(self.world.ring.slots)):
-            self.world.both(lambda r, i=index: r.ring.unpin(r.ring.slots[i]))
+        step = slots[age % len(slots)].step
+        self.world.both(lambda r: r.ring.pin_manual(step))
 
     @precondition(lambda self: not (self.world.stopped or self.world.faults))
     @rule()
@@ -210,10 +200,10 @@ class Guarded(RuleBasedStateMachine):
 
     @invariant()
     def the_newest_verified_is_not_old(self):
-        """On a healthy stretch; pins may hold on to slots for as long as they like."""
+        """On a healthy stretch; pins may hold slots for any time."""
         world, ring = self.world, self.world.ring
         newest = ring.verified()[0].step
-        if any(slot.pins for slot in ring.slots) or world.faults or world.danger:
+        if any(slot.manual for slot in ring.slots) or world.faults or world.danger:
             world.disturbed = world.step
         bound = ring.confirm + world.lag + 2 * ring.every + 1 + LONGEST_COPY
         slowest = max(bound, 2 * (ring.confirm + world.lag + LONGEST_COPY) + bound)

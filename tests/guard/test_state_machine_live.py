@@ -28,7 +28,7 @@ events = st.sampled_from(
 
 
 class Live(RuleBasedStateMachine):
-    """Train one layer, break it, and look at what the run tells."""
+    """Train one layer, break it, and check what the run reports."""
 
     @initialize(
         slots=st.integers(2, 4),

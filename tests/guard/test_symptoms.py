@@ -1,4 +1,4 @@
-"""A loss that is not finite, while all gradients are: told, and no reason to leave a batch out."""
+"""A loss that is not finite, while all gradients are: reported, but no reason to skip a batch."""
 
 from __future__ import annotations
 

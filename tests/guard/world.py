@@ -266,7 +266,7 @@ class World:
             self.check_taken(verdict, findings)
 
     def check_return(self, verdict, findings) -> None:
-        """It goes back, unless there is a reason not to."""
+        """It rolls back, unless there is a reason not to."""
         states = any(finding.scope is Scope.STATE for finding in findings)
         attempt = len(self.accounts.episode) + 1
         slots = self.ring.sound() if attempt == 1 and states else self.ring.verified()
@@ -309,7 +309,7 @@ class World:
         self.snapshot(now=risky and self.guard.answers_risk)
 
     def check_lr(self, before, verdict, healthy) -> None:
-        """It falls when it is told to, and comes back in healthy steps outside of episodes."""
+        """It falls with a verdict, and rises again in healthy steps outside of episodes."""
         accounts, steps = self.accounts, self.guard.lr_recovery
         after = self.policy.lr_scale
         if verdict.backs_off:
@@ -344,7 +344,7 @@ class World:
                 self.writing = ticket, self.step
 
     def check_victim(self, victim) -> None:
-        assert not victim.pins
+        assert not victim.manual
         assert victim.state in (SlotState.FREE, SlotState.ASIDE, SlotState.VERIFIED)
         if victim.state is SlotState.VERIFIED:
             others = [s.step for s in self.ring.verified()]

@@ -145,7 +145,7 @@ class Run:
 
 
 def series(of):
-    """Tell what ``of`` says, whatever the loss is."""
+    """Observe what ``of`` returns as the loss."""
     return Case(tell=of)
 
 

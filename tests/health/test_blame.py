@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from stableopt import Action, Guard, StableOptimizer
-from stableopt.health.steps.blame import Culprits
+from stableopt.health.steps.blame import Blame
 from stableopt.sensors.gradients import MOST_GROUPS, measure_gradients
 
 
@@ -23,10 +23,10 @@ def norms(*values):
 
 
 def usual(*values):
-    culprits = Culprits()
+    blame = Blame()
     for _ in range(20):
-        culprits.learn(norms(*values))
-    return culprits
+        blame.learn(norms(*values))
+    return blame
 
 
 @pytest.mark.parametrize(
@@ -55,9 +55,9 @@ def test_how_many_times_as_much():
 
 
 def test_only_healthy_steps_teach():
-    culprits = usual(1.0, 1.0)
-    culprits.blame(norms(1, 1e9))
-    assert culprits.blame(norms(1, 100))[0][1] == pytest.approx(100)
+    blame = usual(1.0, 1.0)
+    blame.blame(norms(1, 1e9))
+    assert blame.blame(norms(1, 100))[0][1] == pytest.approx(100)
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -1,4 +1,4 @@
-"""What nobody trains stays what it is, or somebody is told."""
+"""Changes of frozen weights are found and reported."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_lowest_bit_is_seen_within_a_scan_and_told_once(hold, named, name):
     (finding,) = event.findings
     assert (event.action, event.intervened) == (Action.TAKE, False)
     assert (finding.kind, finding.where) == ("changed_frozen", (name,))
-    assert event.reason == (f"the frozen weights of {name} have changed, which nobody trains")
+    assert event.reason == f"the frozen weights of {name} have changed"
     run.steps(60)
     assert len(run.opt.ledger) == 1
     flip_bit(run.base[0].bias.data, 3, index=5)
@@ -82,7 +82,7 @@ def test_one_that_is_not_finite_and_does_not_show():
     run.model[2].register_parameter("spare", nn.Parameter(torch.zeros(3), requires_grad=False))
     run.steps(60)
     run.model[2].spare.data[1] = math.inf
-    with pytest.raises(DivergenceError, match=r"2\.spare are not finite themselves, and no snapsh"):
+    with pytest.raises(DivergenceError, match=r"2\.spare are not finite, and no snapsh"):
         run.steps(120)
 
 

@@ -1,4 +1,4 @@
-"""Spikes: what stands out is flagged, and what was flagged never becomes normal."""
+"""Spikes are flagged, and a flagged value never becomes normal."""
 
 from __future__ import annotations
 
@@ -328,7 +328,7 @@ def test_what_was_seen_is_a_tail():
 
 
 def test_a_loss_that_is_data_explains_its_gradient():
-    """Of one rare kind of batch only one is told, and none is tamed twice."""
+    """Of one rare kind of batch only one is reported, and none is tamed twice."""
     rare = [(9.0, 1000.0), *[(2.0, 1.0)] * 50]
     w, opt = spiking(noisy(2.0, 0.01), then=rare * 4, lr=1e-3)
     (event,) = opt.ledger
@@ -366,7 +366,7 @@ def test_no_run_is_tamed_more_than_five_times_in_a_thousand_steps():
     assert len(tamed) <= 5 + len(then) // 200
     resets = [event for event in opt.ledger if event.baseline_reset]
     assert resets
-    assert "more than 5 spikes in 1,000 steps are no faults" in resets[0].reason
+    assert "more than 5 spikes in 1,000 steps: accepted as the new normal" in resets[0].reason
     assert opt.summary()["baseline_resets"] == len(resets)
 
 

@@ -90,7 +90,7 @@ class TestStalled:
 
     def test_stopping_instead(self):
         run = Run(lr=1e-20, responses={"stalled_weight": "stop"})
-        with pytest.raises(DivergenceError, match="have not moved by a bit"):
+        with pytest.raises(DivergenceError, match="have not changed by a bit"):
             run.steps(16)
 
 

@@ -179,19 +179,19 @@ MUTANTS = {
     ),
     "the newest verified snapshot is given up": Mutant(
         "stableopt.guard.ring",
-        "old = [slot for slot in self.verified()[1:] if not slot.pins]",
-        "old = [slot for slot in self.verified() if not slot.pins]",
+        "old = [slot for slot in self.verified()[1:] if not slot.manual]",
+        "old = [slot for slot in self.verified() if not slot.manual]",
         (MACHINE,),
     ),
     "a pending snapshot is given up": Mutant(
         "stableopt.guard.ring",
-        "old = [slot for slot in self.verified()[1:] if not slot.pins]",
-        "old = [s for s in self.sound() if s is not self.verified()[0] and not s.pins]",
+        "old = [slot for slot in self.verified()[1:] if not slot.manual]",
+        "old = [s for s in self.sound() if s is not self.verified()[0] and not s.manual]",
         (MACHINE,),
     ),
     "a pinned snapshot is given up": Mutant(
         "stableopt.guard.ring",
-        "old = [slot for slot in self.verified()[1:] if not slot.pins]",
+        "old = [slot for slot in self.verified()[1:] if not slot.manual]",
         "old = self.verified()[1:]",
         (MACHINE,),
     ),
@@ -239,14 +239,14 @@ MUTANTS = {
     ),
     "an episode ends without a cooldown": Mutant(
         "stableopt.guard.policy",
-        "step >= self._furthest + self._guard.cooldown:",
+        "step >= self.furthest + self._guard.cooldown:",
         "step >= 0:",
         (MACHINE,),
     ),
     "an episode ends where it was restored": Mutant(
         "stableopt.guard.policy",
-        "self._furthest = max(self._furthest, rollback.from_step)",
-        "self._furthest = rollback.to_step",
+        "self.furthest = max(self.furthest, rollback.from_step)",
+        "self.furthest = rollback.to_step",
         (MACHINE,),
     ),
     "rollbacks cost nothing": Mutant(
@@ -263,13 +263,13 @@ MUTANTS = {
     ),
     "the learning rate is lowered once": Mutant(
         "stableopt.guard.policy",
-        "scale = self.lr_scale * (self._guard.lr_backoff if lowers else 1.0)",
-        "scale = self._guard.lr_backoff if lowers else self.lr_scale",
+        "lr_scale=self.lr_scale * lr_factor,",
+        "lr_scale=lr_factor if lr_factor < 1 else self.lr_scale,",
         (MACHINE,),
     ),
     "replayed steps earn rollbacks": Mutant(
         "stableopt.guard.policy",
-        "new = max(0, step + 1 - self._progress)",
+        "new = max(0, step + 1 - self.progress)",
         "new = 1000",
         (MACHINE,),
     ),
@@ -288,7 +288,7 @@ MUTANTS = {
     ),
     "optimizer state stays": Mutant(
         "stableopt.snapshots.state_copy",
-        "            live.state.clear()\n            live.state.update(state)",
+        "            replace_items(live.state, state)",
         "            pass",
         (ROLLBACK, "-k", "before_the_first_step"),
     ),

@@ -99,7 +99,7 @@ HEALTHY_MUTANTS = {
     ),
     "it is told every time": Mutant(
         "stableopt.health.judge",
-        "if only_told and told is not None and self._calls < told + QUIET:",
+        "if warns and before is not None and self._calls < before + QUIET:",
         "if False:",
         (f"{SYMPTOMS}::test_training_goes_on_bit_for_bit", "-k", "exact"),
     ),
@@ -160,14 +160,14 @@ HEALTHY_MUTANTS = {
     ),
     "what does not fit is written": Mutant(
         "stableopt.snapshots.state_copy",
-        "if not self.fits(optimizer):",
+        "if self._shape != shape_of(optimizer):",
         "if False:",
         (f"{MEMBERS}::test_what_does_not_fit_is_refused_before_anything_is_written",),
     ),
     "a state is emptied before it can be filled": Mutant(
         "stableopt.snapshots.tree_copy",
-        "self.then(partial(_replace, target, items))",
-        "_replace(target, items)",
+        "self.then(partial(replace_items, target, items))",
+        "replace_items(target, items)",
         (f"{MEMBERS}::test_a_restore_that_fails_half_way_has_changed_nothing",),
     ),
     "a rare batch is scaled down to nothing": Mutant(
@@ -290,7 +290,7 @@ HEALTHY_MUTANTS = {
     ),
     "a switch goes back with the weights": Mutant(
         "stableopt.snapshots.buffers",
-        "return known or (of_batch and self._heard and slot.persistent and flag)",
+        "return known or (of_batch and self._forward and slot.persistent and flag)",
         "return True",
         (f"{BUFFERS}::TestWhatTheUserChanges",),
     ),
@@ -347,7 +347,7 @@ HEALTHY_MUTANTS = {
     ),
     "attributes are not scanned": Mutant(
         "stableopt.health.tensors.scan",
-        "            inspection.add_attribute(name, found)",
+        '            inspection.add(Label("state", name), tensor)',
         "            pass",
         (f"{FAMILY}::test_what_is_not_finite_is_named", "-k", "attributes or flat"),
     ),
@@ -421,7 +421,7 @@ HEALTHY_MUTANTS = {
     ),
     "an eps of zero is not said": Mutant(
         "stableopt.health.advice",
-        "if lost and (eps, dtype) not in told:",
+        "if lost and (eps, dtype) not in seen:",
         "if False:",
         (MESSAGES,),
     ),

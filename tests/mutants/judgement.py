@@ -208,8 +208,8 @@ JUDGEMENT_MUTANTS = {
     ),
     "what moves by design is reported": Mutant(
         "stableopt.health.tensors.frozen",
-        "elif known.steady:",
-        "elif True:",
+        "            if known.steady:",
+        "            if True:",
         ("tests/health/test_frozen.py::test_a_teacher_that_follows_its_student_is_none",),
     ),
     "frozen weights may change": Mutant(
@@ -220,14 +220,14 @@ JUDGEMENT_MUTANTS = {
     ),
     "frozen weights are not looked at for a cause": Mutant(
         "stableopt.health.judge",
-        "            inspection.add_frozen(name, tensor)",
+        '            inspection.add(Label("frozen", name), tensor)',
         "            pass",
         ("tests/health/test_frozen.py::test_one_that_is_not_finite_stops_the_run_and_says_why",),
     ),
     "notices are interventions": Mutant(
         "stableopt.types.event",
-        "told = (Scope.RISK, Scope.NOTICE, Scope.SPIKE)",
-        "told = (Scope.RISK, Scope.SPIKE)",
+        "logged = (Scope.RISK, Scope.NOTICE, Scope.SPIKE)",
+        "logged = (Scope.RISK, Scope.SPIKE)",
         ("tests/health/test_updates.py",),
     ),
     "zero gradients stall a weight": Mutant(
@@ -256,7 +256,7 @@ JUDGEMENT_MUTANTS = {
     ),
     "a rollback leaves no more skips": Mutant(
         "stableopt.guard.policy",
-        "        self.skips_in_a_row = 0  # what comes after it is judged anew\n",
+        "        self.skips_in_a_row = 0  # as many may be skipped again\n",
         "",
         (MACHINE,),
     ),
@@ -298,14 +298,14 @@ JUDGEMENT_MUTANTS = {
     ),
     "the learning rate rises inside an episode": Mutant(
         "stableopt.guard.policy",
-        "        if not self.attempts:\n            self._recover()",
-        "        self._recover()",
+        "if not self.attempts and self.recovery_from and",
+        "if self.recovery_from and",
         (MACHINE,),
     ),
     "the learning rate stays low after an episode": Mutant(
         "stableopt.guard.policy",
-        "self._recovery = (self.lr_scale, 0) if self.lr_scale < 1.0 else None",
-        "self._recovery = None",
+        "self.recovery_from = self.lr_scale if self.lr_scale < 1.0 else 0.0",
+        "self.recovery_from = 0.0",
         (MACHINE,),
     ),
     "danger is healthy": Mutant(
@@ -334,8 +334,8 @@ JUDGEMENT_MUTANTS = {
     ),
     "a stop forgets what was set aside": Mutant(
         "stableopt.guard.policy",
-        "newest = ring.best()",
-        "newest = next(iter(ring.verified()), None)",
+        "newest, rollback = ring.best(), None",
+        "newest, rollback = next(iter(ring.verified()), None), None",
         (MACHINE,),
     ),
     "one rule lowers for all": Mutant(

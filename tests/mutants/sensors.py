@@ -187,7 +187,7 @@ SENSOR_MUTANTS = {
     ),
     "telling is an intervention": Mutant(
         "stableopt.types.event",
-        "return moved or any(finding.scope not in told for finding in self.findings)",
+        "return moved or any(finding.scope not in logged for finding in self.findings)",
         "return moved or bool(self.findings)",
         (f"{RESPONSES}::TestRisk::test_it_is_told_and_nothing_is_done_about_it",),
     ),

@@ -41,20 +41,20 @@ TRANSFORM_MUTANTS = {
     ),
     "or is the smallest": Mutant(
         "stableopt.triggers.conditions",
-        "return max((severity for severity in found if severity is not None), default=None)",
-        "return min((severity for severity in found if severity is not None), default=None)",
+        "return max(self._severities(evidence, held), default=None)",
+        "return min(self._severities(evidence, held), default=None)",
         (f"{TRIGGERS}::TestAlgebra::test_or_is_the_largest_and_and_the_smallest",),
     ),
     "and is content with one": Mutant(
         "stableopt.triggers.conditions",
-        "return min(present) if len(present) == len(found) else None",
-        "return min(present) if present else None",
+        "return min(found) if len(found) == len(self.parts) else None",
+        "return min(found) if found else None",
         (f"{TRIGGERS}::TestAlgebra",),
     ),
     "a trigger as text loses its parentheses": Mutant(
         "stableopt.triggers.conditions",
-        '" & ".join(_inside(part, AnyOf) for part in self.parts)',
-        '" & ".join(str(part) for part in self.parts)',
+        'return self._text(" & ", AnyOf)',
+        'return self._text(" & ", int)',
         (f"{TRIGGERS}::TestText::test_it_says_everything",),
     ),
     "any token is a metric": Mutant(

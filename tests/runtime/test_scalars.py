@@ -21,7 +21,7 @@ def test_values_of_another_device_come_in_one_transfer(monkeypatch):
     real = torch.stack
 
     class Remote(torch.Tensor):
-        """A tensor that says it is elsewhere: the CPU stands in for an accelerator."""
+        """A tensor on the CPU that claims another device, in place of an accelerator."""
 
         @property
         def device(self):

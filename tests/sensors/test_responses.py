@@ -42,7 +42,7 @@ class TestRisk:
         opt = run.steps(2)
         assert opt.risk is RiskLevel.DANGER
         assert opt.ledger[0].findings[0].where == ("first.weight",)
-        assert "relative_rank does not exist any more" in opt.ledger[0].reason
+        assert "relative_rank is not defined any more" in opt.ledger[0].reason
         run.steps(10)
         assert opt.risk is RiskLevel.DANGER
 
@@ -125,7 +125,7 @@ class TestResponses:
             run.steps(12)
         assert run.opt.summary()["lr_scale"] == 0.25
         assert run.opt.summary()["back_offs"] == 2
-        assert "as low as it may become" in run.opt.ledger[-1].reason
+        assert "at its lowest already" in run.opt.ledger[-1].reason
 
     def test_a_snapshot_of_a_danger_is_not_trusted(self):
         run = Sick(guard=self.guard())

@@ -234,7 +234,7 @@ class TestSchedule:
         seen = train(model, opt, 5)
         assert steps_read(seen) == [0, 1, 2, 3, 4]
         assert opt.summary()["sensors"]["postponed"] == 0
-        assert len([r for r in caplog.records if "are acted upon" in r.message]) == 1
+        assert len([r for r in caplog.records if "are acted on" in r.message]) == 1
 
 
 SLOW = Sensors(sampler=Sampler(ratio=1 / 4, every=3), budget=None)

@@ -28,7 +28,7 @@ class Odd(nn.Module):
         self.register_buffer("shared", self.norm.running_mean)
 
     def forward(self, x):
-        """Move statistics: in place, anew, and by counting."""
+        """Change statistics: in place, with a new tensor, and by counting."""
         self.codes += 1
         self.average = 0.9 * self.average + 0.1 * x.detach().mean(0)
         self.initialized.fill_(True)
@@ -123,7 +123,7 @@ class TestWhatTheUserChanges:
         for _ in range(3):
             batch(model)
             shadow.taken()
-        shadow.way_back(snapshot)()
+        shadow.restorer(snapshot)()
         now = buffers(model)
         assert (now.pop("cache")[0] == -torch.inf).all()
         then.pop("cache")
@@ -138,7 +138,7 @@ class TestWhatTheUserChanges:
             shadow.taken()
         snapshot = shadow.current().copy_into(None)
         model.cache[1, 2] = value
-        shadow.way_back(snapshot)()
+        shadow.restorer(snapshot)()
         assert (model.cache == 0.0).all()
 
 
@@ -147,7 +147,7 @@ def floats(model):
 
 
 class TestCaches:
-    """What a forward pass makes anew has other things made with it, which nobody can put back."""
+    """A buffer that a forward pass replaces: what was computed with it cannot be restored."""
 
     def grown(self, make, go_back=False):
         model = Odd()
@@ -159,7 +159,7 @@ class TestCaches:
         batch(model)
         if go_back:
             shadow.taken()
-            shadow.way_back(snapshot)()
+            shadow.restorer(snapshot)()
         else:
             shadow.left_out()
         return model
@@ -208,7 +208,7 @@ class TestCaches:
         model.table.fill_(10.0)
         if go_back:
             shadow.taken()
-            shadow.way_back(snapshot)()
+            shadow.restorer(snapshot)()
         else:
             shadow.left_out()
         assert (model.table == 10.0).all()
@@ -240,7 +240,7 @@ class TestCaches:
 )
 @pytest.mark.parametrize("late", [True, False])
 def test_what_cannot_be_compared_is_left_alone(make, late):
-    """In a buffer of a model that trains, is skipped and goes back."""
+    """In a buffer of a model that trains, skips and rolls back."""
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     if not late:
         model.register_buffer("odd", make())
@@ -289,7 +289,7 @@ def test_many_elements_in_one_place(bad):
             model.mask.data[:, 1, 0].fill_(torch.nan)
         shadow.taken_if(torch.tensor(not bad))
         shadow.left_out()
-    shadow.way_back(snapshot)()
+    shadow.restorer(snapshot)()
     assert_same(buffers(model), before)
 
 

@@ -255,7 +255,7 @@ class TestWhatUsersDo:
                 ema.module[0].weight.data[3, 4] = math.nan
             train(model, opt, first=call)
         (event,) = opt.ledger
-        assert "what is tracked as ema.module.0.weight is not finite" in event.reason
+        assert "the tracked tensors ema.module.0.weight are not finite" in event.reason
         assert ema.module[0].weight.isfinite().all()
 
     def test_a_batch_that_the_scaler_skips_leaves_no_statistics(self):
@@ -323,13 +323,13 @@ class TestWhatUsersDo:
         opt.track(mute=Mute())
         train(model, opt, steps=7, first=7)
         assert opt.ledger == ()
-        assert "mute does not give its state" in caplog.text
+        assert "the state of mute could not be read" in caplog.text
 
 
 class TestSafety:
     @pytest.mark.parametrize("where", ["weight", "moment", "buffer"])
     def test_a_snapshot_that_was_damaged_at_rest_is_given_up(self, where, caplog):
-        """By a single bit, the lowest: nothing that could be told from its value."""
+        """By a single bit, the lowest: the value alone does not show it."""
         model, opt = start(every=2, confirm=2, slots=4)
         train(model, opt, steps=12)
         keeper = opt._loop.way_back.keeper
@@ -344,7 +344,7 @@ class TestSafety:
         train(model, opt, first=12)
         assert opt.verdict.action is Action.ROLL_BACK
         assert opt.verdict.rollback.to_step < 12
-        assert "the snapshot of step 12 is not what it was" in caplog.text
+        assert "the snapshot of step 12 was damaged in memory" in caplog.text
         assert all(torch.isfinite(p).all() for p in model.parameters())
 
     def test_a_state_that_refers_to_parameters(self, caplog):
@@ -356,7 +356,7 @@ class TestSafety:
         corrupt_weight(opt, math.nan)
         train(model, opt, first=13)
         assert opt.verdict.action is Action.ROLL_BACK
-        assert "not what it was" not in caplog.text
+        assert "was damaged in memory" not in caplog.text
         assert opt.optimizer.state[model[0].weight]["of"] is model[0].bias
 
     @pytest.mark.parametrize("how", ["another", "larger", "fewer"])

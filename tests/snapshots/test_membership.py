@@ -412,7 +412,7 @@ def test_integers_that_are_frozen_are_left_alone():
 
 
 def test_a_restore_that_fails_half_way_has_changed_nothing(monkeypatch):
-    """Memory runs out while a moment that was deleted is made anew."""
+    """Memory runs out while a moment that was deleted is allocated again."""
     run = Run()
     run.steps(12)
     keeper = run.opt._loop.way_back.keeper
@@ -435,7 +435,7 @@ def test_a_restore_that_fails_half_way_has_changed_nothing(monkeypatch):
 
 
 def test_a_stop_ends_with_the_newest_weights_that_were_verified():
-    """Deeper and deeper rollbacks give up newer snapshots: they are still the best there is."""
+    """Deeper and deeper rollbacks set newer snapshots aside: they are still the best ones."""
     run = Run(slots=4, every=10, confirm=3)
     run.steps(55)
     newest = max(s["step"] for s in run.opt.summary()["snapshots"]["steps"] if s["verified"])

@@ -20,7 +20,7 @@ COLLAPSE = "attention_max < 0.1 | attention_entropy > 5"
 
 
 class Run:
-    """A small run whose signals are told step by step."""
+    """A small run whose signals are observed step by step."""
 
     def __init__(self, *rules, **options):
         torch.manual_seed(0)
@@ -118,7 +118,7 @@ class TestWhatFollows:
     def test_what_only_repeats_ends_the_run(self):
         run = Run(SignalRule("accuracy < 0.5", response="roll_back"))
         run.steps(12, accuracy=0.9)
-        with pytest.raises(DivergenceError, match=r"rollbacks did not help|no snapshot before it"):
+        with pytest.raises(DivergenceError, match=r"rollbacks did not help|no earlier snapshot"):
             run.steps(9, accuracy=0.2)
 
     def test_stop_stops(self):
@@ -339,7 +339,7 @@ class TestMemory:
         ({"when": 3}, "when=3 must be a trigger"),
         ({"when": "accuracy"}, "is no trigger"),
         ({"when": "spectral_norm drifts"}, "cannot be a rule"),
-        ({"when": "loss.max > 1"}, "what is told of the loss is averaged"),
+        ({"when": "loss.max > 1"}, "the losses of a step are averaged"),
         ({"when": "a > 1", "response": "explode"}, "response='explode' must be one of warn, "),
         ({"when": "a > 1", "response": None}, "response=None must be one of"),
         ({"when": "a > 1", "patience": 0}, "patience=0 must be an int of at least 1"),

@@ -1,1 +1,1 @@
-"""What readings of the spectral sensors say about weights and the run."""
+"""The assessment of weights and the run from readings of the spectral sensors."""

@@ -1,4 +1,4 @@
-"""Does a metric leave the course that it was on? Judged against a weight's own past."""
+"""Metrics that leave their course, which is predicted from a weight's own past."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 LEARNED = 8
-"""Visits before a course is known."""
+"""Visits before values are judged."""
 
 KEPT = 12
-"""Visits that a course is made of."""
+"""Newest visits that a course consists of."""
 
 RELEARNED = 6
-"""Visits away from the course after which the new place is learned."""
+"""Visits in a row off the course after which it starts again from the new value."""
 
 REACH = 6.0 * 1.4826
 """Six standard deviations, from the median absolute deviation."""
 
 ROOM = 12.0
-"""Median absolute deviations of the slopes that a trend may change by until the next visit."""
+"""Median absolute deviations of the slopes by which the trend may change until the next visit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ class Law:
     """How a metric is judged.
 
     Attributes:
-        logarithm: Whether its logarithm is, or the metric itself.
+        logarithm: Whether its logarithm is judged, or the metric itself.
         sign: +1 if growing is bad, -1 if falling is.
-        floor: Distance from the course that is no drift, however quiet the course was.
+        floor: Distance from the course up to which nothing is a drift.
     """
 
     logarithm: bool
@@ -57,16 +57,15 @@ LAWS: Mapping[str, Law] = {
 class Course:
     """The recent past of one metric of one weight.
 
-    Values that were off the course never become part of it, until six in a row were: then the
-    new place is learned, and what is absolute about it is left to the tiers. Visits that are
-    close together are all judged, but only some become part of it: a course of a few steps
-    says little about where the next one in its turn will be.
+    Values off the course are not added to it. After six in a row it starts again from the new
+    value: only the tiers judge absolute values. All visits are judged, but visits that are close
+    together are not all added: a course of a few steps predicts too little.
 
     Args:
         law: How it is judged.
-        spacing: Steps that lie between two visits of a course, at least.
-        visits: Steps and values that are known already.
-        away: How many visits in a row were off.
+        spacing: Least number of steps between two visits of the course.
+        visits: Steps and values so far.
+        away: How many visits in a row were off the course.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class Course:
 
     @property
     def learned(self) -> bool:
-        """Whether there is enough of a past to judge by."""
+        """Whether there are enough visits to judge the next one."""
         return len(self.visits) >= LEARNED
 
     @property
@@ -88,15 +87,15 @@ class Course:
         return [(x - w) / max(1, t - s) for (s, w), (t, x) in pairwise(self.visits)]
 
     def judge(self, step: int, value: float) -> tuple[float, float] | None:
-        """Judge a value, and learn it if there is nothing against it.
+        """Judge a value, and add it to the course if it is on it.
 
         Args:
-            step: When it was read.
-            value: What was read.
+            step: Steps taken before it was read.
+            value: The value.
 
         Returns:
-            What was expected, and the limit that ``value`` lies beyond; ``None`` if it does not,
-            if too little is known, or if it is undefined.
+            The predicted value, and the limit that ``value`` is beyond; ``None`` if it is not, if
+            there are too few visits, or if it is undefined.
         """
         x = self._scaled(value)
         if not math.isfinite(x):
@@ -115,7 +114,7 @@ class Course:
         return self._unscaled(expected), self._unscaled(limit)
 
     def _predict(self, step: int) -> tuple[float, float]:
-        """Return where the course leads, and where the bad side of it begins."""
+        """Return the predicted value, and the limit on its bad side."""
         slopes = self.slopes
         slope = median(slopes)
         guesses = [known + slope * (step - at) for at, known in self.visits]
@@ -141,14 +140,14 @@ class Course:
 class DriftDetector:
     """Follows the course of every metric of every weight.
 
-    A drift is a value beyond the median of what the last twelve unflagged visits predict, trend
-    included, in the bad direction: by more than six robust standard deviations, more than the
-    trend may have turned by since the last visit, and more than a floor. It is confirmed by a
-    second one in a row. A constant never is one. A decay that is slow enough is taken for the
-    trend: it meets the tiers (:mod:`stableopt.health.spectra.tiers`) instead.
+    A drift is a value off the median prediction of the last twelve unflagged visits, trend
+    included, in the bad direction: by more than six robust standard deviations, more than a change
+    of the trend since the last visit explains, and more than a floor. It is confirmed by a second
+    one in a row. A constant is never a drift. A decay that is slow enough counts as the trend: only
+    the tiers (:mod:`stableopt.health.spectra.tiers`) find it.
 
     Args:
-        spacing: Steps that lie between two visits of a course, at least.
+        spacing: Least number of steps between two visits of a course.
     """
 
     def __init__(self, spacing: int) -> None:
@@ -160,9 +159,9 @@ class DriftDetector:
 
         Args:
             name: Of the weight.
-            metric: One that has a law is followed; others are never a drift.
-            value: What was read.
-            step: Updates behind the weight.
+            metric: Its name; one without a law is never a drift.
+            value: The value.
+            step: Steps taken before it was read.
         """
         law = LAWS.get(metric)
         if law is None:
@@ -184,11 +183,11 @@ class DriftDetector:
         )
 
     def forget(self, name: str) -> None:
-        """Give up the courses of a weight: it is another one now."""
+        """Drop the courses of a weight: it was replaced or corrected."""
         self._courses.pop(name, None)
 
     def learns(self, name: str, step: int) -> bool:
-        """Tell whether a course of a weight that is not known yet should be visited now."""
+        """Return whether a weight should be visited now because one of its courses is too short."""
         courses = self._courses.get(name, {}).values()
         return any(
             course.visits and not course.learned and step - course.visits[-1][0] >= self._spacing
@@ -214,7 +213,7 @@ class DriftDetector:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the courses of a checkpoint or a snapshot."""
+        """Load the courses of a checkpoint or a snapshot."""
         self._courses = {
             str(name): {
                 metric: Course(

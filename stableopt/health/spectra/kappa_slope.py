@@ -1,4 +1,4 @@
-"""The risk levels of Gradience, read from the slope of κ̃."""
+"""The risk levels of Gradience, from the slope of κ̃."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from stableopt.health.spectra.risk import WeightHealth
 
 LEARNING, WARNING, DANGER = 0.0005, 0.002, 0.004
-"""Slopes from which on a level begins, as Gradience's document gives them."""
+"""Slopes above which a level begins, from Gradience's document."""
 
 VOLATILITY = 0.003
-"""Standard deviation of the slopes from which on a run is unstable, as it gives it."""
+"""Standard deviation of the slopes above which a run is unstable, from the same document."""
 
 WINDOW = 5
-"""Slopes that are looked at together."""
+"""Newest slopes that the level is read from."""
 
 SETTLING = 5
-"""Slopes before those: what a network does first is neither steady nor a fault."""
+"""Slopes before those: the first changes of a network are neither steady nor a fault."""
 
 
 class KappaSlope:
     """Reads the level from how fast κ̃ changes.
 
-    The document gives limits, but no units. Here the slope is that of ln κ̃ per step, in the
-    mean over all weights: 0.004 is a factor e in 250 steps. A level is read from the median of
-    the last five slopes, ``INSTABILITY`` from their robust standard deviation, so that one
-    jump is neither; and not before ten slopes are known. A weight whose κ̃ is undefined has no
-    part in it (a zero matrix), but one whose κ̃ was defined before is an ``INSTABILITY``.
+    The document gives limits without units. Here the slope is that of ln κ̃ per step, in the mean
+    over all weights: 0.004 is a factor e in 250 steps. A level is the median of the last five
+    slopes, ``INSTABILITY`` their robust standard deviation, so that one jump is neither; and there
+    is none before ten slopes are known. A weight whose κ̃ is undefined (a zero matrix) is left out,
+    but one whose κ̃ was defined before is an ``INSTABILITY``.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,8 @@ class KappaSlope:
     def assess(self, step: int, weights: Mapping[str, WeightHealth]) -> Assessment | None:
         """Assess the run."""
         point = {name: x for name, w in weights.items() if math.isfinite(x := _logarithm(w))}
-        lost = tuple(name for name in self._last() if name not in point and name in weights)
+        last = self._points[-1][1] if self._points else {}
+        lost = tuple(name for name in last if name not in point and name in weights)
         if lost:
             reason = f"{lost[0]}: kappa_tilde is undefined, and was not before"
             return Assessment(level=RiskLevel.INSTABILITY, where=lost, reason=reason)
@@ -57,9 +58,6 @@ class KappaSlope:
                 self._slopes = [*self._slopes[1 - WINDOW - SETTLING :], change / (now - before)]
         return self._read()
 
-    def _last(self) -> dict[str, float]:
-        return self._points[-1][1] if self._points else {}
-
     def _read(self) -> Assessment | None:
         if len(self._slopes) < WINDOW + SETTLING:
             return None
@@ -67,30 +65,30 @@ class KappaSlope:
         slope = median(slopes)
         volatility = 1.4826 * median(abs(other - slope) for other in slopes)
         fastest = self._fastest()
-        told = (
+        reason = (
             f"ln κ̃ changes by {slope:.2g} a step, with a standard deviation of {volatility:.2g}; "
             f"highest at {fastest[0]}"
         )
         if volatility > VOLATILITY:
-            return Assessment(level=RiskLevel.INSTABILITY, where=fastest, reason=told)
+            return Assessment(level=RiskLevel.INSTABILITY, where=fastest, reason=reason)
         for limit, level in ((DANGER, RiskLevel.DANGER), (WARNING, RiskLevel.WARNING)):
             if slope > limit:
-                return Assessment(level=level, where=fastest, reason=told)
+                return Assessment(level=level, where=fastest, reason=reason)
         return Assessment(level=RiskLevel.LEARNING if slope > LEARNING else RiskLevel.STABLE)
 
     def _fastest(self) -> tuple[str, ...]:
-        """Return the weights by how far their κ̃ is up, the first three."""
+        """Return the three weights whose κ̃ has grown most."""
         (_, left), (_, right) = self._points
         changes = {name: right[name] - left[name] for name in left.keys() & right.keys()}
         return tuple(sorted(changes, key=lambda name: (-changes[name], name))[:3])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is remembered, as plain data."""
+        """Return the state as plain data."""
         points = [{"step": step, "values": dict(point)} for step, point in self._points]
         return {"points": points, "slopes": list(self._slopes)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with it."""
+        """Load a state of :meth:`state_dict`."""
         self._points = [
             (int(point["step"]), {str(name): float(x) for name, x in point["values"].items()})
             for point in state["points"]
@@ -99,6 +97,6 @@ class KappaSlope:
 
 
 def _logarithm(weight: WeightHealth) -> float:
-    """Return ln κ̃ of a weight; NaN where it is undefined or was not read."""
+    """Return ln κ̃ of a weight; NaN if it is undefined or was not read."""
     reading = weight.readings.get("kappa_tilde")
     return math.log(reading.value) if reading is not None and reading.value > 0 else math.nan

@@ -1,4 +1,4 @@
-"""What the readings say: courses, suspicions, and the risk of the run."""
+"""From readings to drifts, weights to visit again, and the risk of the run."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 ANY_SIZE = frozenset({"spectral_norm"})
-"""Metrics whose course says something for weights of every size."""
+"""Metrics whose course is followed for weights of every size."""
 
 
 class Monitor:
-    """Remembers what is known about every weight, and draws the conclusions.
+    """Keeps the readings of every weight, and assesses the run.
 
     Args:
         risk: What the level is read from: ``"spectral"`` or ``"kappa_tilde"``.
-        spacing: Steps that lie between two visits of a course, at least.
+        spacing: Least number of steps between two visits of a course.
 
     Attributes:
-        weights: What is known about every weight.
+        weights: The readings of every weight.
         assessment: The level of the run; ``None`` while nothing is known.
-        suspects: Names of weights that should be visited again soon.
-        corrected: Names of weights that were changed upon their last reading: the same.
+        suspects: Names of weights that should be visited again soon, because of their readings.
+        corrected: The same, because a transform has changed them since.
         kind: What the level is read from.
     """
 
@@ -43,7 +43,7 @@ class Monitor:
         self._risk: RiskJudge = KappaSlope() if risk == "kappa_tilde" else SpectralRisk(self._drift)
 
     def learns(self, name: str, step: int) -> bool:
-        """Tell whether a weight that cannot be judged by its past yet should be visited now."""
+        """Return whether a weight should be visited now because its past is too short."""
         return name not in self.weights or self._drift.learns(name, step)
 
     def take(
@@ -52,9 +52,9 @@ class Monitor:
         """Judge the readings of one visit of some weights.
 
         Args:
-            readings: All of them.
+            readings: All readings of the visit.
             shapes: Of the weights as matrices.
-            step: Updates behind the weights.
+            step: Steps taken before the visit.
         """
         visited: dict[str, list[Reading]] = {}
         for reading in readings:
@@ -64,21 +64,18 @@ class Monitor:
                 del self.weights[name]
                 self._drift.forget(name)
             small = min(shapes[name]) < SMALLEST
-            drifts = [self._judge(r) for r in found if not small or r.metric in ANY_SIZE]
+            drifts = [
+                self._drift.judge(name, r.metric, r.value, r.step)
+                for r in found
+                if not small or r.metric in ANY_SIZE
+            ]
             flagged = [drift for drift in drifts if drift is not None]
             self._update(name, shapes[name], found, flagged)
         if visited:
             self.assessment = self._risk.assess(step, self.weights)
 
-    def _judge(self, reading: Reading) -> Drift | None:
-        return self._drift.judge(reading.name, reading.metric, reading.value, reading.step)
-
     def _update(
-        self,
-        name: str,
-        shape: tuple[int, int],
-        found: Sequence[Reading],
-        drifts: Sequence[Drift],
+        self, name: str, shape: tuple[int, int], found: Sequence[Reading], drifts: Sequence[Drift]
     ) -> None:
         before = self.weights.get(name)
         known = {} if before is None else before.readings
@@ -93,19 +90,23 @@ class Monitor:
         (self.suspects.add if drifts or worse else self.suspects.discard)(name)
 
     def altered(self, name: str) -> None:
-        """Hear that somebody has corrected a weight: what came of it is to be seen soon.
+        """Note that a transform has corrected a weight: it is visited again soon.
 
-        Where it was headed says nothing any more, so its course begins anew.
+        Its courses start from scratch.
         """
         self._drift.forget(name)
         self.corrected.add(name)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that is remembered, as plain data."""
+        """Return the state as plain data."""
         return {
             "weights": {
                 name: {
-                    "readings": [_plain(reading) for reading in health.readings.values()],
+                    "readings": [
+                        {"metric": r.metric, "value": r.value, "step": r.step}
+                        | {"standing": r.standing.value}
+                        for r in health.readings.values()
+                    ],
                     "drifts": [asdict(drift) for drift in health.drifts],
                     "shape": health.shape,
                 }
@@ -120,7 +121,7 @@ class Monitor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with what a checkpoint or a snapshot remembers."""
+        """Load the state of a checkpoint or a snapshot."""
         self.weights = {
             str(name): WeightHealth(
                 readings={
@@ -138,7 +139,7 @@ class Monitor:
         self.corrected = {str(name) for name in state.get("corrected", ())}
         self._drift.load_state_dict(state["courses"])
         if state["kind"] != self.kind:
-            return  # a level that is read from something else starts anew
+            return  # a level of another kind starts from scratch
         self._risk.load_state_dict(state["risk"])
         held = state["assessment"]
         self.assessment = None if held is None else Assessment.from_state(held)
@@ -147,12 +148,3 @@ class Monitor:
 def _rank(health: WeightHealth | None) -> int:
     level = None if health is None else health.level
     return -1 if level is None else level.rank
-
-
-def _plain(reading: Reading) -> dict[str, Any]:
-    return {
-        "metric": reading.metric,
-        "value": reading.value,
-        "step": reading.step,
-        "standing": reading.standing.value,
-    }

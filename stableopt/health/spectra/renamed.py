@@ -9,27 +9,27 @@ if TYPE_CHECKING:
 
 
 def renamed(state: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Return what :meth:`Sensing.state_dict` has made with other names for the weights.
+    """Return a state of the sensors with other names for the weights.
 
     Args:
-        state: It.
-        names: New ones by old ones; others stay as they are.
+        state: With the keys of :meth:`Sensing.state_dict`.
+        names: New names by old ones; others stay.
     """
 
     def keys(known: Mapping[str, Any]) -> dict[str, Any]:
         return {names.get(name, name): value for name, value in known.items()}
 
-    def where(told: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        if told is None:
+    def where(assessment: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        if assessment is None:
             return None
-        new = [names.get(name, name) for name in told["where"]]
-        reason = told["reason"]
-        for old, name in zip(told["where"][:1], new, strict=False):
+        new = [names.get(name, name) for name in assessment["where"]]
+        reason = assessment["reason"]
+        for old, name in zip(assessment["where"][:1], new, strict=False):
             if reason.startswith(f"{old}:"):
                 reason = name + reason[len(old) :]
             elif reason.endswith(f" {old}"):
                 reason = reason[: -len(old)] + name
-        return {**told, "where": new, "reason": reason}
+        return {**assessment, "where": new, "reason": reason}
 
     monitor, risk = state["monitor"], dict(state["monitor"]["risk"])
     if "held" in risk:

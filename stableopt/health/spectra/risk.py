@@ -1,7 +1,7 @@
-"""How much a run is in danger of spectral collapse, as one of five levels.
+"""The risk of spectral collapse of a run, as one of five levels.
 
-Gradience's names, on a metric that deserves them: the effective rank of a sample of the rows,
-relative to that of a Gaussian matrix of the same shape, beside the course of every metric.
+The levels have Gradience's names, but another metric: the effective rank of a sample of the rows,
+relative to that of a Gaussian matrix of the same shape, together with the course of every metric.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from stableopt.types import Drift, Reading, RiskLevel, Standing
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from stableopt.health.spectra.drift import DriftDetector
+
 MOVING = 1e-4
-"""Change of the log effective rank per step from which on a weight moves: 1% in 100."""
+"""Change of the log effective rank per step above which a weight is learning: 1% in 100."""
 
 SEVERAL = 0.1
-"""Share of the weights, and at least two, whose danger is an instability of the run."""
+"""Share of the weights in danger, at least two, from which the run is unstable."""
 
 HELD = 3
 """Assessments in a row that must be lower before the level falls."""
@@ -28,12 +30,12 @@ HELD = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightHealth:
-    """What is known about one weight.
+    """The readings of one weight.
 
     Attributes:
         readings: The newest reading of every metric.
         drifts: The confirmed drifts of its newest visit.
-        shape: Of the matrix: another one under the same name is another weight.
+        shape: Of the matrix; a weight of another shape under the same name has no past.
     """
 
     readings: Mapping[str, Reading]
@@ -42,19 +44,19 @@ class WeightHealth:
 
     @property
     def level(self) -> RiskLevel | None:
-        """``DANGER``, ``WARNING``, ``STABLE``, or ``None`` if nothing is known."""
+        """``DANGER``, ``WARNING``, ``STABLE``, or ``None`` if no reading is defined."""
         standings = {reading.standing for reading in self.readings.values()}
         if Standing.DANGER in standings:
             return RiskLevel.DANGER
-        # However many metrics drift, they may all see the same: one direction that grows.
+        # Several drifts may have one cause, a single direction that grows: still a warning.
         if Standing.WARNING in standings or self.drifts:
             return RiskLevel.WARNING
         known = any(reading.defined for reading in self.readings.values())
         return RiskLevel.STABLE if known else None
 
     def complaint(self) -> str:
-        """Return what is wrong, as half a sentence."""
-        parts = [_tell(r) for s in _BAD for r in self.readings.values() if r.standing is s]
+        """Return what is wrong, for a message."""
+        parts = [_describe(r) for s in _BAD for r in self.readings.values() if r.standing is s]
         parts += [
             f"{drift.metric} {drift.value:.4g} where its course predicts {drift.expected:.4g} "
             f"(limit {drift.limit:.4g})"
@@ -66,11 +68,11 @@ class WeightHealth:
 _BAD = (Standing.DANGER, Standing.WARNING)
 
 
-def _tell(reading: Reading) -> str:
+def _describe(reading: Reading) -> str:
     if is_broken(reading):
         return "it is not finite"
     if not reading.defined:
-        return f"{reading.metric} does not exist any more"
+        return f"{reading.metric} is not defined any more"
     limit = TIERS[reading.metric].passed(reading.standing)
     return f"{reading.metric} {reading.value:.3g} {limit}"
 
@@ -81,7 +83,7 @@ class Assessment:
 
     Attributes:
         level: Of the run.
-        where: Names of the weights concerned, worst first.
+        where: Names of the weights, worst first.
         reason: What is wrong with the first of them; empty below ``WARNING``.
     """
 
@@ -90,63 +92,55 @@ class Assessment:
     reason: str = ""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
+        """Return the assessment as plain data."""
         return {"level": self.level.value, "where": list(self.where), "reason": self.reason}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Assessment:
-        """Return what :meth:`state_dict` was made from."""
+        """Return the assessment of a state of :meth:`state_dict`."""
         where = tuple(str(name) for name in state["where"])
         return cls(level=RiskLevel(state["level"]), where=where, reason=str(state["reason"]))
 
 
 class RiskJudge(Protocol):
-    """Turns what is known about the weights into a level."""
+    """Reads a level from the readings of all weights."""
 
     def assess(self, step: int, weights: Mapping[str, WeightHealth]) -> Assessment | None:
         """Assess the run, after some weights were visited; ``None`` if nothing is known.
 
         Args:
-            step: Updates behind the weights that were visited last.
-            weights: What is known about every weight.
+            step: Steps taken before the last visit.
+            weights: The readings of every weight.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is remembered, as plain data."""
+        """Return the state as plain data."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with it."""
-
-
-class Courses(Protocol):
-    """Who follows how metrics of weights change."""
-
-    def slope(self, name: str, metric: str) -> float | None:
-        """Return the change of the logarithm per step; ``None`` while it is not known."""
-        ...
+        """Load a state of :meth:`state_dict`."""
 
 
 class SpectralRisk:
     """Reads the level from tiers and drifts.
 
     - ``STABLE``: every weight is in its healthy range and on its course.
-    - ``LEARNING``: so it is, and the effective rank of half of them changes by more than 1% in
-      100 steps, or has been read too few times to tell.
+    - ``LEARNING``: the same, but the effective rank of half of them changes by more than 1% in
+      100 steps, or has too few readings.
     - ``WARNING``: a weight reads beyond a warning limit, or has a confirmed drift.
     - ``DANGER``: a weight reads beyond a danger limit.
     - ``INSTABILITY``: two weights or more, and a tenth of all, are in danger; or one is not
       finite any more.
 
-    What existed and does not any more (the rank of a weight that has become zero) is beyond its
-    limit. What never did says nothing.
+    A metric that is not defined any more (the rank of a weight that has become zero) is beyond its
+    limit. One that never was is left out.
 
     The level rises at once, and falls when three assessments in a row were lower.
 
     Args:
-        courses: Have the change per step of a weight's log effective rank.
+        courses: Has the change per step of a weight's log effective rank.
     """
 
-    def __init__(self, courses: Courses) -> None:
+    def __init__(self, courses: DriftDetector) -> None:
         self._courses = courses
         self._held: Assessment | None = None
         self._calm = 0
@@ -181,18 +175,18 @@ class SpectralRisk:
         return Assessment(level=RiskLevel.LEARNING if moving else RiskLevel.STABLE)
 
     def _moves(self, names: Sequence[str]) -> bool:
-        """Tell whether half of the weights move, or are not known long enough to tell."""
+        """Return whether half of the weights are learning, or have too few readings."""
         slopes = [self._courses.slope(name, "effective_rank") for name in names]
         known = sorted(math.inf if slope is None else abs(slope) for slope in slopes)
         return bool(known) and known[len(known) // 2] > MOVING
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is remembered, as plain data."""
+        """Return the state as plain data."""
         held = None if self._held is None else self._held.state_dict()
         return {"calm": self._calm, "held": held}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with it."""
+        """Load a state of :meth:`state_dict`."""
         self._calm = int(state["calm"])
         held = state["held"]
         self._held = None if held is None else Assessment.from_state(held)
@@ -212,9 +206,9 @@ def _has_rank(weight: WeightHealth) -> bool:
 
 
 def is_broken(reading: Reading) -> bool:
-    """Tell whether a reading says that a weight is not finite any more.
+    """Return whether a reading shows that a weight is not finite any more.
 
-    Only such a matrix has no spectral norm: that of zero is zero.
+    Only the spectral norm of such a matrix is undefined: that of zero is zero.
     """
     lost = reading.standing is Standing.DANGER and not reading.defined
     return lost and reading.metric == "spectral_norm"

@@ -1,4 +1,4 @@
-"""What the sensors have read between two steps."""
+"""The readings of the sensors between two steps."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 class Sensed(NamedTuple):
-    """What the sensors told at one step.
+    """The readings of the sensors at one step.
 
     Attributes:
-        readings: Everything that was read.
-        risen: The risk, if its level is ``WARNING`` or more and higher than before.
+        readings: All of them.
+        risen: A finding about the risk, if its level is ``WARNING`` or more and higher than before.
     """
 
     readings: tuple[Reading, ...] = ()
@@ -23,5 +23,5 @@ class Sensed(NamedTuple):
 
     @property
     def broken(self) -> bool:
-        """Whether a weight was found not to be finite."""
+        """Whether a weight is not finite."""
         return any(is_broken(reading) for reading in self.readings)

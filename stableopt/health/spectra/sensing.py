@@ -1,4 +1,4 @@
-"""Between two steps: who measures which weight, and what it says about the run."""
+"""Which sensor measures which weight between two steps, and the findings from it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from stableopt.health.spectra.monitor import Monitor
 from stableopt.health.spectra.renamed import renamed
 from stableopt.health.spectra.sensed import Sensed
 from stableopt.health.spectra.tiers import TIERS, standing_of
+from stableopt.runtime.once import warn_once
 from stableopt.sensors.governor import Governor
 from stableopt.sensors.options import RISKS
 from stableopt.sensors.protocol import Visit
@@ -29,20 +30,18 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from stableopt.health.spectra.risk import Assessment, WeightHealth
-    from stableopt.sensors import Result, Sensor, Sensors
+    from stableopt.sensors import Result, Sensors
     from stableopt.sensors.runner import Round
 
-logger = logging.getLogger("stableopt")
-
 BURST = 20
-"""Steps that telemetry records one by one after the risk has risen."""
+"""Steps after a rise of the risk for which telemetry records every step."""
 
 
 _Remembered: TypeAlias = "tuple[Monitor, dict[str, dict[str, Tensor]], int, int]"
 
 
 class _Launch(NamedTuple):
-    """All that was started after one step."""
+    """The measurements that were started after one step."""
 
     step: int
     round: Round
@@ -53,14 +52,14 @@ class _Launch(NamedTuple):
 class Sensing:
     """Starts the sensors after a step, and reads them in the next one.
 
-    Everything that it reads is a function of the weights, their names, the step, the seed and
-    what it remembers; what it remembers goes back with the weights, and into checkpoints.
+    Every reading is a function of the weights, their names, the step, the seed and the state of
+    this object, which is restored with the weights and part of checkpoints.
 
     Args:
         optimizer: The inner optimizer.
-        model: Gives names.
+        model: Has the names.
         options: What runs when.
-        acts: Whether anything is done about the readings; they are then never postponed.
+        acts: Whether transforms or the guard act on the readings; they are then never postponed.
 
     Raises:
         ConfigError: A pattern of parameter names matches none.
@@ -76,7 +75,7 @@ class Sensing:
         self._targets.check()
         self._governor = Governor(options.budget)
         self._runner = Runner()
-        self._told = False
+        self._warned = set[object]()
         self._burst = 0
         self._launched: _Launch | None = None
         self._monitor = self._new_monitor()
@@ -89,11 +88,11 @@ class Sensing:
 
     @property
     def weights(self) -> Mapping[str, WeightHealth]:
-        """What is known about every weight."""
+        """The readings of every weight."""
         return self._monitor.weights
 
     def measured(self) -> dict[str, frozenset[str]]:
-        """Return by metric the names of the weights that are visited for it."""
+        """Return the names of the weights for which each metric is measured."""
         names = frozenset(self._targets.weights())
         return {metric: names for sensor in self.options.use for metric in sensor.metrics}
 
@@ -105,7 +104,7 @@ class Sensing:
     # between two steps
 
     def launch(self, step: int) -> None:
-        """Start the sensors that are due once the weights are ``step`` updates old."""
+        """Start the sensors that are due after ``step`` steps."""
         if self._launched is not None or step in (self._measured, self._postponed):
             return
         if not self.options.sampler.due(step):
@@ -122,23 +121,23 @@ class Sensing:
         self._governor.charge(time.perf_counter() - began)
 
     def _may_run(self) -> bool:
-        """Ask the account; what is acted upon runs in any case."""
+        """Return whether the time budget allows a measurement; always if it is acted on."""
         if self._governor.allows():
             return True
         self._governor.postponed += not self.acts
-        if not self._told:
-            self._told = True
-            logger.log(
-                logging.WARNING if self.acts else logging.INFO,
-                "sensors take more than budget=%g of the training time, and %s; a larger every or "
-                "a smaller ratio of their Sampler, or a larger budget, makes that regular",
-                self.options.budget,
-                "run in any case, as they are acted upon" if self.acts else "are postponed",
-            )
+        warn_once(
+            self._warned,
+            "budget",
+            "sensors take more than budget=%g of the training time, and %s; to avoid that, give "
+            "their Sampler a larger every or a smaller ratio, or raise the budget",
+            self.options.budget,
+            "run all the same, because they are acted on" if self.acts else "are postponed",
+            level=logging.WARNING if self.acts else logging.INFO,
+        )
         return self.acts
 
     def _choose(self, weights: Mapping[str, Tensor], step: int) -> list[str]:
-        """Return whose turn it is, what has no baseline yet, and what is suspected."""
+        """Return the weights whose turn it is, and those that should be visited out of turn."""
         if not weights:
             return []
         names = list(weights)
@@ -149,7 +148,7 @@ class Sensing:
         return turned + sorted(beside.intersection(names).difference(turned))
 
     def _plan(self, name: str, weight: Tensor, step: int) -> list[Task]:
-        # Not by its name: a checkpoint may be loaded where parameters have others, or none.
+        # By place, because parameters may have other names when a checkpoint is loaded.
         known = f"{self.options.sampler.seed}:{self._targets.places[name]}"
         visit = Visit(
             name=name,
@@ -158,7 +157,7 @@ class Sensing:
             draw=zlib.crc32(f"{known}:{step}".encode()),
         )
         return [
-            Task(sensor, replace(visit, memory=self._remembered(sensor, name)))
+            Task(sensor, replace(visit, memory=self._memories.get(sensor.metrics[0], {}).get(name)))
             for sensor in self.options.use
             if name in self._monitor.suspects or not sensor.on_suspicion
         ]
@@ -166,10 +165,10 @@ class Sensing:
     # in the next step
 
     def join(self, step: int) -> Sensed:
-        """Return what the sensors have read, and draw the conclusions.
+        """Return the readings of the sensors, after they were judged.
 
         Args:
-            step: Updates behind the weights.
+            step: Steps taken so far.
         """
         self._burst = max(0, self._burst - 1)
         if self._launched is None:
@@ -194,9 +193,12 @@ class Sensing:
         return Sensed(tuple(readings), risen)
 
     def _readings(self, launch: _Launch, task: Task, result: Result | None) -> list[Reading]:
-        """Turn what came of a visit into readings, and remember what the next one starts from."""
+        """Return the readings of a visit, and keep the vector from which the next one starts."""
         sensor, name = task.sensor, task.visit.name
-        self._remember(sensor, name, None if result is None else result.memory)
+        known = self._memories.setdefault(sensor.metrics[0], {})
+        known.pop(name, None)
+        if result is not None and result.memory is not None:
+            known[name] = result.memory
         values = dict.fromkeys(sensor.metrics, math.nan) if result is None else result.values
         return [
             self._reading(launch, name, metric, value, failed=result is None)
@@ -214,27 +216,17 @@ class Sensing:
         return Reading(name=name, metric=metric, value=value, step=launch.step, standing=standing)
 
     def _was_defined(self, name: str, metric: str) -> bool:
-        """Tell whether a metric existed before: a weight has become zero, or not finite.
+        """Return whether a metric was defined before: its weight is zero or not finite now.
 
-        What never did is meant to be so: a mask of infinities, a factor that begins at zero.
+        A metric that never was is no fault: a mask of infinities, a factor that starts at zero.
         """
         known = self.weights.get(name)
         before = None if known is None else known.readings.get(metric)
         judged = metric in TIERS or metric == "spectral_norm"
         return judged and before is not None and before.standing is not Standing.UNDEFINED
 
-    def _remembered(self, sensor: Sensor, name: str) -> Tensor | None:
-        return self._memories.get(sensor.metrics[0], {}).get(name)
-
-    def _remember(self, sensor: Sensor, name: str, memory: Tensor | None) -> None:
-        known = self._memories.setdefault(sensor.metrics[0], {})
-        if memory is None:
-            known.pop(name, None)
-        else:
-            known[name] = memory
-
     def _risen(self, before: Assessment | None) -> tuple[Finding, ...]:
-        """Return the risk if its level is one to worry about and higher than before."""
+        """Return a finding if the level is at least ``WARNING`` and higher than before."""
         now, least = self.assessment, RiskLevel.LEARNING.rank
         if before is not None:
             least = max(least, before.level.rank)
@@ -247,26 +239,26 @@ class Sensing:
 
     @property
     def bursts(self) -> bool:
-        """Whether telemetry should record every step for now: the risk has risen lately."""
+        """Whether telemetry should record every step, because the risk has risen lately."""
         return self._burst > 0
 
     def altered(self, names: Iterable[str]) -> None:
-        """Hear which weights were corrected upon a reading: they are visited out of turn next."""
+        """Note which weights a transform has corrected: they are visited next."""
         for name in names:
             self._monitor.altered(name)
 
-    # waiting, going back, checkpoints
+    # waiting, snapshots, checkpoints
 
     def wait(self) -> None:
-        """Return once nothing that was started reads a weight any more."""
+        """Wait until no measurement reads a weight any more."""
         if self._launched is not None:
             self._launched.round.wait()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is remembered: plain data, and the tensors that sensors start from.
+        """Return the state: plain data, and the vectors from which sensors start.
 
-        Weights are named by where they stand: their names may change. Measurements in progress
-        are left out: they are started again from the same weights.
+        Weights are named by their places, because names may change. Measurements in progress are
+        left out: they are started again from the same weights.
         """
         self._targets.weights()
         state = {
@@ -281,14 +273,14 @@ class Sensing:
         """Return what assigns ``state``, of a checkpoint or a snapshot.
 
         Raises:
-            AttributeError, KeyError, TypeError, ValueError: :meth:`state_dict` has not made it.
+            AttributeError, KeyError, TypeError, ValueError: It is no state of :meth:`state_dict`.
         """
         self._read(state)
 
         def assign() -> None:
             self.wait()
             self._launched, self._postponed = None, -1
-            # Now, because the names of the weights may have been loaded with the optimizer.
+            # Read again: names may have been loaded with the optimizer in the meantime.
             self._monitor, self._memories, self._turn, self._measured = self._read(state)
 
         return assign
@@ -315,13 +307,13 @@ class Sensing:
         return monitor, memories, turn, measured
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give copies and pickles nothing that is under way: it is started anew."""
+        """Give copies and pickles no measurement in progress: it is started again."""
         return {**self.__dict__, "_launched": None, "_governor": Governor(self.options.budget)}
 
     def summary(self) -> dict[str, Any]:
         """Return the level, and what the sensors cost, as plain values.
 
-        Called on the threads of writers, too: what is iterated over is a copy.
+        Called on the threads of writers, too, so it iterates over copies.
         """
         assessment, known = self.assessment, dict(self.weights)
         weights = tuple(known.values())
@@ -345,6 +337,6 @@ class Sensing:
 
 
 def _is_unjudged(health: WeightHealth) -> bool:
-    """Tell whether no limit applies to a weight: an output layer, or one too small for them."""
+    """Return whether no limit applies to a weight: an output layer, or one that is too small."""
     limited = [reading for metric, reading in dict(health.readings).items() if metric in TIERS]
     return bool(limited) and all(reading.standing is Standing.UNJUDGED for reading in limited)

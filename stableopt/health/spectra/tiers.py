@@ -1,7 +1,6 @@
-"""Absolute limits of the sampled metrics, calibrated by what a Gaussian of that shape reads.
+"""Absolute limits of the sampled metrics, in units of a Gaussian matrix of the same shape.
 
-Drift is judged against a weight's own past, which a slow decay takes along. These limits are
-what it cannot take along.
+Drift is judged against a weight's own past, so that it misses a slow decay. These limits find it.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SMALLEST = 16
-"""Rows and columns from which on a weight is judged: a head of ten classes is low in rank,
-and its rows are redundant, for reasons of its own."""
+"""Least number of rows and columns of a weight that is judged: a head of ten classes has a low rank
+and redundant rows without a fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """From where on a metric is a warning, and from where on a danger.
+    """The limits of a metric.
 
     Attributes:
-        warning: The first limit.
-        danger: The second; ``None`` if the metric alone never is one.
-        low_is_bad: Whether what lies below is bad, or what lies above.
+        warning: The limit of a warning.
+        danger: The limit of a danger; ``None`` if the metric alone never is one.
+        low_is_bad: Whether values below the limits are bad, or values above.
     """
 
     warning: float
@@ -35,7 +34,7 @@ class Tier:
     low_is_bad: bool
 
     def standing(self, value: float) -> Standing:
-        """Return on which side of the limits ``value`` lies."""
+        """Return the standing of a value."""
         if math.isnan(value):
             return Standing.UNDEFINED
         sign = -1.0 if self.low_is_bad else 1.0
@@ -44,7 +43,7 @@ class Tier:
         return Standing.WARNING if sign * (value - self.warning) > 0 else Standing.HEALTHY
 
     def passed(self, standing: Standing) -> str:
-        """Return which limit a value of that standing has passed, e.g. ``"below 0.45"``.
+        """Return the limit that a value of a standing is beyond, e.g. ``"below 0.45"``.
 
         Args:
             standing: ``WARNING`` or ``DANGER``.
@@ -58,15 +57,15 @@ TIERS: Mapping[str, Tier] = {
     "relative_kappa_p10": Tier(warning=10.0, danger=None, low_is_bad=False),
     "relative_fiedler": Tier(warning=0.5, danger=None, low_is_bad=True),
 }
-"""The limits of every metric that has some."""
+"""The metrics that have limits."""
 
 
 def standing_of(metric: str, value: float, rows: int, columns: int) -> Standing:
-    """Return what a reading says by itself.
+    """Return the standing of a reading, without its past.
 
     Args:
-        metric: What was measured.
-        value: What was read.
+        metric: Its name.
+        value: The value.
         rows: Of the weight as a matrix.
         columns: Of the weight as a matrix.
     """

@@ -1,4 +1,4 @@
-"""What was usual lately for one number that is observed in every step."""
+"""The usual values of one number that is observed in every step."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
 
 WINDOW = 96
-"""Clean values that a baseline remembers."""
+"""Normal values that a baseline remembers."""
 
 
 NEWEST = 64
-"""Of these, how many a spike has to stand out from by far: early losses fall fast."""
+"""Newest values, which a spike has to exceed by far: early losses fall fast."""
 
 
 WARMUP = 32
-"""Clean values before anything is judged."""
+"""Normal values before anything is judged."""
 
 
 ALIKE = 3
-"""Flagged values after which others that lie no further out are data, and not faults."""
+"""Flagged values after which others that are no larger are normal data."""
 
 
 MEMORY = 10_000
-"""Clean values over which a flagged one is remembered; longer, if others like it come again."""
+"""Normal values over which a flagged one is remembered; longer if others like it follow."""
 
 
 _UPPER_QUARTILE = 0.6745
@@ -39,13 +39,12 @@ _UPPER_QUARTILE = 0.6745
 
 
 class Baseline:
-    """What was normal lately: the median, how far values lie above it, and what was flagged.
+    """The recent normal values, their median and spread, and the values that were flagged.
 
-    The spread is taken from the upper quartile alone, because only what lies above is ever
-    judged. Flagged values are never added, so that a fault cannot become the new normal
-    unnoticed. But three that lie equally far out are no coincidence: the data have a tail (a
-    sparse reward, a rare class, a task that comes now and then), and what lies no further out
-    than it is left to training from then on.
+    The spread is that of the upper quartile, because only large values are judged. Flagged values
+    are never added, so that a fault cannot become the new normal unnoticed. But three that are
+    equally large are no coincidence: the data have a tail (a sparse reward, a rare class, a rare
+    task), and values that are no larger are normal from then on.
     """
 
     def __init__(self) -> None:
@@ -56,7 +55,7 @@ class Baseline:
         self._count = 0
 
     def add(self, value: float) -> None:
-        """Remember a clean value."""
+        """Remember a normal value."""
         self._count += 1
         self._recent.append(value)
         insort(self._sorted, value)
@@ -72,7 +71,7 @@ class Baseline:
         self._flagged.append((self._count, value))
 
     def accept(self, value: float) -> None:
-        """Take ``value`` for data, however few were like it, and forget what was normal."""
+        """Accept ``value`` as normal, and forget all values before it."""
         self._flagged.extend([(self._count, value)] * ALIKE)
         self._recent.clear()
         self._sorted.clear()
@@ -82,16 +81,16 @@ class Baseline:
         return sum(value >= least for _, value in self._flagged)
 
     def renew(self) -> None:
-        """Keep the flagged values in memory: another one like them has come."""
+        """Remember the flagged values for longer: there was another one like them."""
         self._flagged = deque((self._count, value) for _, value in self._flagged)
 
     def has(self, count: int) -> bool:
-        """Return whether so many values are remembered."""
+        """Return whether at least ``count`` values are remembered."""
         return len(self._recent) >= count
 
     @property
     def ready(self) -> bool:
-        """Whether there is enough to judge by."""
+        """Whether there are enough values to judge the next one."""
         return self.has(WARMUP)
 
     @property
@@ -106,10 +105,10 @@ class Baseline:
 
     @property
     def usual(self) -> float:
-        """Of logarithms of gradient norms: the largest norm that no spike has.
+        """Of logarithms of gradient norms: the largest usual norm.
 
-        A model that has learned all but what is rare has next to no gradient: to scale that of a
-        rare batch to this size would be to drop it. Gradients as large as the first ones are usual.
+        At least the median of the first ones: a model that has learned all but rare data has almost
+        no gradient, and to scale that of a rare batch to such a size would discard it.
         """
         return math.exp(
             max(self.largest, -math.inf if self.first_median is None else self.first_median)
@@ -120,18 +119,18 @@ class Baseline:
         return list(self._recent)[-count:]
 
     def score(self, value: float, floor: float) -> float:
-        """Return how many spreads ``value`` lies above the median.
+        """Return by how many spreads ``value`` exceeds the median.
 
         Args:
-            value: What to judge.
-            floor: The smallest spread: a baseline that hardly moves is not a strict one.
+            value: The value.
+            floor: The smallest spread, for values that hardly differ.
         """
         upper = self._sorted[(3 * len(self._sorted)) // 4]
         spread = max((upper - self.median) / _UPPER_QUARTILE, floor)
         return (value - self.median) / spread if spread > 0 else 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is remembered, oldest first."""
+        """Return the state as plain data, oldest values first."""
         return {
             "first_median": self.first_median,
             "recent": list(self._recent),
@@ -141,7 +140,7 @@ class Baseline:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Baseline:
-        """Return the baseline that :meth:`state_dict` was called on."""
+        """Return a baseline with a state of :meth:`state_dict`."""
         base, first = cls(), state["first_median"]
         base.first_median = None if first is None else finite(first)
         base._recent = deque(map(finite, state["recent"]))

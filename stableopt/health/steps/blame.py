@@ -1,4 +1,4 @@
-"""Which parameters a spike of the gradient norm comes from."""
+"""The parameters that cause a spike of the gradient norm."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from stableopt.types import Finding, GradientNorms
 
 EVERY = 8
-"""Healthy steps from one look at the norms of single gradients to the next."""
+"""Healthy steps between two reads of the norms of single gradients."""
 
 DECAY = 0.9
-"""Of their moving averages."""
+"""Of the moving averages of these norms."""
 
 SHARE = 0.9
-"""Of the square of what is unusual, that those who are named account for."""
+"""Share of the unusual part of the squared norm that the named parameters have."""
 
 
-class Culprits:
-    """Remembers how large the gradient of every parameter usually is.
+class Blame:
+    """Remembers the usual gradient norm of every parameter.
 
-    The parameters to blame are the fewest whose squared norms, less what is usual of them, make
-    up 90% of all that is unusual: a large layer is not named for being large.
+    The parameters to blame are the fewest whose squared norms, less their usual ones, make up 90%
+    of the unusual part: a large layer is not named for being large.
 
     Cost:
         One read of the norms of single gradients in eight steps, and in a spike.
@@ -40,7 +40,7 @@ class Culprits:
         self._calls = 0
 
     def learn(self, gradients: GradientNorms | None) -> None:
-        """Remember the gradients of a step with nothing wrong."""
+        """Remember the gradients of a healthy step."""
         self._calls += 1
         if gradients is None or (self._calls - 1) % EVERY:
             return
@@ -50,7 +50,7 @@ class Culprits:
                 self._usual[owner] = DECAY * before + (1 - DECAY) * norm
 
     def move(self, moved: Mapping[Position, Position]) -> None:
-        """Know parameters by where they are now; forget those that have left.
+        """Follow parameters to their new places; forget those that were removed.
 
         Args:
             moved: New places by old ones.
@@ -64,12 +64,12 @@ class Culprits:
         gradients: GradientNorms,
         names: Mapping[tuple[int, int], str],
     ) -> tuple[Finding, ...]:
-        """Return ``findings``, with the parameters that a spike of the gradient norm is from."""
-        told = [(names[owner], times) for owner, times in self.blame(gradients) if owner in names]
-        if not told:
+        """Return ``findings``, with the parameters that cause a spike of the gradient norm."""
+        found = [(names[owner], times) for owner, times in self.blame(gradients) if owner in names]
+        if not found:
             return findings
-        where = tuple(name for name, _ in told)
-        first = f" (x{told[0][1]:.3g})" if math.isfinite(told[0][1]) else ""
+        where, times = tuple(name for name, _ in found), found[0][1]
+        first = f" (x{times:.3g})" if math.isfinite(times) else ""
         most = f", most of it in {where[0]}{first}"
         if len(where) > 1:
             most += f" and {len(where) - 1} more"
@@ -79,7 +79,7 @@ class Culprits:
         )
 
     def blame(self, gradients: GradientNorms) -> list[tuple[tuple[int, int], float]]:
-        """Return whom a norm comes from, and how many times as much as usual, the worst first."""
+        """Return the parameters to blame, worst first, and each norm in units of its usual one."""
         excesses = []
         norms = read_scalars(gradients.norms)
         for owner, value, norm in zip(gradients.owners, gradients.values, norms, strict=True):

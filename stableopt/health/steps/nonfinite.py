@@ -1,4 +1,4 @@
-"""A NaN or an Inf in the loss or in a gradient."""
+"""Findings about a NaN or an Inf in the loss or in a gradient."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def find_nonfinite(
 ) -> tuple[Finding, ...]:
     """Return a finding for gradients that are not finite, and one for such a loss.
 
-    Only gradients reach the weights: a loss that is not finite while they are is a symptom, and
-    often none of anything (a mean over no labels).
+    Only gradients change the weights: a loss that is not finite while they are is a symptom, and
+    often harmless (a mean over no labels).
 
     Args:
-        observation: What is known about the step.
+        observation: Loss and gradients of the step.
         names: The name of every parameter by ``(group, index)``.
     """
     findings = []

@@ -1,4 +1,4 @@
-"""Spikes of the loss and of the gradient norm, against what was normal lately. No torch."""
+"""Spikes of the loss and of the gradient norm, against their recent values. No torch."""
 
 from __future__ import annotations
 
@@ -19,58 +19,58 @@ LOSS_FLOOR = 0.02
 """Smallest spread of a loss, as a share of the median of the first losses."""
 
 LOSS_REACH = 3.0
-"""How often further than any of the newest a loss has to lie above the median."""
+"""Times as far above the median as any of the newest losses, for a spike."""
 
 GRADIENT_FLOOR = 0.8
 """Smallest spread of the logarithm of the gradient norm."""
 
 GRADIENT_REACH = math.log(3.0)
-"""How much larger than any of the newest the logarithm of a gradient norm has to be."""
+"""Distance of the logarithm of a gradient norm from the largest of the newest, for a spike."""
 
 EARLY_REACH = math.log(100.0)
-"""How much larger than all before it the logarithm of one of the first gradient norms has to be."""
+"""The same from all norms before it, for one of the first gradient norms."""
 
 EARLIEST = 8
-"""Gradient norms before there is a median to judge the next one by. Until then a loss that has
-risen, too, explains one: a model that begins as a copy of its own teacher has a loss of next to
-nothing, and gradients to match."""
+"""Gradient norms before the next one is compared with their median. Until then a large one is no
+spike if the loss has risen, too: a model that starts as a copy of its teacher has almost no loss
+and no gradient at first."""
 
 LOSS_RISE = 10.0
-"""How many times as large as all before it such a loss is."""
+"""Times as large as all losses before it, for a loss that has risen."""
 
 
 ALIKE_EARLY = 1
-"""The same during the first 32 steps, however far out others lie: there is no scale yet."""
+"""``ALIKE`` for the first 32 steps, for values of any size: there is no spread yet."""
 
 ALIKE_LOSS = 1
-"""The same of losses: a loss that is as far out as the gradient makes a fault less likely."""
+"""``ALIKE`` for losses."""
 
 LOSS_FURTHER = 4.0
-"""How many times as far above the median as a flagged loss another one like it may lie."""
+"""Times as far above the median as a flagged loss, up to which another loss is like it."""
 
 GRADIENT_FURTHER = math.log(10.0)
-"""How much larger than a flagged one the logarithm of another gradient norm like it may be."""
+"""Distance from the logarithm of a flagged norm, up to which another norm is like it."""
 
 
 class SpikeDetector:
     """One-sided robust z-scores of the loss, and of the logarithm of the gradient norm.
 
-    A loss is a spike if it lies more than ``loss_limit`` spreads above the recent median
-    (a spread is at least 2% of the first losses: near zero nothing is a spike), and three
-    times further than any of the newest.
+    A loss is a spike if it is more than ``loss_limit`` spreads above the recent median (a spread is
+    at least 2% of the first losses: near zero nothing is a spike), and three times as far above it
+    as any of the newest.
 
-    A gradient norm is one if its logarithm lies so many spreads above (a spread is at least
-    0.8, so that six are a factor of 121), if it is three times as large as any of the newest,
-    and larger than the first norms were. Of the first eight one is if it is a hundred times as
-    large as all before it, and the loss has not risen tenfold, too. The norm of every parameter
-    group is judged in the same way: of a small one the global norm shows nothing.
+    A gradient norm is a spike if its logarithm is so many spreads above the median (a spread is at
+    least 0.8, so that six are a factor of 121), if it is three times as large as any of the newest,
+    and larger than the first norms were. One of the first eight is a spike if it is a hundred times
+    as large as all before it, and the loss has not risen tenfold, too. The norm of every parameter
+    group is judged in the same way, because the global norm does not show that of a small group.
 
-    Once three gradient norms were flagged, others that lie no further out are data, and not
-    flagged; during the first 32 steps, one is enough, and so is one loss. What is data for one of
-    loss and gradient is so for the other.
+    Once three gradient norms were flagged, others that are no larger are normal data, and not
+    flagged; in the first 32 steps, one is enough, and so is one loss. If one of loss and gradient
+    is normal data, the other is, too.
 
     Args:
-        loss_limit: z-score; ``None`` not to look.
+        loss_limit: z-score; ``None`` for no limit.
         gradient_limit: The same for the gradient norm.
 
     Cost:
@@ -89,7 +89,7 @@ class SpikeDetector:
         self._is_data = False
 
     def judge(self, observation: Observation) -> tuple[Finding, ...]:
-        """Return what stands out in an observation whose gradients are finite."""
+        """Return the spikes in an observation whose gradients are finite."""
         self._out, self._is_data = [], False
         findings = []
         if self._loss_limit is not None and observation.loss is not None and self._loss.ready:
@@ -101,7 +101,7 @@ class SpikeDetector:
         return () if self._is_data else tuple(findings)
 
     def judge_groups(self, observation: Observation) -> dict[int, Finding]:
-        """Return the parameter groups whose gradients stand out, by their numbers."""
+        """Return the spikes of parameter groups, by the number of the group."""
         limit, found = self._gradient_limit, {}
         for number, norm in () if self._is_data else _groups(observation):
             if limit is not None and number in self._groups:
@@ -115,7 +115,7 @@ class SpikeDetector:
         base = self._loss
         score = base.score(loss, LOSS_FLOOR * abs(base.first_median or 0.0))
         out = loss - base.median
-        # Of a loss that falls, even the newest may lie below the median.
+        # While the loss falls, even the newest may be below the median.
         if score <= limit or out <= LOSS_REACH * max(0.0, base.largest - base.median):
             return []
         before = base.alike(base.median + out / LOSS_FURTHER)
@@ -163,7 +163,7 @@ class SpikeDetector:
         return [replace(found, group=group)]
 
     def learn(self, observation: Observation) -> None:
-        """Remember an observation that nothing was found in."""
+        """Remember a healthy observation."""
         if observation.loss is not None and math.isfinite(observation.loss):
             self._loss.add(observation.loss)
         norm = _norm(observation)
@@ -173,13 +173,13 @@ class SpikeDetector:
             self._groups.setdefault(number, Baseline()).add(math.log(of_group))
 
     def note_spike(self) -> None:
-        """Remember that the step that was judged last stood out."""
+        """Flag the spikes of the step that was judged last."""
         for base, value in self._out:
             base.flag(value)
         self._out = []
 
     def accept(self) -> None:
-        """Take what stood out in the step that was judged last for what is normal now."""
+        """Accept the spikes of the step that was judged last as normal."""
         for base, value in self._out:
             base.accept(value)
         self._out = []
@@ -187,8 +187,8 @@ class SpikeDetector:
     def first_was_out(self, observation: Observation) -> Finding | None:
         """Return a finding if the very first gradient was a hundred times as large as the next two.
 
-        What remembers squares of gradients (Adam) would take hundreds of steps to forget it. It is
-        asked once in a run, at the third gradient.
+        An optimizer that averages squares of gradients (Adam) would remember it for hundreds of
+        steps. Checked once in a run, at the third gradient.
         """
         norm, base = _norm(observation), self._gradient
         if self._first_is_known or not norm or not base.has(2):
@@ -202,14 +202,14 @@ class SpikeDetector:
             kind="first_gradient",
             message=f"the first gradient norm was {math.exp(first):.4g}, over a hundred times as "
             f"large as the two after it (at most {math.exp(usual):.4g}), and the optimizer would "
-            "remember it for long",
+            "remember it for hundreds of steps",
             scope=Scope.SPIKE,
             value=math.exp(first),
             usual=math.exp(usual),
         )
 
     def forget_groups(self) -> None:
-        """Forget what is usual for single groups: other numbers stand for them now."""
+        """Forget the norms of single groups: their numbers have changed."""
         self._groups = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -221,7 +221,7 @@ class SpikeDetector:
         }
 
     def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
-        """Return what assigns ``state``; without one, all baselines begin anew."""
+        """Return what assigns ``state``; an empty one starts all baselines from scratch."""
         loss = Baseline.from_state(state["loss"]) if state else Baseline()
         gradient = Baseline.from_state(state["gradient"]) if state else Baseline()
         groups = {int(n): Baseline.from_state(k) for n, k in state.get("groups", {}).items()}
@@ -243,7 +243,7 @@ def _spike(subject: str, value: float, median: float, how: str, usual: float | N
 
 
 def _last(number: int, enough: int) -> str:
-    """Return what is said of a spike after which others like it are none."""
+    """Return a note if further values like this spike will be normal."""
     return "; after this one, values like it are taken for data" if number == enough else ""
 
 

@@ -1,4 +1,4 @@
-"""How far does a step move a weight: not at all, or further than the weight is long?"""
+"""Updates that do not change a weight, or are longer than the weight itself."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
     from stableopt.runtime.positions import Position
 
 MOST = 1 << 16
-"""Elements of a weight that are looked at."""
+"""Elements of a weight that are measured in one step."""
 
 SHARE = 0.9
-"""Of the elements with a gradient: if so many do not move, the weight does not."""
+"""Share of the elements with a gradient that must be unchanged for a stalled weight."""
 
 STILL = 3
-"""Looks in a row at which a weight has not moved, after which it is told."""
+"""Measurements in a row without a change, after which a weight is reported."""
 
 LARGE = 1.0
 """Update-to-weight ratio below which an update is never large."""
 
 FACTOR = 8.0
-"""How many times as large as any before it a large update has to be."""
+"""Times as large as any update before it, for a large update."""
 
 QUIET = 1_000
-"""Calls after which a weight that does not move is told again, that one or another."""
+"""Calls after which a stalled weight is reported again, that one or another."""
 
 COUNTS = 3
-"""Looks at a weight from one count of the elements that moved to the next."""
+"""Measurements of a weight from one count of changed elements to the next."""
 
 KNOWN = 2
-"""Looks at a weight after which its updates are judged."""
+"""Measurements of a weight before its updates are judged."""
 
 
 @dataclass(slots=True)
@@ -66,23 +66,23 @@ class _Look:
 
 
 class UpdateWatch:
-    """Looks at one matrix per step, before and after the inner update, in turn.
+    """Measures the update of one matrix per step, each in its turn.
 
-    The update-to-weight ratio ‖ΔW‖ / ‖W‖ is about 1e-3 in healthy training. Two things that it
-    can be are told, and nothing is done about them unless somebody asks:
+    The update-to-weight ratio ‖ΔW‖ / ‖W‖ is about 1e-3 in healthy training. Two cases are
+    reported, and by default only logged:
 
-    - at three looks in a row nine in ten elements of a weight that have a gradient have not moved
-      by a bit, though there is a learning rate: it is stuck, or too small for the dtype. Of many
-      such weights the first is told, until one that is looked at moves;
+    - in three measurements in a row nine in ten elements of a weight that have a gradient have not
+      changed by a bit, though the learning rate is not zero: it is too small, e.g. for the dtype.
+      Of several such weights the first is reported, until a measured one changes;
     - an update was longer than the weight itself (or than one that keeps the size of its inputs,
-      if that is longer), and eight times as long as any that was seen of it.
+      if that is longer), and eight times as long as any measured before.
 
     Args:
         optimizer: The inner optimizer.
 
     Cost:
-        A copy of, and two norms over, at most 65,536 elements per step; a count of those that moved
-        in every third look at a weight, and two counts more after some did not.
+        A copy of, and two norms over, at most 65,536 elements per step; a count of changed elements
+        in every third measurement of a weight, and two more counts after some had not changed.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -92,11 +92,11 @@ class UpdateWatch:
         self._look: _Look | None = None
         self._calls = 0
         self._quiet_until = 0
-        # What searches along a line stands still where it has arrived.
+        # A line search does not change weights that have converged.
         self._looks = not requires_closure(optimizer)
 
     def before(self) -> None:
-        """Copy a part of the weight whose turn it is; the inner update comes next."""
+        """Copy a part of the next weight, before the inner update."""
         self._look, self._calls = None, self._calls + 1
         if not self._waiting and self._looks:
             known = positions(self._optimizer)
@@ -119,7 +119,7 @@ class UpdateWatch:
         self._look = _Look(place, part.clone(), unit, first, slope, [rate])
 
     def after(self) -> None:
-        """Measure how far it was moved."""
+        """Measure its update."""
         if self._look is None:
             return
         look = self._look
@@ -142,11 +142,11 @@ class UpdateWatch:
     def findings(
         self, numbers: Sequence[float], names: Callable[[], Mapping[tuple[int, int], str]]
     ) -> tuple[Finding, ...]:
-        """Return what the last look says.
+        """Return the findings of the last measurement.
 
         Args:
-            numbers: Those of :meth:`start`.
-            names: Returns those of the parameters.
+            numbers: The values of what :meth:`start` returned.
+            names: Returns the names of the parameters.
         """
         look, self._look = self._look, None
         if look is None or len(numbers) < 3:
@@ -173,37 +173,30 @@ class UpdateWatch:
         course.largest = max(usual, ratio)
         if course.looks <= KNOWN or ratio <= max(LARGE, FACTOR * usual):
             return ()
-        name = names()[look.place]
+        where = (names()[look.place],)
         message = (
-            f"the last update of {name} was {ratio:.3g} times as long as the weight itself, "
+            f"the last update of {where[0]} was {ratio:.3g} times as long as the weight itself, "
             f"where {usual:.2g} was the longest so far"
         )
-        return (
-            Finding(
-                kind="large_update",
-                message=message,
-                scope=Scope.NOTICE,
-                value=ratio,
-                where=(name,),
-            ),
-        )
+        kind, scope = "large_update", Scope.NOTICE
+        return (Finding(kind=kind, message=message, scope=scope, value=ratio, where=where),)
 
     def forget(self) -> None:
-        """Begin anew: other weights may stand in the same places."""
+        """Start from scratch: there may be other weights in the same places."""
         self._look, self._waiting = None, []
         self._courses.clear()
 
     def restart(self) -> None:
-        """Forget a look that was not judged: the weights have gone back."""
+        """Drop a measurement that was not judged: the weights were restored."""
         self._look = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Give copies no look that is under way."""
+        """Give copies no measurement in progress."""
         return {**self.__dict__, "_look": None}
 
 
 def _part(tensor: Tensor, first: int) -> Tensor:
-    """Return some elements, from ``first`` on; all of a small tensor."""
+    """Return ``MOST`` elements from ``first`` on; all elements of a small tensor."""
     if tensor.numel() <= MOST:
         return tensor.detach()
     return tensor.detach().reshape(-1)[first : first + MOST]
@@ -219,9 +212,9 @@ def _stalled(name: str, count: int, rate: float) -> Finding:
     return Finding(
         kind="stalled_weight",
         message=(
-            f"nine in ten elements of {name} have not moved by a bit for some {count} steps, "
+            f"nine in ten elements of {name} have not changed by a bit for some {count} steps, "
             f"though they have a gradient: its learning rate ({rate:.3g}) is too small for its "
-            "values, or for their dtype; or it has converged"
+            "values or their dtype, or it has converged"
         ),
         scope=Scope.NOTICE,
         where=(name,),

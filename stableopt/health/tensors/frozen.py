@@ -1,4 +1,4 @@
-"""Weights that nobody trains: do they stay what they are?"""
+"""Frozen weights that change."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class _Known:
 
 
 class FrozenWatch:
-    """Compares the sum of the bits of every frozen weight with what it was, once per ``period``.
+    """Compares a checksum of every frozen weight with its last one, once per ``period``.
 
-    Frozen is what does not require a gradient, in the model or in the optimizer: the base of a
-    LoRA, a frozen encoder. What changes between the first two looks at it is meant to change (the
-    teacher of a distillation that follows its student) and is left alone. A change is told once:
-    what was told is left alone from then on, because some change it now and then (target networks).
+    Frozen weights require no gradient, in the model or in the optimizer: the base of a LoRA, a
+    frozen encoder. One that changes between its first two checks is taken to change on purpose (the
+    teacher of a distillation that follows its student) and is not checked again. Neither is one
+    after its change was reported, because some change now and then (target networks).
 
-    Snapshots hold only what the optimizer holds: nothing here can bring a frozen weight back.
+    Snapshots hold only weights of the optimizer: other frozen weights cannot be restored.
 
     Args:
         optimizer: The inner optimizer.
-        model: Where frozen weights are looked for beside it.
-        period: Calls in which all of them are looked at once.
+        model: Searched for frozen weights, too.
+        period: Calls in which all of them are checked once.
 
     Cost:
         One read of the frozen weights per ``period`` steps, in equal parts.
@@ -55,7 +55,7 @@ class FrozenWatch:
         self._asked: list[tuple[str, Tensor]] = []
 
     def start(self) -> list[Tensor]:
-        """Look at one part; return whether each of its weights differs, to be read."""
+        """Check one part; return whether each of its weights differs, on its device."""
         if not self._parts:
             self._parts = self._plan()
         self._asked = []
@@ -79,20 +79,16 @@ class FrozenWatch:
             known = self._known[name]
             if not differs:
                 known.steady = True
-            elif known.steady:
+                continue
+            self._moving.add(name)
+            if known.steady:
                 changed.append(name)
-                self._moving.add(name)
-            else:
-                self._moving.add(name)
         self._asked = []
         if not changed:
             return ()
-        message = f"the frozen weights of {listed(changed)} have changed, which nobody trains"
-        return (
-            Finding(
-                kind="changed_frozen", message=message, scope=Scope.NOTICE, where=tuple(changed)
-            ),
-        )
+        message = f"the frozen weights of {listed(changed)} have changed"
+        where = tuple(changed)
+        return (Finding(kind="changed_frozen", message=message, scope=Scope.NOTICE, where=where),)
 
     def beside(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the frozen weights that the optimizer does not hold, and their names."""
@@ -104,17 +100,17 @@ class FrozenWatch:
                 yield without_wrappers(name), parameter
 
     def forget(self) -> None:
-        """Take what is there at the next look for meant to be so."""
+        """Start from scratch with the next check: weights were loaded on purpose."""
         self._parts, self._asked = [], []
         self._known.clear()
         self._moving.clear()
 
     def __getstate__(self) -> dict[str, object]:
-        """Let copies begin anew."""
+        """Let copies start from scratch."""
         return {**self.__dict__, "_parts": [], "_asked": [], "_known": {}, "_moving": set()}
 
     def _plan(self) -> list[list[tuple[str, Tensor]]]:
-        """Cut the frozen weights into as many parts of about equal size as there are calls."""
+        """Split the frozen weights into ``period`` parts of about equal size."""
         frozen = dict(self._beside_and_held())
         for name in self._known.keys() - frozen.keys():
             del self._known[name]
@@ -128,7 +124,7 @@ class FrozenWatch:
         return parts
 
     def _beside_and_held(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield all that is frozen, strided, and not without a shape yet."""
+        """Yield the name of every frozen weight that can be read, and the weight."""
         known = {}
         if self._model is not None:
             known = {id(p): without_wrappers(n) for n, p in self._model.named_parameters()}

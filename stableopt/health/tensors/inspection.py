@@ -1,4 +1,4 @@
-"""Faults in tensors at rest: NaN, Inf, absurd magnitudes, moments that cannot be."""
+"""Faults in weights, state and buffers: NaN, Inf, huge values, impossible moments."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ from stableopt.health.tensors.laws import FIRST, SECOND
 from stableopt.runtime.magnitudes import largest, unmasked
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from stableopt.health.tensors.inspector import Inspector
     from stableopt.runtime.positions import Position
 
-_UNBOUNDED = math.inf
-
 _BATCH = 1 << 18
-"""Elements that are looked at together: 1 MiB of float32 stays in a cache."""
+"""Elements that are checked together: 1 MiB of float32 fits into a cache."""
 
 _Part: TypeAlias = "tuple[Position, tuple[int, int] | None]"
 _Moment: TypeAlias = "tuple[Label, tuple[int, int] | None]"
@@ -35,12 +33,12 @@ _Bound: TypeAlias = "tuple[Label, Tensor, Tensor, float, float]"
 class Inspection:
     """Checks on some tensors: started together, read in one transfer, then judged.
 
-    Each is screened by one scalar, the 2-norm above all: it is NaN or Inf exactly if a value
-    is, or if the square of one overflows. What is suspicious is looked at element by element
-    before it is called a fault.
+    Each is screened by one scalar, mostly the 2-norm: it is NaN or Inf exactly if a value is, or
+    if the square of one overflows. A suspicious tensor is checked element by element before it is
+    reported.
 
     Args:
-        inspector: What is allowed.
+        inspector: The limits.
     """
 
     inspector: Inspector
@@ -56,17 +54,6 @@ class Inspection:
     )
     _tables: set[Label] = field(default_factory=set)
 
-    def add_parameter(self, place: Position, value: Tensor, state: Mapping[str, Any]) -> None:
-        """Check a parameter and its state.
-
-        Args:
-            place: Where it stands in the optimizer.
-            value: Its values.
-            state: Its entry in the optimizer's state.
-        """
-        for span in spans(value):
-            self.add_part(place, value, state, span)
-
     def add_part(
         self,
         place: Position,
@@ -77,83 +64,65 @@ class Inspection:
         """Check some elements of a parameter, and the state that belongs to them.
 
         Args:
-            place: Where it stands in the optimizer.
+            place: Its place in the optimizer.
             value: Its values.
-            state: Its entry in the optimizer's state; what is of another shape than the
-                parameter is looked at with the first elements.
-            span: Which elements, of those that :func:`spans` gives.
+            state: Its entry in the optimizer's state; tensors of another shape are checked
+                with the first elements.
+            span: The range of the elements, from :func:`spans`.
         """
-        weight = Label("weight", place)
-        before = len(self._norms)
         if value.is_floating_point() or value.is_complex():
-            self._add_norm(weight, _part(value.detach(), span), self.inspector.max_weight(value))
-        if len(self._norms) > before:
-            self._parts[before] = (
-                (place, span),
-                math.sqrt(self._norms[-1][1].numel() / _inputs(value)),
-            )
+            part, limit = _part(value.detach(), span), self.inspector.max_weight(value)
+            if self._add_norm(Label("weight", place), part, limit):
+                unit = math.sqrt(self._norms[-1][1].numel() / _inputs(value))
+                self._parts[len(self._norms) - 1] = (place, span), unit
         if isinstance(state, dict):
             for key, tensor in floating_tensors(state):
                 alike = span is not None and tensor.shape == value.shape
                 whole = not (alike and tensor.is_contiguous())
                 if whole and span is not None and span[0] != 0:
                     continue
-                before = len(self._norms)
                 label = Label("state", place, key)
-                self._add_state(label, tensor if whole else _part(tensor, span))
-                decay = self.inspector.decay(place.group, key)
-                if decay is not None and len(self._norms) > before:
-                    part = (label, None if whole else span)
-                    self._moments[before] = (part, decay, state[key], state)
+                known = self._add_state(label, tensor if whole else _part(tensor, span))
+                decay = self.inspector.laws.decay(place.group, key)
+                if decay is not None and known:
+                    moment = (label, None if whole else span)
+                    self._moments[len(self._norms) - 1] = (moment, decay, state[key], state)
             self._add_bound(place, value, state, span)
 
-    def add_buffer(self, owner: Hashable, value: Tensor, *, moves: bool = True) -> None:
-        """Check a buffer.
+    def add(self, label: Label, value: Tensor, *, moves: bool = True) -> None:
+        """Check a tensor that is neither a parameter nor its state.
 
         Args:
-            owner: What it is known by.
+            label: Of a buffer or a tracked tensor; or of a frozen weight or an attribute of the
+                optimizer, which may have any finite values.
             value: Its values.
-            moves: Whether forward passes write to it. What they do not may be a mask, and hold
-                infinities.
+            moves: Whether forward passes change it. Otherwise it may be a mask with infinities.
         """
-        self._add_value(Label("buffer", owner), value)
+        if value.is_floating_point() or value.is_complex():
+            bounded = label.kind in ("buffer", "tracked")
+            self._add_norm(label, value.detach(), largest(value.dtype) if bounded else math.inf)
         if not moves:
-            self._tables.add(Label("buffer", owner))
+            self._tables.add(label)
 
-    def add_frozen(self, name: str, value: Tensor) -> None:
-        """Check a weight that nobody trains, for what is not finite alone."""
-        if value.is_floating_point() or value.is_complex():
-            self._add_norm(Label("frozen", name), value.detach(), _UNBOUNDED)
-
-    def add_attribute(self, name: str, value: Tensor) -> None:
-        """Check a tensor that an optimizer keeps beside its state."""
-        if value.is_floating_point() or value.is_complex():
-            self._add_norm(Label("state", name), value.detach(), _UNBOUNDED)
-
-    def add_tracked(self, name: str, value: Tensor) -> None:
-        """Check a tensor of something that is tracked."""
-        self._add_value(Label("tracked", name), value)
-
-    def _add_value(self, label: Label, value: Tensor) -> None:
-        if value.is_floating_point() or value.is_complex():
-            self._add_norm(label, value.detach(), largest(value.dtype))
-
-    def _add_state(self, label: Label, tensor: Tensor) -> None:
+    def _add_state(self, label: Label, tensor: Tensor) -> bool:
         second = label.key in self.inspector.laws.nonnegative
-        # Sums of squares grow without bound; only what is not finite is wrong with them.
-        self._add_norm(label, tensor, _UNBOUNDED if second else largest(tensor.dtype))
-        known = label in self.inspector.exempt
+        # Sums of squares grow without bound: they only have to be finite.
+        known = self._add_norm(label, tensor, math.inf if second else largest(tensor.dtype))
         # Where there is a bound on the first moment, it fails for a negative second one.
         bounded = self.inspector.laws.has_bound and label.key == SECOND
-        if second and not bounded and tensor.numel() and not tensor.is_complex() and not known:
+        if second and not bounded and known and not tensor.is_complex():
             self._floors.append((label, tensor))
+        return known
 
-    def _add_norm(self, label: Label, tensor: Tensor, limit: float) -> None:
-        if tensor.numel() and label not in self.inspector.exempt:
-            values = dense_values(tensor)
-            if values.is_floating_point() and values.itemsize < 2:
-                values = values.float()  # nothing is computed in eight bits
-            self._norms.append((label, values, limit))
+    def _add_norm(self, label: Label, tensor: Tensor, limit: float) -> bool:
+        """Return whether the norm is checked: an empty or exempt tensor has none."""
+        if not tensor.numel() or label in self.inspector.exempt:
+            return False
+        values = dense_values(tensor)
+        if values.is_floating_point() and values.itemsize < 2:
+            values = values.float()  # torch computes no norms in eight bits
+        self._norms.append((label, values, limit))
+        return True
 
     def _add_bound(
         self,
@@ -169,7 +138,8 @@ class Inspection:
             return
         known = place.group, second.dtype
         if known not in self._known_bounds:
-            self._known_bounds[known] = self.inspector.bound(*known)
+            laws = self.inspector.laws
+            self._known_bounds[known] = laws.bound(*known) if self.inspector.bounds else None
         bound = self._known_bounds[known]
         if bound is None:
             return
@@ -185,7 +155,7 @@ class Inspection:
     # the screen
 
     def start(self) -> list[Tensor]:
-        """Return the scalars that tell whether anything is suspicious; no synchronisation."""
+        """Return the scalars that show whether anything is suspicious; no synchronisation."""
         norms = tensor_norms([tensor for _, tensor, _ in self._norms]) if self._norms else []
         floors = [tensor.amin() for _, tensor in self._floors]
         return [*norms, *floors, *self._excesses()]
@@ -211,20 +181,20 @@ class Inspection:
             fault = None
             if suspicious:
                 fault = _look_closely(unmasked(tensor) if label in self._tables else tensor, limit)
-            fault = self.inspector.unless_always_so(label, fault)
+            fault = self.inspector.unless_initial(label, fault)
             if fault is None and math.isfinite(norm):
                 fault = self._against_history(i, norm)
             if fault and (f"{fault}_{label.kind}", label) not in faults:
                 faults.append((f"{fault}_{label.kind}", label))
         faults += [("negative_moment", label) for label, _ in self._floors if next(numbers) < 0]
         for label, _, second, _, smallest in self._bounds:
-            # What is not finite is known already; NaN is larger than nothing.
+            # A NaN fails this comparison, and is reported already.
             if next(numbers) > smallest and ("nonfinite_state", label) not in faults:
                 faults += _which_moment(label, second)
         return faults
 
     def _against_history(self, i: int, norm: float) -> str | None:
-        """Return what is wrong with a norm, given what it was before."""
+        """Return the fault in a norm, given its past."""
         inspector = self.inspector
         if i in self._parts and inspector.history.has_jumped(
             self._parts[i][0], norm, self._parts[i][1]
@@ -233,14 +203,14 @@ class Inspection:
         if i in self._moments:
             part, decay, holder, state = self._moments[i]
             moments = inspector.moments
-            if moments.has_vanished(part, norm, decay, holder) and not moments.began_anew(
+            if moments.has_vanished(part, norm, decay, holder) and not moments.restarted(
                 part, state
             ):
                 return "vanished"
         return None
 
     def learn(self, values: Sequence[float]) -> None:
-        """Remember the norms of :meth:`start`: nothing was wrong with them."""
+        """Remember the norms of :meth:`start`, in which no fault was found."""
         for i, (moment, _, holder, _) in self._moments.items():
             self.inspector.moments.learn(moment, values[i], holder)
         for i, (part, _) in self._parts.items():
@@ -253,7 +223,7 @@ def _inputs(weight: Tensor) -> int:
 
 
 def spans(parameter: Tensor) -> Iterator[tuple[int, int] | None]:
-    """Yield ranges of elements that are looked at together; ``None`` for all of them."""
+    """Yield ranges of elements that are checked together; ``None`` for all elements."""
     if parameter.numel() <= _BATCH or not parameter.is_contiguous():
         yield None
         return
@@ -280,7 +250,7 @@ def _part(tensor: Tensor, span: tuple[int, int] | None) -> Tensor:
 
 
 def floating_tensors(state: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield every plain floating tensor in a state, whatever it is nested in, with its path."""
+    """Yield every plain floating tensor in a nested state, with its path."""
     if isinstance(state, Tensor):
         if type(state) in (Tensor, Parameter):
             if (state.is_floating_point() or state.is_complex()) and path != "step":
@@ -297,14 +267,14 @@ def floating_tensors(state: Any, path: str = "") -> Iterator[tuple[str, Tensor]]
 
 
 def _widened(moment: Tensor) -> Tensor:
-    """Return a moment as real numbers whose squares do not lose everything to rounding."""
+    """Return a moment as real numbers, in float32 if its dtype has fewer bits."""
     if moment.is_complex():
         return torch.view_as_real(moment)
     return moment.float() if moment.dtype in (torch.float16, torch.bfloat16) else moment
 
 
 def _which_moment(label: Label, second: Tensor) -> list[tuple[str, Label]]:
-    """Return the fault behind a broken bound: a square that is negative, or the first moment."""
+    """Return why a bound is broken: a negative square, or the first moment."""
     if float(_widened(second).amin()) < 0:
         return [("negative_moment", label._replace(key=SECOND))]
     return [("moment_bound", label)]

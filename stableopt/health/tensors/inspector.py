@@ -1,4 +1,4 @@
-"""What is allowed in the tensors of one optimizer."""
+"""Limits on the tensors of one optimizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from stableopt.runtime.positions import Position
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    import torch
     from torch import Tensor
     from torch.optim import Optimizer
 
@@ -21,17 +20,21 @@ if TYPE_CHECKING:
 
 
 class Inspector:
-    """Knows what is allowed in the tensors of one optimizer.
+    """The limits on the tensors of one optimizer, and what is known of their past.
 
     A buffer, or the state of an optimizer that is not torch's, that is not finite when it is
-    first seen is meant to be so (a mask of -inf): it is left alone from then on.
+    first seen is taken as intended (a mask of -inf): it is exempt from then on.
 
     Args:
-        optimizer: Whose weights and state.
+        optimizer: Of the weights and the state.
         max_weight: Largest magnitude of a weight; ``None`` for the square root of the largest
             number of its dtype.
         weight_jump: See :class:`~stableopt.health.tensors.jumps.NormHistory`.
         moment_drop: See :class:`~stableopt.health.tensors.vanished.MomentHistory`.
+
+    Attributes:
+        bounds: Whether first moments are compared with second ones.
+        exempt: Tensors that are not checked.
     """
 
     def __init__(
@@ -45,8 +48,7 @@ class Inspector:
         self.exempt: set[Label] = set()
         self.history = NormHistory(weight_jump)
         self.moments = MomentHistory(moment_drop)
-        self._laws = moment_drop is not None
-        self._optimizer = optimizer
+        self.bounds = moment_drop is not None
         self._max_weight = max_weight
         self._finite: set[Label] = set()
 
@@ -54,23 +56,13 @@ class Inspector:
         """Return the largest magnitude that a value of ``weight`` may have."""
         return largest(weight.dtype) if self._max_weight is None else self._max_weight
 
-    def bound(self, group: int, dtype: torch.dtype) -> tuple[float, float] | None:
-        """Return the bound on first moments; see ``MomentLaws``."""
-        if not self._laws:
-            return None
-        return self.laws.bound(group, self._optimizer.param_groups[group], dtype)
-
-    def decay(self, group: int, key: str) -> float | None:
-        """Return what an update leaves of a second moment at least; see ``MomentLaws``."""
-        return self.laws.decay(group, self._optimizer.param_groups[group], key)
-
     def forget(self) -> None:
-        """Hold nothing against other weights, or other moments, than those so far."""
+        """Forget the past of weights and moments: they were replaced on purpose."""
         self.history.forget()
         self.moments.forget()
 
     def move(self, moved: Mapping[Position, Position]) -> None:
-        """Know parameters by where they are now; forget those that have left.
+        """Follow parameters to their new places; forget those that were removed.
 
         Args:
             moved: New places by old ones.
@@ -87,8 +79,8 @@ class Inspector:
         self.history.move(moved)
         self.moments.move(moved_label)
 
-    def unless_always_so(self, label: Label, fault: str | None) -> str | None:
-        """Return ``fault``, unless it was there when the tensor was first seen."""
+    def unless_initial(self, label: Label, fault: str | None) -> str | None:
+        """Return ``fault``, unless the tensor had it when it was first seen."""
         if label.kind == "weight" or (label.kind == "state" and self.laws.of_torch):
             return fault
         if fault is None:
@@ -100,11 +92,11 @@ class Inspector:
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Keep what is known by name in copies: buffers are known by where they are."""
+        """Give copies no buffers: their keys hold the ``id`` of a module."""
         known = {label for label in self.exempt if label.kind != "buffer"}
         seen = {label for label in self._finite if label.kind != "buffer"}
         return {**self.__dict__, "exempt": known, "_finite": seen}
 
     def accept(self, labels: Iterable[Label]) -> None:
-        """Leave these tensors alone from now on."""
+        """Exempt these tensors from now on."""
         self.exempt.update(labels)

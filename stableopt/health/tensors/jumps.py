@@ -1,4 +1,4 @@
-"""Does a weight become much larger from one look to the next than it ever did? No torch."""
+"""Weights that grow far more from one check to the next than ever before. No torch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
 
 USUAL = 4.0
-"""Norms that are never a jump, in units of that which keeps the size of inputs."""
+"""Norms up to this are never a jump, in units of the norm that keeps the size of inputs."""
 
 LEARNED = 2
-"""Growths that have to be known before the next one is judged."""
+"""Changes of a norm before the next one is judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,25 +24,25 @@ class _Known:
 
 
 Part: TypeAlias = "tuple[Hashable, Hashable]"
-"""A parameter by its place, and which of its elements."""
+"""The place of a parameter, and a range of its elements."""
 
 
 class NormHistory:
-    """Remembers the norm of every part of the weights, and by how much it grew at most.
+    """Remembers the norm of every part of the weights, and its largest change.
 
-    A finite fault can be small enough to pass for a weight: a factor of 100, a flipped lower bit
-    of an exponent. What it cannot pass for is growth: between two looks, some 20 steps, healthy
-    training moves a norm by about what it moved it before. A jump is a norm that is
+    A finite fault can have the size of a weight: a factor of 100, a flipped lower bit of an
+    exponent. But it does not look like growth: between two checks, some 20 steps, healthy training
+    changes a norm by about as much as before. A jump is a norm that is
 
     - ``factor`` times what it was,
     - by more than ``factor`` times the largest change so far, of which at least two are known,
-    - and larger than 4 times ``√(numel / fan-in)``: what grew from next to nothing to the size of
-      a weight was no weight before.
+    - and larger than 4 times ``√(numel / fan-in)``: to grow from almost zero to the usual size of
+      a weight is no fault.
 
-    What was zero says nothing. Only what was looked at in healthy steps is learned.
+    A norm that was zero is not judged. Only norms of healthy steps are remembered.
 
     Args:
-        factor: Above 1; ``None`` not to judge.
+        factor: Above 1; ``None`` for no limit.
     """
 
     def __init__(self, factor: float | None) -> None:
@@ -50,10 +50,10 @@ class NormHistory:
         self._known: dict[Part, _Known] = {}
 
     def has_jumped(self, part: Part, norm: float, unit: float) -> bool:
-        """Tell whether a part has.
+        """Return whether a norm is a jump.
 
         Args:
-            part: What it is known by.
+            part: The part of the weights.
             norm: Its 2-norm, finite.
             unit: The norm of as many weights that keep the size of their inputs.
         """
@@ -65,7 +65,7 @@ class NormHistory:
         return norm > max(factor * known.norm, USUAL * unit) and grown > factor * known.largest
 
     def learn(self, part: Part, norm: float) -> None:
-        """Remember the norm of a part, after a step with nothing wrong."""
+        """Remember the norm of a part, after a healthy step."""
         if not math.isfinite(norm):
             return
         known = self._known.get(part)
@@ -76,7 +76,7 @@ class NormHistory:
         self._known[part] = replace(known, norm=norm, largest=largest, count=known.count + 1)
 
     def move(self, moved: Mapping[Any, Any]) -> None:
-        """Know parts by where their parameters are now; forget those that have left."""
+        """Follow parameters to their new places; forget those that were removed."""
         self._known = {
             (moved[place], span): known
             for (place, span), known in self._known.items()
@@ -84,5 +84,5 @@ class NormHistory:
         }
 
     def forget(self) -> None:
-        """Begin anew: other weights were put there on purpose."""
+        """Forget all norms: weights were replaced on purpose."""
         self._known.clear()

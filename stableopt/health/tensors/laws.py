@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,6 +18,7 @@ _SLACK = 4.0
 _SMALLEST = 1e-18
 """Magnitude below which the square of a first moment is lost to underflow."""
 
+_ADAMS = (torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam, torch.optim.SparseAdam)
 _OF_ADAM = frozenset({SECOND, "max_exp_avg_sq"})
 _OF_TORCH = _OF_ADAM | {"square_avg", "acc_delta", "sum", "row_var", "col_var", "variance"}
 
@@ -26,10 +27,10 @@ POWERS: Mapping[str, int] = {
     **dict.fromkeys((SECOND, "max_exp_avg_sq", "square_avg", "sum"), 2),
     **dict.fromkeys(("row_var", "col_var", "variance"), 2),
 }
-"""How what is remembered of gradients grows with them."""
+"""The power of the gradients with which entries of the state grow."""
 
 _NEVER = "never"
-"""In place of the option that says how a sum of squares decays."""
+"""For a sum of squares, which does not decay, in place of an option."""
 
 
 class MomentLaws:
@@ -45,66 +46,61 @@ class MomentLaws:
     far are what the inequality needs.
 
     Args:
-        optimizer: Whose state. The bound is stated for torch's Adam, AdamW, NAdam, RAdam and
-            SparseAdam alone: others use the same names for other things.
+        optimizer: Of the state. The bound holds only for torch's Adam, AdamW, NAdam, RAdam and
+            SparseAdam: others use the same names for other things.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        optim = torch.optim
-        self.has_bound = isinstance(
-            optimizer, (optim.Adam, optim.NAdam, optim.RAdam, optim.SparseAdam)
-        )
+        self._optimizer = optimizer
+        self.has_bound = isinstance(optimizer, _ADAMS)
         self.of_torch = type(optimizer).__module__.startswith("torch.optim")
         self.nonnegative = _OF_TORCH if self.of_torch else _OF_ADAM
         self._seen: dict[int, tuple[float, float, float, float]] = {}
         self._decays = _decays_of(optimizer)
         self._lowest: dict[tuple[int, str], float] = {}
 
-    def decay(self, index: int, group: Mapping[str, Any], key: str) -> float | None:
-        """Return the least that one update leaves of an average of squares, or of a sum of them.
+    def decay(self, group: int, key: str) -> float | None:
+        """Return the smallest factor by which one update can shrink an average or sum of squares.
 
         Args:
-            index: Which group.
-            group: Its options.
-            key: Which entry of the state.
+            group: Its number.
+            key: Of the entry of the state.
 
         Returns:
-            A factor, the smallest that was seen; ``None`` for what obeys no such law.
+            The smallest that was seen; ``None`` if the entry obeys no such law.
         """
         option = self._decays.get(key)
         if option is None:
             return None
-        now = 1.0 if option is _NEVER else group.get(option)
+        now = 1.0 if option is _NEVER else self._optimizer.param_groups[group].get(option)
         if isinstance(now, (tuple, list)):
             now = now[1]
         if not isinstance(now, float):
             return None
-        lowest = self._lowest[index, key] = min(now, self._lowest.get((index, key), 1.0))
+        lowest = self._lowest[group, key] = min(now, self._lowest.get((group, key), 1.0))
         return lowest
 
-    def bound(
-        self, index: int, group: Mapping[str, Any], dtype: torch.dtype = torch.float32
-    ) -> tuple[float, float] | None:
-        """Return c² and the m² below which nothing is held against a group.
+    def bound(self, group: int, dtype: torch.dtype = torch.float32) -> tuple[float, float] | None:
+        """Return c², and the m² below which the bound is not checked.
 
         Args:
-            index: Which group.
-            group: Its options.
-            dtype: Of the second moments: what is added to them is lost below its smallest
-                number, 6e-8 in float16.
+            group: Its number.
+            dtype: Of the second moments: squares below its smallest number, 6e-8 in float16, are
+                lost in them.
 
         Returns:
             ``None`` where there is no such bound.
         """
-        betas, eps = group.get("betas"), group.get("eps")
+        options = self._optimizer.param_groups[group]
+        betas, eps = options.get("betas"), options.get("eps")
         if not self.has_bound or not isinstance(betas, (tuple, list)):
             return None
         first, second = betas[0], betas[1]
         if not (isinstance(first, float) and isinstance(second, float)):
             return None  # tensors: reading them would make the host wait
-        low1, high1, low2, high2 = self._seen.get(index, (first, first, second, second))
+        low1, high1, low2, high2 = self._seen.get(group, (first, first, second, second))
         seen = min(low1, first), max(high1, first), min(low2, second), max(high2, second)
-        self._seen[index] = low1, high1, low2, high2 = seen
+        self._seen[group] = low1, high1, low2, high2 = seen
         if high1**2 >= low2 or high2 >= 1.0:
             return None
         squared = (1 - low1) ** 2 / ((1 - high2) * (1 - high1**2 / low2))
@@ -121,16 +117,15 @@ def remembers(optimizer: Optimizer) -> bool:
 
 
 def _decays_of(optimizer: Optimizer) -> Mapping[str, str]:
-    """Return, for what averages or sums squares, the option that says how fast it forgets.
+    """Return the option with the decay rate of each average or sum of squares.
 
-    A maximum over steps is not among them: it is itself again after one.
+    A maximum over steps has none: one step restores it.
     """
-    optim = torch.optim
-    if isinstance(optimizer, (optim.Adam, optim.NAdam, optim.RAdam, optim.SparseAdam)):
+    if isinstance(optimizer, _ADAMS):
         return {SECOND: "betas"}
     known: dict[type[Optimizer], Mapping[str, str]] = {
-        optim.Adagrad: {"sum": _NEVER},
-        optim.RMSprop: {"square_avg": "alpha"},
-        optim.Adadelta: {"square_avg": "rho", "acc_delta": "rho"},
+        torch.optim.Adagrad: {"sum": _NEVER},
+        torch.optim.RMSprop: {"square_avg": "alpha"},
+        torch.optim.Adadelta: {"square_avg": "rho", "acc_delta": "rho"},
     }
     return next((keys for kind, keys in known.items() if isinstance(optimizer, kind)), {})

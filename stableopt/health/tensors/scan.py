@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
+from stableopt.health.describe import Label
 from stableopt.health.tensors.inspection import Inspection, spans
 from stableopt.runtime.family import loose_tensors, state_of
 from stableopt.runtime.positions import Position, parameter_at, positions
@@ -17,27 +18,27 @@ if TYPE_CHECKING:
     from stableopt.snapshots.buffers import BufferShadow
 
 _SMALLEST = 1 << 16
-"""Elements, overhead included, below which a part is not worth a step of its own."""
+"""The least elements of a part, overhead included."""
 
 _OVERHEAD = 1 << 12
-"""What starting the checks of one part costs, in elements that are read in the same time."""
+"""The cost of starting the checks of one tensor, in elements that are read in that time."""
 
 
 class RotatingScan:
-    """Looks at one part per step, and at everything once per ``period``.
+    """Checks one part per step, and everything once per ``period``.
 
-    Finds faults that nothing else shows: in a row of an embedding that no batch touches, in
-    a moment that is Inf, in running statistics that only evaluation reads.
+    Finds faults that loss and gradients do not show: in a row of an embedding that no batch uses,
+    in a moment that is Inf, in running statistics that only evaluation reads.
 
     Args:
-        optimizer: Whose weights and state.
-        inspector: What is allowed in them.
+        optimizer: Of the weights and the state.
+        inspector: The limits.
         period: Steps for everything.
         buffers: The model's buffers as of the last healthy step.
 
     Cost:
-        One read of parameters and state (and what a few elementwise operations on the
-        moments take) per ``period`` steps, in equal parts.
+        One read of parameters and state, and a few elementwise operations on the moments, per
+        ``period`` steps, in equal parts.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class RotatingScan:
         self._parts: list[list[_Part]] = []
 
     def restart(self) -> None:
-        """Begin anew with the next step."""
+        """Start from scratch with the next step."""
         self._parts = []
 
     def next_part(self) -> Inspection:
@@ -65,19 +66,21 @@ class RotatingScan:
             self._add_buffers(inspection)
         for place, span in self._parts.pop():
             if not isinstance(place, Position):
-                self._add_attribute(inspection, place)
+                found = loose_tensors(self._optimizer).get(place)
+                if found is not None:
+                    inspection.add(Label("state", place), found)
                 continue
             parameter = parameter_at(self._optimizer, place)
             if parameter is None or (span is not None and parameter.numel() < span[1]):
-                continue  # it is another one now, and looked at in the next round
+                continue  # it was replaced, and is checked in the next round
             inspection.add_part(place, parameter, state_of(self._optimizer, parameter), span)
         return inspection
 
     def everything(self) -> Inspection:
-        """Return the checks of all there is."""
+        """Return the checks of everything."""
         inspection = self.parameters(list(positions(self._optimizer)))
-        for name in loose_tensors(self._optimizer):
-            self._add_attribute(inspection, name)
+        for name, tensor in loose_tensors(self._optimizer).items():
+            inspection.add(Label("state", name), tensor)
         self._add_buffers(inspection)
         return inspection
 
@@ -88,18 +91,15 @@ class RotatingScan:
             parameter = parameter_at(self._optimizer, place)
             if parameter is not None:
                 state = state_of(self._optimizer, parameter)
-                inspection.add_parameter(place, parameter, state)
+                for span in spans(parameter):
+                    inspection.add_part(place, parameter, state, span)
         return inspection
 
     def _add_buffers(self, inspection: Inspection) -> None:
         if self._buffers is not None:
             for place, buffer in self._buffers.items():
-                inspection.add_buffer(place, buffer, moves=self._buffers.moves(place))
-
-    def _add_attribute(self, inspection: Inspection, name: str) -> None:
-        found = loose_tensors(self._optimizer).get(name)
-        if found is not None:
-            inspection.add_attribute(name, found)
+                moves = self._buffers.moves(place)
+                inspection.add(Label("buffer", place), buffer, moves=moves)
 
     def _plan(self) -> list[list[_Part]]:
         """Cut the parameters into as many parts of about equal cost as there are steps."""
