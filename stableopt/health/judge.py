@@ -72,7 +72,7 @@ class Judge:
             optimizer, guard.max_weight, guard.weight_jump, guard.moment_drop
         )
         self._scan = RotatingScan(optimizer, self._inspector, guard.scan_period, buffers)
-        self._part = Inspection(self._inspector)
+        self._part: Inspection | None = None
         self.accepted = False
         self.spikes = SpikeDetector(guard.loss_spike, guard.gradient_spike)
         self._blame = Blame()
@@ -98,7 +98,7 @@ class Judge:
             self.updates.forget()
         self._part = self._scan.next_part()
         asked: list[Sequence[float | Tensor]] = [
-            self._part.start(),
+            () if self._part is None else self._part.start(),
             self._frozen.start(),
             self.updates.start(),
         ]
@@ -112,14 +112,15 @@ class Judge:
             observation: Its loss and gradients.
             numbers: The values of what :meth:`start` returned.
         """
-        part, self._part = self._part, Inspection(self._inspector)
+        part, self._part = self._part, None
         numbers = numbers[: self._counts[0]]
         found = self.nonfinite(observation)
         if not any(finding.scope is Scope.BATCH for finding in found):
             found = self._symptom(found) or self._spikes(observation) or self._first(observation)
-        if found or (part.faults(numbers) and self.accepted):
+        if found or (part is not None and part.faults(numbers) and self.accepted):
             return (*found, *self.damage())
-        part.learn(numbers)
+        if part is not None:
+            part.learn(numbers)
         return ()
 
     def _symptom(self, found: tuple[Finding, ...]) -> tuple[Finding, ...]:

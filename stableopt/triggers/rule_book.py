@@ -155,8 +155,11 @@ class RuleBook:
     @property
     def endangered(self) -> bool:
         """Whether a rule holds that does more than warn."""
-        acting = [rule.response != Response.WARN.value for rule in self._rules]
-        return any(a and holds for a, holds in zip(acting, self._holding(), strict=True))
+        pairs = zip(self._rules, self._standings, strict=True)
+        return any(
+            rule.response != Response.WARN.value and standing.row >= rule.patience
+            for rule, standing in pairs
+        )
 
     def _holding(self) -> list[bool]:
         pairs = zip(self._rules, self._standings, strict=True)

@@ -379,14 +379,14 @@ MUTANTS = {
     ),
     "the scan stands still": Mutant(
         "stableopt.health.tensors.scan",
-        "for place, span in self._parts.pop():",
-        "for place, span in self._parts.pop()[:0]:",
+        "part = self._parts.pop()",
+        "part = self._parts.pop()[:0]",
         (f"{INSPECTION}::test_what_nothing_else_shows_is_found_within_one_scan",),
     ),
     "buffers are not scanned": Mutant(
         "stableopt.health.tensors.scan",
-        "            self._parts = self._plan()\n            self._add_buffers(inspection)",
-        "            self._parts = self._plan()",
+        "        if begins:\n            self._add_buffers(inspection)\n",
+        "        if begins:\n            pass\n",
         (f"{INSPECTION}::test_what_nothing_else_shows_is_found_within_one_scan",),
     ),
     "huge is healthy": Mutant(

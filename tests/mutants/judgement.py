@@ -154,7 +154,7 @@ JUDGEMENT_MUTANTS = {
     ),
     "jumps are learned": Mutant(
         "stableopt.health.judge",
-        "if found or (part.faults(numbers) and self.accepted):",
+        "if found or (part is not None and part.faults(numbers) and self.accepted):",
         "if found:",
         (f"{JUMPS}::TestTraining",),
     ),

@@ -58,13 +58,18 @@ class RotatingScan:
         """Start from scratch with the next step."""
         self._parts = []
 
-    def next_part(self) -> Inspection:
-        """Return the checks that are due now."""
-        inspection = Inspection(self._inspector)
-        if not self._parts:
+    def next_part(self) -> Inspection | None:
+        """Return the checks that are due now, if there are any."""
+        begins = not self._parts
+        if begins:
             self._parts = self._plan()
+        part = self._parts.pop()
+        if not part and not begins:
+            return None
+        inspection = Inspection(self._inspector)
+        if begins:
             self._add_buffers(inspection)
-        for place, span in self._parts.pop():
+        for place, span in part:
             if not isinstance(place, Position):
                 found = loose_tensors(self._optimizer).get(place)
                 if found is not None:
