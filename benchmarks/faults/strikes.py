@@ -112,10 +112,10 @@ def in_snapshot(scene: Scene, seed: int) -> tuple[Injection, ...]:
 
 def newest_snapshot(stable: StableOptimizer) -> tuple[int, list[Tensor]]:
     """Return the step of the newest snapshot that is held, and its weights as they lie there."""
-    way_back = stable._loop.way_back
-    if way_back is None or not way_back.keeper.ring.sound():
+    restorer = stable._loop.restore
+    if restorer is None or not restorer.keeper.ring.sound():
         raise ValueError("there is no snapshot: strike later, or give the guard slots")
-    keeper = way_back.keeper
+    keeper = restorer.keeper
     slot = keeper.ring.sound()[0]
     return slot.step, keeper._snapshots[slot.index]._state._params
 

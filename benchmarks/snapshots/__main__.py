@@ -137,7 +137,7 @@ class _Trainer:
 
     def snapshot(self) -> None:
         """Look at everything and copy it, as is done every so many steps."""
-        keeper = self.optimizer._loop.way_back.keeper
+        keeper = self.optimizer._loop.restore.keeper
         keeper._judge.damage()
         keeper._copy(keeper._snapshots[-1], {})
 

@@ -19,7 +19,7 @@ class Part(Protocol):
         """Return what is remembered, as plain data and tensors."""
 
     def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
-        """Return what assigns ``state``; an empty one begins anew.
+        """Return what assigns ``state``; an empty one starts again.
 
         Nothing has changed before that is called.
 
@@ -64,7 +64,7 @@ class Register:
         return {name: part.state_dict() for name, part in self._parts.items()}
 
     def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
-        """Return what assigns the state of a checkpoint; what it lacks begins anew."""
+        """Return what assigns the state of a checkpoint; what it lacks starts again."""
         for name in state.keys() - self._parts.keys():
             logger.warning(
                 "state_dict['stableopt'] has %r, which nothing here reads: dropped", name

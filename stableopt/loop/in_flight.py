@@ -35,11 +35,11 @@ NOT_FINITE = Finding(
 )
 GONE = Verdict(
     action=Action.SKIP,
-    reason="the gradients are those of weights that have gone back",
+    reason="the gradients were computed with weights that a rollback has replaced",
 )
 VETOED = Verdict(
     action=Action.SKIP,
-    reason="the gradients of a compiled step may be those of weights that have gone back",
+    reason="the gradients of a compiled step may be of weights that a rollback has replaced",
 )
 
 UNSEEN = Verdict(action=Action.TAKE)
@@ -64,7 +64,7 @@ class InFlight:
         traced: Counts the steps of a graph.
 
     Attributes:
-        gone: Whether the weights have gone back since the gradients at hand were computed.
+        rolled_back: Whether a snapshot was restored since the gradients at hand were computed.
     """
 
     def __init__(self, traced: TracedStep) -> None:
@@ -72,7 +72,7 @@ class InFlight:
         self._lane = Lane()
         self._sending: _Sending | None = None
         self._said: set[object] = set()
-        self.gone = False
+        self.rolled_back = False
 
     def add(
         self,
@@ -102,7 +102,7 @@ class InFlight:
         self._sending = _Sending(attempt, sent, len(losses), gradients, sound is not None)
 
     def arrive(self, signals: Signals, last: Callable[[], Attempt]) -> Iterator[Attempt]:
-        """Yield what can be judged now; nothing more once the weights have gone back.
+        """Yield what can be judged now; nothing more after a rollback.
 
         Args:
             signals: What was observed.
@@ -113,11 +113,11 @@ class InFlight:
             yield sending.arrive()  # it was taken before those of a graph
         counts = self._traced.take_counts()
         if counts is not None:
-            self.gone = False
+            self.rolled_back = False
             yield from self._of_graph(counts, signals, last)
-            if self.gone:
+            if self.rolled_back:
                 self._traced.veto()
-                self.gone = False
+                self.rolled_back = False
 
     def _of_graph(
         self, counts: Counts, signals: Signals, last: Callable[[], Attempt]
@@ -136,9 +136,9 @@ class InFlight:
             yield Attempt(verdict=VETOED, fate=Fate.LEFT_OUT)
         yield from self._left_out(counts.calls - counts.taken - counts.vetoed - counts.row, signals)
         for _ in range(counts.taken - 1):
-            if not self.gone:
+            if not self.rolled_back:
                 yield Attempt(verdict=UNSEEN, fate=Fate.TAKEN, seen=False)
-        if counts.taken and not self.gone:
+        if counts.taken and not self.rolled_back:
             attempt = last()
             attempt.fate, attempt.of_graph = Fate.TAKEN, True
             attempt.scans_all = counts.calls > 1
@@ -147,7 +147,7 @@ class InFlight:
 
     def _left_out(self, count: int, signals: Signals) -> Iterator[Attempt]:
         for _ in range(count):
-            if not self.gone:
+            if not self.rolled_back:
                 signals.take()
                 yield Attempt(found=(NOT_FINITE,), fate=Fate.LEFT_OUT)
 
@@ -157,7 +157,7 @@ class InFlight:
 
     def __getstate__(self) -> dict[str, Any]:
         """Give copies nothing that is in flight."""
-        return {**self.__dict__, "_sending": None, "_lane": Lane(), "gone": False}
+        return {**self.__dict__, "_sending": None, "_lane": Lane(), "rolled_back": False}
 
 
 class _Sending(NamedTuple):

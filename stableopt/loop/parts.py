@@ -13,9 +13,9 @@ from stableopt.loop.checkpoint import Register
 from stableopt.loop.decide import Decider
 from stableopt.loop.in_flight import InFlight, check_lagged
 from stableopt.loop.record import Recorder
+from stableopt.loop.restore import Restorer
 from stableopt.loop.scaler import ScalerWatch
 from stableopt.loop.take import Take
-from stableopt.loop.way_back import WayBack
 from stableopt.runtime.once import warn_once
 from stableopt.runtime.storage import has_data
 from stableopt.sensors.signals import Signals
@@ -70,7 +70,7 @@ class Parts:
         options: Notes what the inner step changes in its own options.
         in_flight: The step that was taken last, while it is not judged.
         decider: Judges and decides; ``None`` with ``guard=False``.
-        way_back: Restores; ``None`` with ``guard=False``.
+        restorer: Restores; ``None`` with ``guard=False``.
         guarded: Both of these.
         recorder: Ledger and telemetry.
         register: What is remembered, for checkpoints and snapshots.
@@ -121,14 +121,14 @@ class Parts:
         cooldown = COOLDOWN if guard is None else guard.cooldown
         self.recorder = Recorder(optimizer, telemetry, cooldown)
         self.register = Register()
-        # judge, decide, and go back
+        # judge, decide, and restore
         self.decider: Decider | None = None
-        self.way_back: WayBack | None = None
-        self.guarded: tuple[Decider, WayBack] | None = None
+        self.restorer: Restorer | None = None
+        self.guarded: tuple[Decider, Restorer] | None = None
         if guard is not None:
             self._add_guard(guard, model)
         self._fill_register()
-        self.scaler = ScalerWatch(self.way_back)
+        self.scaler = ScalerWatch(self.restorer)
         if self.lags and guard is not None:
             check_lagged(optimizer, guard, self.update, transforms=bool(self.transforms))
         self.adopt_group_transforms()
@@ -139,10 +139,10 @@ class Parts:
         judge = Judge(self.optimizer, model, buffers, guard, tracked)
         keeper = Keeper(self.optimizer, guard, judge, buffers, tracked)
         self.decider = Decider(self.optimizer, guard, judge, keeper, self.sensing)
-        self.way_back = WayBack(
+        self.restorer = Restorer(
             self.optimizer, self.register, judge, keeper, buffers, tracked, self.options
         )
-        self.guarded = self.decider, self.way_back
+        self.guarded = self.decider, self.restorer
 
     def _fill_register(self) -> None:
         """List what is remembered: in checkpoints, and what a rollback restores."""
@@ -174,21 +174,21 @@ class Parts:
         """Our factor on the learning rates."""
         return 1.0 if self.decider is None else self.decider.policy.lr_scale
 
-    def require_guard(self, what: str) -> WayBack:
+    def require_guard(self, what: str) -> Restorer:
         """Return what keeps snapshots, for a request of the user.
 
         Raises:
             ConfigError: There is no guard.
         """
-        if self.way_back is None:
+        if self.restorer is None:
             raise ConfigError(f"guard=False leaves {what} nothing to work with: use a guard")
-        return self.way_back
+        return self.restorer
 
     def want_snapshot(self) -> None:
         """Take a snapshot after the next step that is taken, and keep it."""
-        way_back = self.require_guard("snapshot()")
-        way_back.require_snapshots("snapshot()")
-        way_back.keeper.wanted = True
+        restorer = self.require_guard("snapshot()")
+        restorer.require_snapshots("snapshot()")
+        restorer.keeper.wanted = True
 
     def want_rollback(self, reason: str) -> None:
         """Go back at the next step, whatever it brings."""
@@ -202,7 +202,7 @@ class Parts:
             self.sensing.wait()
 
     def prepare(self, state: object) -> Callable[[], None]:
-        """Return what assigns the state of a checkpoint; what it lacks begins anew.
+        """Return what assigns the state of a checkpoint; what it lacks starts again.
 
         Raises:
             ConfigError: No ``state_dict()`` of ours has written it; nothing has changed.
@@ -212,13 +212,13 @@ class Parts:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"state_dict['stableopt']={state!r:.200} is not what state_dict() writes: "
-                "delete the key to start our clocks and counts anew"
+                "delete the key to start our clocks and counts again"
             ) from error
 
         def load() -> None:
             assign()
-            if self.way_back is not None:
-                self.way_back.accept()
+            if self.restorer is not None:
+                self.restorer.accept()
 
         return load
 
@@ -235,12 +235,12 @@ class Parts:
             "compiled": self.compiled is not None and (self.compiled.reason or True),
         }
         if self.guarded is not None:
-            decider, way_back = self.guarded
+            decider, restorer = self.guarded
             setup |= {
                 "lr_scale": self.lr_scale,
                 "rollbacks_left": decider.policy.tokens,
-                "tracked": list(way_back.tracked.names),
-                "snapshots": way_back.keeper.summary(),
+                "tracked": list(restorer.tracked.names),
+                "snapshots": restorer.keeper.summary(),
             }
         recorder = self.recorder
         return summarize(recorder.ledger, setup, recorder.telemetry, status, ended_by)
@@ -273,7 +273,7 @@ class Parts:
     def look_at_graph(self) -> None:
         """Find out whether a step can be traced as things are now, and what it has to keep."""
         # compile=True has its own graph, around which buffers are kept as ever.
-        buffers = None if self.way_back is None or self.compiled else self.way_back.buffers
+        buffers = None if self.restorer is None or self.compiled else self.restorer.buffers
         kept = [] if buffers is None else buffers.pairs()
         guarded = self.guard is not None
         self.traced.look(transforms=bool(self.transforms), guarded=guarded, buffers=kept)

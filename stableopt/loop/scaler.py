@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stableopt.loop.way_back import WayBack
+    from stableopt.loop.restore import Restorer
 
 
 class ScalerWatch:
@@ -16,25 +16,25 @@ class ScalerWatch:
     before any step (torch once, Lightning three times), the weights are looked at.
 
     Args:
-        way_back: Has the buffers that a batch may have changed; ``None`` without a guard.
+        restorer: Has the buffers that a batch may have changed; ``None`` without a guard.
     """
 
-    def __init__(self, way_back: WayBack | None) -> None:
-        self._way_back = way_back
+    def __init__(self, restorer: Restorer | None) -> None:
+        self._restorer = restorer
         self._asked = 0
         self._usual: int | None = None
 
     def must_step(self) -> bool:
         """Return whether the scaler has to call the optimizer whatever it has found."""
-        way_back = self._way_back
-        if way_back is None:
+        restorer = self._restorer
+        if restorer is None:
             return False
-        way_back.has_scaler = True
+        restorer.has_scaler = True
         self._asked += 1
-        if way_back.buffers is not None and way_back.buffers.spoilt():
+        if restorer.buffers is not None and restorer.buffers.spoilt():
             # The scaler will skip this batch: what it did to the running statistics stays.
-            way_back.buffers.left_out()
-        return self._asked > (self._usual or 1) and way_back.is_damaged()
+            restorer.buffers.left_out()
+        return self._asked > (self._usual or 1) and restorer.is_damaged()
 
     def note_step(self) -> None:
         """Remember how often it asked before a step."""

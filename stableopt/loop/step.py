@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from stableopt.health.spectra.sensed import Sensed
     from stableopt.loop.decide import Decider
-    from stableopt.loop.way_back import WayBack
+    from stableopt.loop.restore import Restorer
     from stableopt.types import Finding, Verdict
 
 
@@ -57,10 +57,10 @@ class StepLoop(Parts):
         self.called = True
         if not self._has_data():
             return call_step(self.optimizer, closure)
-        if self.way_back is not None:
-            self.way_back.adapt()
-            if self._is_lagged(self.way_back):
-                return self._take_then_judge(closure, self.way_back)
+        if self.restorer is not None:
+            self.restorer.adapt()
+            if self._is_lagged(self.restorer):
+                return self._take_then_judge(closure, self.restorer)
         return self._judge_then_take(closure)
 
     def _judge_then_take(self, closure: Callable[[], Any] | None) -> Any:
@@ -78,14 +78,16 @@ class StepLoop(Parts):
         self.conclude(attempt, verdict)
         return attempt.result if closure is None else loss
 
-    def _take_then_judge(self, closure: Callable[[], Any] | None, way_back: WayBack) -> Any:
+    def _take_then_judge(self, closure: Callable[[], Any] | None, restorer: Restorer) -> Any:
         """Run a step with ``sync="lagged"``: judge the one before it, take this one."""
         loss = self.take.evaluate(closure)
         self.settle()
         with torch.no_grad():
             sensed = self._sense()
-            if self.in_flight.gone:  # settle() has restored other weights than these gradients had
-                self.in_flight.gone = False
+            if (
+                self.in_flight.rolled_back
+            ):  # settle() has restored other weights than these gradients had
+                self.in_flight.rolled_back = False
                 self.signals.take()
                 self.conclude(Attempt(closure=closure, sensed=sensed), GONE)
                 return loss
@@ -99,7 +101,7 @@ class StepLoop(Parts):
         # Where the device can leave the step out it does so if not ``sound``; else it is taken.
         leaves_out = again is None and self.update.leaves_out
         attempt.result = self._inner_step(lambda: self.update.take(again, ~sound))
-        way_back.keep_buffers_if(sound)
+        restorer.keep_buffers_if(sound)
         fate = sound if leaves_out else None
         self.in_flight.add(attempt, losses, gradients, self._start_judging(), fate)
         if self.sensing is not None:
@@ -228,8 +230,8 @@ class StepLoop(Parts):
         """Take the step such that it can be undone, with our factor on the learning rates."""
         if self.guarded is None:
             return take()
-        decider, way_back = self.guarded
-        way_back.begin(self.steps)
+        decider, restorer = self.guarded
+        restorer.begin(self.steps)
         updates, scale = decider.detectors.updates, self.lr_scale
         before = self.options.before(self.optimizer)
         updates.before()
@@ -243,27 +245,27 @@ class StepLoop(Parts):
         return result
 
     def _act(
-        self, attempt: Attempt, verdict: Verdict, decider: Decider, way_back: WayBack
+        self, attempt: Attempt, verdict: Verdict, decider: Decider, restorer: Restorer
     ) -> Verdict:
         """Restore or keep what the verdict says; return what was done in the end."""
         step = self.steps
         if attempt.of_graph or attempt.found:
             # A graph may take the first steps of all: begin with what it left, unless damaged.
             lost = any(finding.scope is Scope.STATE for finding in verdict.findings)
-            if way_back.begun or not lost:
-                way_back.begin(step + 1 if verdict.action is Action.TAKE else step)
-        verdict = way_back.go_back(verdict, step, decider)
+            if restorer.begun or not lost:
+                restorer.begin(step + 1 if verdict.action is Action.TAKE else step)
+        verdict = restorer.go_back(verdict, step, decider)
         if attempt.fate is Fate.OPEN:
-            way_back.keep_buffers(verdict)
+            restorer.keep_buffers(verdict)
         else:
-            self.in_flight.gone = verdict.action is Action.ROLL_BACK
+            self.in_flight.rolled_back = verdict.action is Action.ROLL_BACK
         healthy = decider.note(attempt.observation, verdict, step)
         if verdict.action is Action.TAKE and not verdict.baseline_reset:
             if healthy:
-                way_back.keeper.ring.healthy(step)
+                restorer.keeper.ring.healthy(step)
             now = decider.answers_risk and any(f.scope is Scope.RISK for f in verdict.findings)
             # A snapshot that was due and found damage: everything is looked at in the next step.
-            decider.suspicious = way_back.after(step + 1, now=now)
+            decider.suspicious = restorer.after(step + 1, now=now)
         return verdict
 
     def _count_unseen(self, verdict: Verdict) -> None:
@@ -291,7 +293,7 @@ class StepLoop(Parts):
         norms = observation.gradients
         return is_priming(self.optimizer, None if norms is None else norms.total_value)
 
-    def _is_lagged(self, way_back: WayBack) -> bool:
+    def _is_lagged(self, restorer: Restorer) -> bool:
         """Return whether the step is taken before it is judged.
 
         The first one is not: what it creates could not be undone. Nor is one that could be neither
@@ -300,7 +302,7 @@ class StepLoop(Parts):
         if not self.lags:
             return False
         self.adopt_group_transforms()
-        restores = bool(way_back.keeper.ring.slots)
+        restores = bool(restorer.keeper.ring.slots)
         return self.steps > 0 and (restores or self.update.leaves_out)
 
     # the end of a run
@@ -313,8 +315,8 @@ class StepLoop(Parts):
         disable(self._close)()
 
     def _close(self) -> None:
-        if self.way_back is not None and self.way_back.buffers is not None:
-            self.way_back.buffers.close()
+        if self.restorer is not None and self.restorer.buffers is not None:
+            self.restorer.buffers.close()
         telemetry = self.recorder.telemetry
         if telemetry is not None and not telemetry.closed:
             with suppress(DivergenceError), _disable_current_modes():

@@ -176,7 +176,7 @@ class StableOptimizer(Wrapper):
         self._loop.settle(lagged=False)
         loss = self._loop.signals.add(signals, self.param_groups)
         if loss is not None and self._loop.skips_losses:
-            self._loop.traced.hear(loss)
+            self._loop.traced.note_loss(loss)
 
     def track(self, **items: Any) -> None:
         """Have a rollback restore objects together with the weights.

@@ -50,7 +50,7 @@ def takes_closure(optimizer: Optimizer) -> bool:
     """Return whether ``step`` has to be given the closure, wherever there is one.
 
     All optimizers of torch but LBFGS evaluate it once, at the start, which the wrapper does in
-    their place. Of others nobody knows: sharpness-aware minimization evaluates it at another
+    their place. Others may not: sharpness-aware minimization evaluates it at another
     point, though its signature says that it can do without.
     """
     return requires_closure(optimizer) or not steps_like_torch(optimizer)

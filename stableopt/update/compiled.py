@@ -131,7 +131,7 @@ class CompiledUpdate:
                 if _comes_from(update, error):
                     raise
                 if (alive := mine()) is not None:
-                    alive.give_up(_told(error))
+                    alive.give_up(_message(error))
             if result is untraced:
                 with torch.no_grad():
                     result = take()
@@ -199,11 +199,11 @@ def _comes_from(update: Callable[[], Any], error: BaseException) -> bool:
     return any(frame.f_code.co_name == name for frame, _ in frames)
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """Return what an error says, in one line."""
     ours = isinstance(error, torch._dynamo.exc.TorchDynamoException)
-    told = error if ours else error.__cause__ or error  # the limit has its reason there
-    return " ".join(str(told).split("\n")[:2]).strip() or type(error).__name__
+    cause = error if ours else error.__cause__ or error  # the limit has its reason there
+    return " ".join(str(cause).split("\n")[:2]).strip() or type(error).__name__
 
 
 def _kind_of(optimizer: Optimizer) -> tuple[Any, ...]:

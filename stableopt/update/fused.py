@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def obeys_found_inf(optimizer: Optimizer) -> bool:
-    """Tell whether the kernels of ``optimizer`` leave a step out by themselves if told to."""
+    """Return whether the kernels of ``optimizer`` leave a step out where ``found_inf`` is set."""
     # Not by _step_supports_amp_scaling, which copies of torch's optimizers have lost.
     return type(optimizer) in _OBEY and all(group.get("fused") for group in optimizer.param_groups)
 
@@ -34,9 +34,9 @@ def found_inf(optimizer: Optimizer, found: Tensor) -> Iterator[None]:
         optimizer: One that :func:`obeys_found_inf`.
         found: A 0-dim bool tensor.
     """
-    told: Any = optimizer
-    told.grad_scale, told.found_inf = None, found.to(torch.float32)
+    scaled: Any = optimizer
+    scaled.grad_scale, scaled.found_inf = None, found.to(torch.float32)
     try:
         yield
     finally:
-        del told.grad_scale, told.found_inf
+        del scaled.grad_scale, scaled.found_inf

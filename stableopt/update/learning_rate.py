@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def scaled_lr(optimizer: Optimizer, scale: float) -> Iterator[None]:
     """Multiply every learning rate, and put it back afterwards as it was.
 
-    A factor that is left in place does not survive schedulers that compute the rate anew
+    A factor that is left in place does not survive schedulers that compute the rate again
     (LambdaLR, OneCycleLR), and one that is divided out again leaves a rounding error.
     A tensor is written in place, so that compiled steps need no new graph.
 

@@ -33,12 +33,12 @@ step of its writes to."""
 
 
 class Counts(NamedTuple):
-    """What compiled steps did since somebody last asked.
+    """What compiled steps did since :meth:`TracedStep.take_counts` was called last.
 
     Attributes:
         calls: How many there were.
-        taken: How many of them moved the weights.
-        vetoed: How many were left out because the weights had gone back before them.
+        taken: How many of them changed the weights.
+        vetoed: How many were left out because of a rollback before them.
         row: How many of the last ones were left out in a row, those not counted.
     """
 
@@ -53,10 +53,10 @@ class TracedStep:
 
     The update is computed in any case, and ``torch.where`` picks the old value or the new one of
     every tensor that it wrote to: in a compiled graph this costs no more than the update itself.
-    What became of it is counted in tensors, which stay on the device until somebody asks.
+    The outcome is counted in tensors, which stay on the device until they are asked for.
 
     Nothing here may read a number on the host, or change an attribute that it also reads: the first
-    would break the graph, the second have it traced anew.
+    would break the graph, the second would cause a retrace.
 
     Args:
         optimizer: The inner optimizer.
@@ -90,7 +90,7 @@ class TracedStep:
         guarded: bool,
         buffers: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:
-        """Find out whether a step can be traced as things are now.
+        """Update :attr:`obstacle`: whether a step can be traced as things are now.
 
         Args:
             transforms: Whether there are any, which a graph would leave out.
@@ -166,7 +166,7 @@ class TracedStep:
     # outside of it
 
     @torch.no_grad()
-    def hear(self, loss: float | Tensor) -> None:
+    def note_loss(self, loss: float | Tensor) -> None:
         """Have the next step left out if ``loss`` is not finite."""
         if self.used:
             self._loss.add_(loss)

@@ -64,12 +64,12 @@ def test_it_is_freed_at_once(name, tracks):
         opt._loop.recorder.telemetry.flush()
     held = [weakref.ref(opt._loop), weakref.ref(opt.optimizer)]
     held.append(weakref.ref(opt.state[model[0].weight]["exp_avg"]))
-    if (way_back := opt._loop.way_back) is not None:
-        held.append(weakref.ref(way_back.keeper._snapshots[0]))
+    if (restorer := opt._loop.restore) is not None:
+        held.append(weakref.ref(restorer.keeper._snapshots[0]))
     gc.collect()
     gc.disable()
     try:
-        del opt, schedule, way_back
+        del opt, schedule, restorer
         assert [ref() for ref in held] == [None] * len(held)
         assert not model[1]._forward_pre_hooks
     finally:

@@ -113,7 +113,7 @@ def test_a_lost_weight_goes_back_one_call_later(way):
     assert back.action is Action.ROLL_BACK
     assert back.rollback.to_step == 30
     assert (gone.call, gone.action) == (35, Action.SKIP)
-    assert "weights that have gone back" in gone.reason
+    assert "weights that a rollback has replaced" in gone.reason
     assert all(torch.isfinite(value).all() for value in run.model.state_dict().values())
     assert [parameter.data_ptr() for parameter in run.model.parameters()] == where
     assert run.opt.summary()["calls"] == 53

@@ -124,7 +124,7 @@ def test_weights_that_are_lost_go_back_at_the_next_call():
     run.steps(2, first=22)
     back, left_out = run.opt.ledger  # asking settles it
     assert back.rollback.to_step == 21  # the first snapshot is that of the first call in between
-    assert "weights that have gone back" in left_out.reason
+    assert "weights that a rollback has replaced" in left_out.reason
     run.steps(30, first=24)
     summary = run.opt.summary()
     assert (summary["calls"], summary["rollbacks"], summary["skips"]) == (54, 1, 1)

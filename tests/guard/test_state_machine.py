@@ -183,7 +183,7 @@ class Guarded(RuleBasedStateMachine):
             assert not self.world.contents[slot.index], "a verified snapshot holds a fault"
 
     @invariant()
-    def there_is_a_way_back(self):
+    def there_is_a_restorer(self):
         assert self.world.ring.verified()
 
     @invariant()

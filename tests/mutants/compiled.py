@@ -173,7 +173,7 @@ COMPILED_MUTANTS = {
     ),
     "what a graph has ruined is where training begins": Mutant(
         "stableopt.loop.step",
-        "if way_back.begun or not lost:",
+        "if restorer.begun or not lost:",
         "if True:",
         (f"{TRACED}::test_weights_that_were_lost_while_nobody_looked_are_no_beginning",),
     ),
@@ -197,8 +197,8 @@ COMPILED_MUTANTS = {
     ),
     "a lagged step uses gradients of weights that are gone": Mutant(
         "stableopt.loop.step",
-        "if self.in_flight.gone:  # settle()",
-        "if False:  # settle()",
+        "if self.in_flight.rolled_back:  # by settle()",
+        "if False:  # by settle()",
         (f"{LAGGED}::test_a_lost_weight_goes_back_one_call_later", "-k", "AdamW"),
     ),
     "the step that creates the state is not judged first": Mutant(
@@ -209,8 +209,8 @@ COMPILED_MUTANTS = {
     ),
     "a lagged batch leaves its traces in buffers": Mutant(
         "stableopt.loop.step",
-        "way_back.keep_buffers_if(sound)",
-        "way_back.keep_buffers_if(torch.ones_like(sound))",
+        "restorer.keep_buffers_if(sound)",
+        "restorer.keep_buffers_if(torch.ones_like(sound))",
         (f"{LAGGED}::test_a_bad_batch_never_happened", "-k", "AdamW"),
     ),
     "what is sent is waited for": Mutant(

@@ -61,7 +61,7 @@ HEALTHY_MUTANTS = {
         ("tests/health/test_blame.py::TestGroups",),
     ),
     "a tamed batch moves running statistics": Mutant(
-        "stableopt.loop.way_back",
+        "stableopt.loop.restore",
         "if verdict.action is Action.TAKE and not verdict.tames:",
         "if verdict.action is Action.TAKE:",
         (f"{SPIKES}::test_a_tamed_batch_leaves_no_statistics",),
@@ -129,7 +129,7 @@ HEALTHY_MUTANTS = {
     ),
     # Parameters that come and go.
     "nobody sees that parameters have come": Mutant(
-        "stableopt.loop.way_back",
+        "stableopt.loop.restore",
         "if not self._judge.has_same_parameters():",
         "if False:",
         (f"{MEMBERS}::TestGoingBack",),

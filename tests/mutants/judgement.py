@@ -363,7 +363,7 @@ JUDGEMENT_MUTANTS = {
         (f"{ESCALATION}::test_rounding_costs_no_step_of_the_learning_rate",),
     ),
     "a rollback that cannot be is a step": Mutant(
-        "stableopt.loop.way_back",
+        "stableopt.loop.restore",
         "if goes_back and verdict.action is Action.TAKE:",
         "if False:",
         (ESCALATION,),

@@ -120,7 +120,7 @@ TRAINER_MUTANTS = {
         (f"{STUDY}::TestJournal::test_a_record_without_its_line_end_is_an_error",),
     ),
     "what was declined is asked for": Mutant(
-        "stableopt.loop.way_back",
+        "stableopt.loop.restore",
         "if lacks and n not in self.tracked.declined]",
         "if lacks]",
         ("tests/contract/test_tracked.py::test_what_is_declined_is_not_asked_for",),

@@ -323,7 +323,7 @@ class TestMemory:
     def test_snapshots_are_not_trusted_while_a_rule_holds_that_acts(self, response):
         run = Run(SignalRule("accuracy < 0.5", response=response), confirm=5, every=5)
         run.steps(3, accuracy=0.9)
-        ring = run.opt._loop.way_back.keeper.ring
+        ring = run.opt._loop.restore.keeper.ring
         if response == "back_off":
             run.steps(20, accuracy=0.1)
             assert [slot.step for slot in ring.verified()] == [0]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stableopt")
 
 
-class WayBack:
+class Restorer:
     """Restores everything that a step moves.
 
     Args:
@@ -101,7 +101,7 @@ class WayBack:
             lost = f"{given_up} snapshot{several} found damaged and given up"
             verdict = replace(verdict, reason=f"{verdict.reason} ({lost})")
         if goes_back and verdict.action is Action.TAKE:
-            # It was asked for by hand, and there is nothing left to go back to.
+            # opt.rollback() asked for it, and no snapshot is left.
             reason = "no snapshot is left for the rollback that was asked for; the batch is skipped"
             return replace(verdict, action=Action.SKIP, reason=reason)
         return verdict
@@ -140,7 +140,7 @@ class WayBack:
         return bool(self._judge.damage())
 
     def accept(self) -> None:
-        """Begin anew with what is there now: a checkpoint was loaded."""
+        """Start again with what is there now: a checkpoint was loaded."""
         if self.buffers is not None:
             self.buffers.refresh()
         self.keeper.forget()
@@ -189,9 +189,9 @@ class WayBack:
 
 
 def _with(verdict: Verdict, rollback: Rollback, left_behind: tuple[str, ...]) -> Verdict:
-    """Return ``verdict``, saying what was not restored."""
+    """Return ``verdict`` with the names of what was not restored."""
     if not left_behind:
         return verdict
     names = ", ".join(left_behind)
-    reason = f"{verdict.reason}; {names} raised and has NOT gone back (see the log)"
+    reason = f"{verdict.reason}; {names} raised and was NOT restored (see the log)"
     return replace(verdict, reason=reason, rollback=replace(rollback, left_behind=left_behind))
