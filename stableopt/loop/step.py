@@ -84,9 +84,7 @@ class StepLoop(Parts):
         self.settle()
         with torch.no_grad():
             sensed = self._sense()
-            if (
-                self.in_flight.rolled_back
-            ):  # settle() has restored other weights than these gradients had
+            if self.in_flight.rolled_back:  # by settle(): these gradients are of other weights
                 self.in_flight.rolled_back = False
                 self.signals.take()
                 self.conclude(Attempt(closure=closure, sensed=sensed), GONE)
