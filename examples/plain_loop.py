@@ -22,7 +22,7 @@ opt = StableOptimizer(
     transforms=[ClipGradNorm(1.0)],  # shares the norm that the guard has measured
 )
 scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(opt, T_max=300)
-opt.track(scheduler=scheduler)  # goes back together with the weights
+opt.track(scheduler=scheduler)  # a rollback restores it together with the weights
 
 for step in range(300):
     rows = torch.randint(len(x), (64,))

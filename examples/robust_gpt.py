@@ -26,7 +26,7 @@ def train(lr: float, *, robust: bool) -> None:
     opt = StableOptimizer(adamw, model=model, **presets.robust()) if robust else adamw
     schedule = torch.optim.lr_scheduler.LambdaLR(opt, lr_factor)
     if isinstance(opt, StableOptimizer):
-        opt.track(scheduler=schedule)  # goes back with the weights, should it come to that
+        opt.track(scheduler=schedule)  # a rollback restores it together with the weights
     for step in range(STEPS):
         text, targets = corpus.batch(step, seed=0, size=16, context=CONTEXT)
         opt.zero_grad()

@@ -289,7 +289,7 @@ class TestFromConfig:
     def test_rules_as_text_and_with_options_beside_a_preset(self, adamw):
         rules = ["a > 1", {"when": "b < 2", "response": "skip", "patience": 3}]
         config = {"preset": "gradience", "guard": {"rules": rules}}
-        options = StableOptimizer.from_config(adamw, config)._loop.guardian.options
+        options = StableOptimizer.from_config(adamw, config)._loop.guard
         assert options.rules == (
             SignalRule("a > 1"),
             SignalRule("b < 2", response="skip", patience=3),

@@ -112,7 +112,7 @@ def in_snapshot(scene: Scene, seed: int) -> tuple[Injection, ...]:
 
 def newest_snapshot(stable: StableOptimizer) -> tuple[int, list[Tensor]]:
     """Return the step of the newest snapshot that is held, and its weights as they lie there."""
-    restorer = stable._loop.restore
+    restorer = stable._loop.restorer
     if restorer is None or not restorer.keeper.ring.sound():
         raise ValueError("there is no snapshot: strike later, or give the guard slots")
     keeper = restorer.keeper

@@ -137,7 +137,7 @@ class _Trainer:
 
     def snapshot(self) -> None:
         """Look at everything and copy it, as is done every so many steps."""
-        keeper = self.optimizer._loop.restore.keeper
+        keeper = self.optimizer._loop.restorer.keeper
         keeper._judge.damage()
         keeper._copy(keeper._snapshots[-1], {})
 

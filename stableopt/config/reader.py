@@ -85,8 +85,10 @@ def _rule(entry: Any) -> Any:
 
 def make_sensors(sensors: object, guard: Guard | None) -> Sensors | None:
     """Return the options for the ``sensors=`` argument, or ``None`` for no sensors."""
-    if sensors is None:
+    if sensors is None or sensors is True:
         made = Sensors()
+    elif sensors is False:
+        made = Sensors(use=())
     elif isinstance(sensors, Sensors):
         made = sensors
     elif isinstance(sensors, Mapping):

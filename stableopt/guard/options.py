@@ -103,11 +103,18 @@ how many steps in a row may be skipped
 
     def __post_init__(self) -> None:
         if self.slots != 0 or isinstance(self.slots, bool):
-            require_int("slots", self.slots, 2, "how many snapshots are kept; 0 for none")
+            require_int("slots", self.slots, 2, "how many snapshots are kept, or 0 for none")
         require_int("every", self.every, 1, "how many steps lie between two snapshots")
         if self.confirm != "auto":
-            require_int("confirm", self.confirm, 1, "steps until a snapshot is trusted; or auto")
-        require_int("max_rollbacks", self.max_rollbacks, 0, "how many in one episode")
+            require_int(
+                "confirm", self.confirm, 1, "healthy steps until a snapshot is trusted, or 'auto'"
+            )
+        require_int(
+            "max_rollbacks",
+            self.max_rollbacks,
+            0,
+            "rollbacks in one episode",
+        )
         require_int("max_skips", self.max_skips, 0, "how many steps in a row may be skipped")
         require_int("cooldown", self.cooldown, 0, "how many healthy steps end an episode")
         require_int("budget", self.budget, 0, "how many rollbacks are available at the start")
@@ -118,9 +125,12 @@ how many steps in a row may be skipped
             limit = getattr(self, name)
             if limit is not None:
                 otherwise = "for the default" if name == "max_weight" else "for no limit"
+                is_number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+                if name in ("weight_jump", "moment_drop") and not (is_number and limit > 1):
+                    raise ConfigError(
+                        f"{name}={limit!r} must be a number above 1, or None for no limit"
+                    )
                 require_number(name, limit, math.inf, f"or None {otherwise}")
-                if name in ("weight_jump", "moment_drop") and limit <= 1:
-                    raise ConfigError(f"{name}={limit!r} must be above 1, or None for no limit")
         if not isinstance(self.act_on_risk, bool):
             raise ConfigError(f"act_on_risk={self.act_on_risk!r} must be True or False")
         object.__setattr__(self, "responses", check_responses(self.responses))

@@ -314,6 +314,8 @@ class Policy(Counts):
         """Return what assigns the counts of a checkpoint; those it lacks start again."""
         new = asdict(Policy(self._guard))
         counts = {name: finite(state.get(name, start)) for name, start in new.items()}
+        if any(value < -(name == "failed_at") for name, value in counts.items()):
+            raise ValueError(f"{counts} must be at least 0")
         counts["tokens"] = min(counts["tokens"], self._guard.budget)
         return partial(vars(self).update, counts)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from stableopt.errors import ConfigError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 
 logger = logging.getLogger("stableopt")
@@ -64,15 +67,38 @@ class Register:
         return {name: part.state_dict() for name, part in self._parts.items()}
 
     def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
-        """Return what assigns the state of a checkpoint; what it lacks starts again."""
-        for name in state.keys() - self._parts.keys():
+        """Return what assigns the state of a checkpoint; what it lacks starts again.
+
+        Raises:
+            ConfigError: No :meth:`state_dict` has written it; nothing has changed.
+        """
+        if not isinstance(state, Mapping):
+            raise _broken("", state)
+        if state and "clocks" not in state:
             logger.warning(
-                "state_dict['stableopt'] has %r, which nothing here reads: dropped", name
+                "the checkpoint was written by another version of stableopt: weights and optimizer "
+                "state are loaded; counts, baselines and readings start again"
             )
-        acts = [part.prepare(state.get(name, {})) for name, part in self._parts.items()]
+            state = {}
+        acts = []
+        for name, part in self._parts.items():
+            known = state.get(name, {})
+            try:
+                acts.append(part.prepare(known))
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise _broken(f"[{name!r}]", known) from error
 
         def assign() -> None:
             for act in acts:
                 act()
 
         return assign
+
+
+def _broken(where: str, state: object) -> ConfigError:
+    shown = repr(state)
+    shown = shown if len(shown) <= 200 else f"{shown[:200]}…"
+    return ConfigError(
+        f"state_dict['stableopt']{where}={shown} is not what state_dict() writes: delete the key "
+        "'stableopt' to load weights and optimizer state alone"
+    )

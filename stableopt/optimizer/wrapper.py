@@ -184,7 +184,9 @@ class Wrapper(Optimizer):
         """Be equal to the inner optimizer: whoever follows ``.optimizer`` has met this one."""
         return other is self or other is self.__dict__.get("optimizer", self)
 
-    __hash__ = Optimizer.__hash__
+    def __hash__(self) -> int:
+        """Be found in sets and dicts where the inner optimizer is."""
+        return hash(self.__dict__.get("optimizer", id(self)))
 
     def _take_its_name(self) -> None:
         """Be of a class that is called like that of the inner optimizer: trackers name by it."""

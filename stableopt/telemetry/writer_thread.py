@@ -159,7 +159,7 @@ class Channel:
             self._abandoned = self._given_up = True
             lost = len(self._queue) + self._in_delivery + (self._end is not None)
             self.dropped += lost
-        self._warn(f"did not finish in time; {lost} events are lost")
+        self._warn(f"did not finish in time; {lost} events were not written")
 
     def _is_idle(self) -> bool:
         return not self._queue and self._summary is None and not self._busy

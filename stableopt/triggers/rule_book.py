@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +167,7 @@ class RuleBook:
         return [standing.row >= rule.patience for rule, standing in pairs]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as plain data, by the place and the condition of each rule."""
+        """Return the state as plain data, by the condition of each rule."""
         pairs = zip(self._keys(), self._standings, strict=True)
         return {
             "standings": {key: [sorted(s.held), s.row] for key, s in pairs},
@@ -199,7 +200,14 @@ class RuleBook:
         return assign
 
     def _keys(self) -> list[str]:
-        return [f"{i}: {rule.when}" for i, rule in enumerate(self._rules)]
+        """Return a name for each rule: its condition, numbered where several have the same."""
+        seen: Counter[str] = Counter()
+        keys = []
+        for rule in self._rules:
+            condition = str(rule.when)
+            seen[condition] += 1
+            keys.append(f"{condition} #{seen[condition]}" if seen[condition] > 1 else condition)
+        return keys
 
 
 def _finding(rule: SignalRule, known: _Known) -> Finding:

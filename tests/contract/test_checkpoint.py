@@ -139,7 +139,6 @@ def test_clocks_survive_a_checkpoint():
 
 @pytest.mark.parametrize(
     "broken",
-    "broken",
     [3, "x", [1], {"clocks": {"calls": "many"}}, {"clocks": {"steps": -1}}, None],
 )
 def test_broken_clocks_are_refused_before_anything_moves(broken):
@@ -147,9 +146,29 @@ def test_broken_clocks_are_refused_before_anything_moves(broken):
     opt = StableOptimizer(torch.optim.SGD([w], lr=0.1))
     state = {**opt.state_dict(), "stableopt": broken}
     state["param_groups"][0]["lr"] = 7.0
-    with pytest.raises(ConfigError, match=r"state_dict\['stableopt'\]="):
+    where = r"\['clocks'\]" if isinstance(broken, dict) else ""
+    with pytest.raises(ConfigError, match=rf"state_dict\['stableopt'\]{where}="):
         opt.load_state_dict(state)
     assert opt.param_groups[0]["lr"] == 0.1
+
+
+def test_counts_that_cannot_be_are_refused():
+    opt = StableOptimizer(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1))
+    state = copied(opt.state_dict())
+    state["stableopt"]["policy"]["recovery_from"] = -5.0
+    with pytest.raises(ConfigError, match=r"state_dict\['stableopt'\]\['policy'\]="):
+        opt.load_state_dict(state)
+
+
+def test_of_an_older_version_weights_and_state_are_loaded(caplog):
+    opt = StableOptimizer(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1))
+    counts = {"attempts": 2, "tokens": 0, "lr_scale": 0.25, "furthest": 100_000}
+    old = {"calls": 100_000, "steps": 100_000, "calm": 0, "policy": counts, "baselines": {}}
+    opt.load_state_dict({**opt.state_dict(), "stableopt": old})
+    (record,) = caplog.records
+    assert "written by another version" in record.message
+    summary = opt.summary()
+    assert (summary["steps"], summary["lr_scale"], summary["rollbacks_left"]) == (0, 1.0, 6)
 
 
 @pytest.mark.parametrize("pair", DISTRIBUTABLE, ids=variant_id)

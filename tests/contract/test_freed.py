@@ -64,7 +64,7 @@ def test_it_is_freed_at_once(name, tracks):
         opt._loop.recorder.telemetry.flush()
     held = [weakref.ref(opt._loop), weakref.ref(opt.optimizer)]
     held.append(weakref.ref(opt.state[model[0].weight]["exp_avg"]))
-    if (restorer := opt._loop.restore) is not None:
+    if (restorer := opt._loop.restorer) is not None:
         held.append(weakref.ref(restorer.keeper._snapshots[0]))
     gc.collect()
     gc.disable()

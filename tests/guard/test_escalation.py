@@ -120,7 +120,7 @@ def test_a_rollback_by_hand_that_finds_every_snapshot_damaged_is_no_step():
     """A response that is not possible: either the step is taken instead, or that is reported."""
     run = Run(every=100)
     run.steps(5)
-    copies = run.opt._loop.restore.keeper._snapshots[0]._state._params
+    copies = run.opt._loop.restorer.keeper._snapshots[0]._state._params
     flip_bit(copies[0], 30, index=0)
     before = [parameter.detach().clone() for parameter in run.model.parameters()]
     run.opt.rollback("the user knows why")

@@ -85,7 +85,7 @@ class TestSpikes:
             run.steps(1, loss_scale=1e4)
         assert 1 <= len(run.opt.ledger) <= 3, "some lie over four times as far out as the first"
         assert run.opt.ledger[-1].call <= 70
-        assert run.opt._loop.restore.keeper.ring.verified()[0].step > 60
+        assert run.opt._loop.restorer.keeper.ring.verified()[0].step > 60
 
     def test_taming_takes_a_step_of_the_usual_length(self):
         run = Run()

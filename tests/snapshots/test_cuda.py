@@ -48,7 +48,7 @@ def test_the_run_is_the_one_that_never_saw_the_fault(memory):
 @pytest.mark.parametrize("memory", ["device", "host"])
 def test_snapshots_lie_where_they_are_said_to_lie(memory):
     opt, _, _ = trained(range(10), every=4, memory=memory)
-    for snapshot in opt._loop.restore.keeper._snapshots:
+    for snapshot in opt._loop.restorer.keeper._snapshots:
         for tensor in snapshot._state._params:
             assert tensor.is_cuda is (memory == "device")
             assert tensor.is_pinned() is (memory == "host")

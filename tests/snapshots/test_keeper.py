@@ -75,7 +75,7 @@ class TestMemory:
             assert snapshots["slot_bytes"] == live
             assert snapshots["bytes_at_most"] == slots * live
             held = {}
-            for snapshot in opt._loop.restore.keeper._snapshots:
+            for snapshot in opt._loop.restorer.keeper._snapshots:
                 storages(memory_of(snapshot), held)
                 storages([c for _, c in snapshot._buffers.items()], held)
             assert sum(held.values()) == snapshots["bytes"] <= snapshots["bytes_at_most"]
@@ -84,7 +84,7 @@ class TestMemory:
     def test_nothing_is_allocated_after_the_first_step(self):
         model, opt = start(slots=3, every=2)
         train(model, opt)
-        keeper = opt._loop.restore.keeper
+        keeper = opt._loop.restorer.keeper
 
         def pointers():
             out = {}
@@ -117,7 +117,7 @@ class TestMemory:
     def test_running_out_of_it_later_costs_a_snapshot_and_no_run(self, monkeypatch, caplog):
         model, opt = start(every=2)
         train(model, opt, steps=3)
-        keeper = opt._loop.restore.keeper
+        keeper = opt._loop.restorer.keeper
 
         def full(*_):
             raise MemoryError("no memory is left")
@@ -332,7 +332,7 @@ class TestSafety:
         """By a single bit, the lowest: the value alone does not show it."""
         model, opt = start(every=2, confirm=2, slots=4)
         train(model, opt, steps=12)
-        keeper = opt._loop.restore.keeper
+        keeper = opt._loop.restorer.keeper
         snapshot = keeper._snapshots[keeper.ring.sound()[0].index]
         copies = {
             "weight": lambda: snapshot._state._params[0],
@@ -396,7 +396,7 @@ class TestSafety:
     def test_snapshots_that_were_all_damaged_are_told_with_the_end(self):
         model, opt = start(every=2, confirm=2, slots=3)
         train(model, opt, steps=12)
-        for snapshot in opt._loop.restore.keeper._snapshots:
+        for snapshot in opt._loop.restorer.keeper._snapshots:
             flip_bit(snapshot._state._params[0], 5, index=3)
         corrupt_weight(opt, math.nan)
         with pytest.raises(DivergenceError, match="3 snapshots were found damaged and given up"):

@@ -272,7 +272,7 @@ def test_whatever_happens_nothing_is_half_restored(changes, sync):
 def test_what_does_not_fit_is_refused_before_anything_is_written():
     run = Run()
     run.steps(12)
-    keeper = run.opt._loop.restore.keeper
+    keeper = run.opt._loop.restorer.keeper
     snapshot = keeper._snapshots[keeper.ring.sound()[0].index]
     run.layers[2].requires_grad_(True)
     run.opt.optimizer.add_param_group({"params": list(run.layers[2].parameters())})
@@ -415,7 +415,7 @@ def test_a_restore_that_fails_half_way_has_changed_nothing(monkeypatch):
     """Memory runs out while a moment that was deleted is allocated again."""
     run = Run()
     run.steps(12)
-    keeper = run.opt._loop.restore.keeper
+    keeper = run.opt._loop.restorer.keeper
     snapshot = keeper._snapshots[keeper.ring.sound()[0].index]
     for parameter in run.layers[1].parameters():
         run.opt.state[parameter].clear()

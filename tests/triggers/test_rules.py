@@ -291,6 +291,20 @@ class TestMemory:
         assert run.step(accuracy=0.1).action is Action.SKIP
         assert_same(run.opt.state_dict()["stableopt"]["rules"], known)
 
+    def test_the_order_of_rules_does_not_matter(self, caplog):
+        rules = SignalRule("accuracy.drop > 0.2"), SignalRule("loss > 3", response="back_off")
+        run = Run(*rules)
+        run.steps(10, accuracy=0.5)
+        run.steps(2, accuracy=0.1)
+        other = Run(*rules[::-1])
+        other.opt.load_state_dict(run.opt.state_dict())
+        known = run.opt.state_dict()["stableopt"]["rules"]["standings"]
+        assert other.opt.state_dict()["stableopt"]["rules"]["standings"] == known
+        assert "rules that" not in caplog.text
+        caplog.clear()
+        Run(rules[1]).opt.load_state_dict(run.opt.state_dict())
+        assert "accuracy.drop > 0.2" in caplog.text
+
     def test_it_goes_back_with_the_weights(self):
         run = Run(SignalRule("accuracy.drop > 0.2"))
         run.steps(10, accuracy=0.5)
@@ -323,7 +337,7 @@ class TestMemory:
     def test_snapshots_are_not_trusted_while_a_rule_holds_that_acts(self, response):
         run = Run(SignalRule("accuracy < 0.5", response=response), confirm=5, every=5)
         run.steps(3, accuracy=0.9)
-        ring = run.opt._loop.restore.keeper.ring
+        ring = run.opt._loop.restorer.keeper.ring
         if response == "back_off":
             run.steps(20, accuracy=0.1)
             assert [slot.step for slot in ring.verified()] == [0]

@@ -57,5 +57,6 @@ def memory(
             *([("a copy of the buffers", found.buffers)] if found.buffers else []),
             ("with stableopt", found.total),
         ]
+        unit, name = (1e9, "GB") if found.total >= 1e9 else (1e6, "MB")
         for title, amount in rows:
-            typer.echo(f"{title:28s}{amount / 1e9:>12,.3f} GB")
+            typer.echo(f"{title:28s}{amount / unit:>12,.3f} {name}")

@@ -91,7 +91,7 @@ def estimate_memory(
         params: Parameters of the model.
         trainable: Those that the optimizer was given; ``None`` for all.
         dtype: Of parameters, gradients, state and buffers.
-        optimizer: A key of ``STATE``.
+        optimizer: A key of ``STATE``, in upper or lower case.
         slots: ``Guard.slots``: 0, or at least 2.
         buffers: Numbers in the buffers of the model.
 
@@ -104,17 +104,17 @@ def estimate_memory(
     """
     trained = params if trainable is None else trainable
     _require("params", params, 1, math.inf, "the parameters of the model")
-    _require("trainable", trained, 0, params, "at most all parameters")
+    _require("trainable", trained, 0, params, "no more than params")
     _require("buffers", buffers, 0, math.inf, "numbers in the buffers of the model")
     if slots != 0 and slots < 2:
         raise ConfigError(f"slots={slots} must be 0 or at least 2: how many snapshots are kept")
     if dtype not in WIDTHS:
         raise unknown_name("dtype", dtype, WIDTHS)
-    if optimizer not in STATE:
+    if optimizer.lower() not in STATE:
         raise unknown_name("optimizer", optimizer, STATE)
     width = WIDTHS[dtype]
     weights, gradients, kept = (round(n) * width for n in (params, trained, buffers))
-    state = round(STATE[optimizer] * trained) * width
+    state = round(STATE[optimizer.lower()] * trained) * width
     slot = gradients + state + kept
     bare = weights + gradients + state + kept
     return Estimate(

@@ -134,7 +134,7 @@ def test_the_command():
 def test_the_command_with_buffers():
     lines = invoke("--params", "1M", "--buffers", "1M", "--slots", "0").stdout
     assert "a copy of the buffers" in lines
-    assert lines.splitlines()[-1].split() == ["with", "stableopt", "0.024", "GB"]
+    assert lines.splitlines()[-1].split() == ["with", "stableopt", "24.000", "MB"]
 
 
 def test_json():
