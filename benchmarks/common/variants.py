@@ -160,7 +160,7 @@ def _robust(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
 def _compiled(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:
     bare = _uncompiled(optimizer)
     update = CompiledUpdate(bare, {})
-    return Learner(model=model, optimizer=bare, update=lambda loss: update())
+    return Learner(model=model, optimizer=bare, update=lambda loss: update.take())
 
 
 def _stable_compiled(model: GPT, optimizer: Optimizer, directory: Path) -> Learner:

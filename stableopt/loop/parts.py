@@ -191,7 +191,7 @@ class Parts:
         restorer.keeper.wanted = True
 
     def want_rollback(self, reason: str) -> None:
-        """Go back at the next step, whatever it brings."""
+        """Roll back at the next step, whatever it brings."""
         self.require_guard("rollback()").require_snapshots("rollback()")
         if self.decider is not None:
             self.decider.manual = reason

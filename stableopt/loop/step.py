@@ -307,7 +307,7 @@ class StepLoop(Parts):
 
     def close(self) -> None:
         """Write the last summary, let the writers and the model go; a second call does nothing."""
-        # The collector may call this while somebody's graph is traced, or runs: torch would
+        # The collector may call this while a graph is traced, or runs: torch would
         # compile this, too. (It is loaded then; at exit it is too late for that.)
         disable = getattr(sys.modules.get("torch._dynamo"), "disable", lambda close: close)
         disable(self._close)()

@@ -1,4 +1,4 @@
-"""Scale gradients that stand out, or what is remembered of them, down to what is usual."""
+"""Scale gradients that spike, or the moments that remember one, down to what is usual."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tame(
 def tame_gradients(
     optimizer: Optimizer, observation: Observation, findings: Sequence[Finding]
 ) -> tuple[Observation, list[str]]:
-    """Bring gradients down to the largest norm of late; their direction stays.
+    """Scale gradients down to the largest norm of recent steps; their direction stays.
 
     Args:
         optimizer: The inner optimizer.

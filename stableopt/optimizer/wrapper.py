@@ -154,9 +154,9 @@ class Wrapper(Optimizer):
         """Tell GradScaler to unscale first, so that true gradients are judged.
 
         Only when it has stopped calling :meth:`step` because the weights are not finite
-        themselves is it told to call regardless: a rollback needs no gradients.
+        themselves does it get True here, and calls: a rollback needs no gradients.
         """
-        # If it decides against this batch, nobody will step on it.
+        # If it skips this batch, no step will be taken on it.
         self._loop.signals.end_batch()
         return self._loop.scaler.must_step()
 
@@ -181,7 +181,7 @@ class Wrapper(Optimizer):
         return f"StableOptimizer(guard={self._loop.guard or False!r}, {self.optimizer!r})"
 
     def __eq__(self, other: object) -> bool:
-        """Be equal to the inner optimizer: whoever follows ``.optimizer`` has met this one."""
+        """Be equal to the inner optimizer, for code that follows ``.optimizer`` and compares."""
         return other is self or other is self.__dict__.get("optimizer", self)
 
     def __hash__(self) -> int:

@@ -336,7 +336,7 @@ class TestCommand:
         assert len(rows) == 12
         assert len({line.count("|") for line in rows}) == 1
         assert "**robust**" in text
-        assert "lr_sensitivity.svg" in text
+        assert "gallery/learning-rate.svg" in text
 
     def test_the_report_says_what_is_missed(self, quick):
         result = self._result(quick)

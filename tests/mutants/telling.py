@@ -6,7 +6,7 @@ from tests.mutants.mutant import Mutant
 
 HEATMAP = "tests/commands/report/test_heatmap.py"
 METRICS = "tests/telemetry/test_metrics.py"
-CHANNEL = "tests/telemetry/test_channel.py"
+CHANNEL = "tests/telemetry/test_writer_thread.py"
 PAGE = "tests/commands/report/test_page.py"
 MEMORY = "tests/commands/memory/test_memory.py"
 
