@@ -17,7 +17,7 @@ from stableopt.commands.report.write import write_report
 from stableopt.commands.watch.watch import WatchOptions, watch_run
 from stableopt.recorded.files import read_runs, select_runs
 from stableopt.recorded.status import say_integrity, say_interventions, say_risk, say_state
-from stableopt.runtime.words import listed, printable
+from stableopt.runtime.words import count, listed, printable
 from stableopt.telemetry.encode import encode
 
 _WHERE = "The directory that was passed as telemetry=, or a telemetry*.jsonl in it."
@@ -63,6 +63,9 @@ def report(
             words = (status.integrity, say_integrity(status), say_interventions(status))
             console.print(Text(" ".join((f"{words[0]}.", *words[1:])), style=style))
             console.print(Text(f"{say_risk(status)} {say_state(status)}"))
+            if status.unreadable_lines:
+                lines = count(status.unreadable_lines, "line")
+                console.print(Text(f"{lines} of the event file could not be read.", style="yellow"))
             console.print(Text(f"report  {printable(str(written))}"), soft_wrap=True)
         if show:
             webbrowser.open(written.resolve().as_uri())

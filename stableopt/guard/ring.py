@@ -81,10 +81,13 @@ class Ring:
 
     def due(self, step: int) -> bool:
         """Return whether a snapshot of ``step`` is due, if there is a slot for it."""
-        if not self.slots or any(slot.state is SlotState.WRITING for slot in self.slots):
-            return False
-        newest = max((slot.step for slot in self.slots if slot.held), default=None)
-        return newest is None or step - newest >= self.every
+        newest = -self.every  # asked in every step: no generators here
+        for slot in self.slots:
+            if slot.state is SlotState.WRITING:
+                return False
+            if slot.held and slot.step > newest:
+                newest = slot.step
+        return bool(self.slots) and step - newest >= self.every
 
     def begin(self, step: int) -> Ticket | None:
         """Return a slot for a new snapshot of ``step``; ``None`` if all must be kept."""

@@ -55,8 +55,8 @@ MUTANTS = {
     ),
     "the closure runs twice": Mutant(
         "stableopt.loop.take",
-        "return Replay(self._optimizer, attempt.loss, again)",
-        "return attempt.closure",
+        "or not self._hands_closure:\n            return None",
+        "or not self._hands_closure:\n            return attempt.closure",
         (BITWISE, "-k", "AdamW-default and closure"),
     ),
     "lbfgs evaluates once more": Mutant(

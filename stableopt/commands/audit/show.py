@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -43,24 +44,29 @@ LONGEST_NAME = 160
 """Characters of a name that the table shows; the JSON has all of them."""
 
 
+def _cell(value: float) -> str:
+    """Return a measure in three digits, and a dash where there is none."""
+    return spell(None if math.isnan(value) else value, 3)
+
+
 _COLUMNS = (
     Column("shape", lambda r: "x".join(map(str, r.shape)) or "-"),
-    Column("norm", lambda r: spell(r.spectral_norm, 3), least=_WIDE),
-    Column("stable", lambda r: spell(r.stable_rank, 3), least=_WIDE),
-    Column("eff.rank", lambda r: spell(r.effective_rank, 3), least=_WIDE),
-    Column("rel.rank", lambda r: spell(r.relative_rank, 3)),
-    Column("κ_p10", lambda r: spell(r.kappa_p10, 3), least=_USUAL),
-    Column("fiedler", lambda r: spell(r.fiedler, 3), least=_WIDE),
-    Column("rel.fied", lambda r: spell(r.relative_fiedler, 3), least=_USUAL),
-    Column("redund.", lambda r: spell(r.redundancy, 3), least=_WIDE),
-    Column("κ", lambda r: spell(r.condition_number, 3), least=_WIDE),
-    Column("κ/Gauss", lambda r: spell(r.relative_condition, 3)),
+    Column("norm", lambda r: _cell(r.spectral_norm), least=_WIDE),
+    Column("stable", lambda r: _cell(r.stable_rank), least=_WIDE),
+    Column("eff.rank", lambda r: _cell(r.effective_rank), least=_WIDE),
+    Column("rel.rank", lambda r: _cell(r.relative_rank)),
+    Column("κ_p10", lambda r: _cell(r.kappa_p10), least=_USUAL),
+    Column("fiedler", lambda r: _cell(r.fiedler), least=_WIDE),
+    Column("rel.fied", lambda r: _cell(r.relative_fiedler), least=_USUAL),
+    Column("redund.", lambda r: _cell(r.redundancy), least=_WIDE),
+    Column("κ", lambda r: _cell(r.condition_number), least=_WIDE),
+    Column("κ/Gauss", lambda r: _cell(r.relative_condition)),
 )
 
 _PUBLISHED = (
-    Column("ASSR Fiedler", lambda r: spell(r.assr_fiedler, 3)),
-    Column("ASSR κ", lambda r: spell(r.assr_condition_number, 3)),
-    Column("Gradience κ̃", lambda r: spell(r.kappa_tilde, 3)),
+    Column("ASSR Fiedler", lambda r: _cell(r.assr_fiedler)),
+    Column("ASSR κ", lambda r: _cell(r.assr_condition_number)),
+    Column("Gradience κ̃", lambda r: _cell(r.kappa_tilde)),
 )
 
 

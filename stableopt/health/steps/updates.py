@@ -58,6 +58,7 @@ class _Course:
 @dataclass(slots=True)
 class _Look:
     place: Position
+    weight: Tensor
     old: Tensor
     unit: float
     first: int
@@ -116,16 +117,15 @@ class UpdateWatch:
         slope = _part(weight.grad, first) != 0 if course.rests else None
         rate = self._optimizer.param_groups[place.group].get("lr", math.nan)
         unit = math.sqrt(part.numel() * weight.shape[0] / weight.numel())
-        self._look = _Look(place, part.clone(), unit, first, slope, [rate])
+        self._look = _Look(place, weight, part.clone(), unit, first, slope, [rate])
 
     def after(self) -> None:
         """Measure its update."""
         if self._look is None:
             return
         look = self._look
-        weight = parameter_at(self._optimizer, look.place)
-        part = None if weight is None else _part(weight, look.first)
-        if part is None or part.shape != look.old.shape:
+        part = _part(look.weight, look.first)
+        if part.shape != look.old.shape:
             self._look = None
             return
         moved = part - look.old
