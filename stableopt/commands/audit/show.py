@@ -44,9 +44,9 @@ LONGEST_NAME = 160
 """Characters of a name that the table shows; the JSON has all of them."""
 
 
-def _cell(value: float) -> str:
+def _cell(value: float | None) -> str:
     """Return a measure in three digits, and a dash where there is none."""
-    return spell(None if math.isnan(value) else value, 3)
+    return spell(None if value is None or math.isnan(value) else value, 3)
 
 
 _COLUMNS = (
