@@ -14,6 +14,7 @@ from stableopt.loop.attempt import Attempt, Fate
 from stableopt.runtime.lane import Lane
 from stableopt.runtime.once import warn_once
 from stableopt.runtime.sent import Sent
+from stableopt.sensors.signals import mean_of
 from stableopt.types import Action, Finding, Observation, Verdict
 from stableopt.update.closures import requires_closure
 
@@ -248,11 +249,6 @@ def is_sound(losses: Sequence[float | Tensor], gradients: GradientMeasurement | 
     if not numbers:
         return torch.ones((), dtype=torch.bool, device=device)
     return torch.stack([number.detach().reshape(()) for number in numbers]).isfinite().all()
-
-
-def mean_of(values: Sequence[float]) -> float | None:
-    """Return the mean of the losses of a step; ``None`` if there are none."""
-    return sum(values) / len(values) if values else None
 
 
 def _alike(norms: Sequence[Tensor]) -> list[Tensor]:

@@ -13,13 +13,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 from stableopt.errors import DivergenceError
 from stableopt.loop.attempt import Attempt, Fate
 from stableopt.loop.decide import unjudged
-from stableopt.loop.in_flight import GONE, is_sound, mean_of
+from stableopt.loop.in_flight import GONE, is_sound
 from stableopt.loop.parts import Parts
 from stableopt.loop.tame import tame
 from stableopt.runtime.scalars import read_scalars
 from stableopt.runtime.storage import has_data
 from stableopt.sensors.gradients import measure_gradients, start_gradients
-from stableopt.sensors.signals import loss_of
+from stableopt.sensors.signals import loss_of, mean_of
 from stableopt.types import Action, Observation, Scope
 from stableopt.update.closures import call_step
 from stableopt.update.learning_rate import is_priming, known_rates, scaled_lr

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stableopt.sensors.gradients import measure_gradients
-from stableopt.sensors.signals import loss_of
+from stableopt.sensors.signals import loss_of, mean_of
 from stableopt.snapshots.state_copy import StateCopy
 from stableopt.types import Observation
 from stableopt.update.closures import Replay, requires_closure, takes_closure
@@ -102,8 +102,7 @@ class Take:
         losses = losses or loss_of(loss)
         with torch.no_grad():
             gradients, values = measure_gradients(self._optimizer.param_groups, beside=losses)
-        mean = sum(values) / len(values) if values else None
-        observation = Observation(loss=mean, gradients=gradients, signals=signals)
+        observation = Observation(loss=mean_of(values), gradients=gradients, signals=signals)
         if decider is not None and (findings := decider.spoils(observation)):
             if self._may_undo:
                 raise _BadEvaluationError(findings)

@@ -12,7 +12,11 @@ logger = logging.getLogger("stableopt")
 
 
 def warn_once(
-    logged: MutableSet[object], key: Hashable, message: str, *arguments: object, level: int = 30
+    logged: MutableSet[object],
+    key: Hashable,
+    message: str,
+    *arguments: object,
+    level: int = logging.WARNING,
 ) -> None:
     """Log a message, unless that of the same key was logged before.
 

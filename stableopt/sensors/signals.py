@@ -113,6 +113,11 @@ def loss_of(value: Any) -> list[float | Tensor]:
     return []
 
 
+def mean_of(values: Sequence[float]) -> float | None:
+    """Return the mean of the losses of a step; ``None`` if there are none."""
+    return sum(values) / len(values) if values else None
+
+
 def signals_of(observation: Observation) -> dict[str, Any]:
     """Return the signals of an observation that triggers may read, its loss included."""
     loss = {} if observation.loss is None else {"loss": observation.loss}

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stableopt.health.spectra.drift import KEPT, LAWS, LEARNED, RELEARNED, Course, DriftDetector
+from stableopt.types import FOLLOWED
 
 BAD = {
     "effective_rank": 0.5,
@@ -179,3 +180,7 @@ def test_the_state_is_plain_and_goes_on():
             for i, value in enumerate(values[cut:])
         ]
         assert rest == whole[cut:]
+
+
+def test_the_metrics_that_triggers_know_are_those_with_a_law():
+    assert tuple(LAWS) == FOLLOWED
