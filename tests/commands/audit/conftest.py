@@ -11,15 +11,6 @@ from typer.testing import CliRunner
 from stableopt.commands import command_line as cli
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other are slow where other tests run beside them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def gaussian():
     """Make Gaussian matrices, the same ones every time."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from stableopt.commands import command_line as cli
@@ -28,15 +27,6 @@ class Recorder:
 
     def struck(self, strike):
         self.strikes.append(strike)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other are slow where other tests run beside them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
