@@ -428,7 +428,7 @@ class TestObserve:
         opt.close()
         assert events.seen[0].loss == 1.0
 
-    @pytest.mark.parametrize("value", ["low", object(), [1, 2], torch.zeros(0)])
+    @pytest.mark.parametrize("value", ["low", object(), [1, 2], torch.zeros(0), torch.tensor(1j)])
     def test_bad_values_are_refused_and_nothing_is_kept(self, adamw, value):
         opt = StableOptimizer(adamw)
         with pytest.raises(ConfigError, match="loss"):

@@ -55,6 +55,8 @@ class Signals:
                 f"loss={signals['loss']!r}: the loss must be one number or one tensor; "
                 "pass the total, and its parts under other names"
             )
+        if isinstance(loss, Tensor) and loss.is_complex():
+            raise ConfigError(f"loss has dtype {loss.dtype}: the loss must be a real number")
         found = None if loss is None else _mean(loss)
         if found is not None:
             self._look_for_reset(param_groups)
