@@ -6,10 +6,16 @@ from stableopt.runtime.lazy import lazily
 from stableopt.runtime.version import __version__
 
 if TYPE_CHECKING:
-    from stableopt.errors import ConfigError, DivergenceError, MissingExtraError, StableOptError
-    from stableopt.gate import StabilityGate
+    from stableopt.errors import (
+        ConfigError,
+        DivergenceError,
+        MissingExtraError,
+        RanksError,
+        StableOptError,
+    )
     from stableopt.guard import Guard
     from stableopt.optimizer import StableOptimizer
+    from stableopt.optimizer.gate import StabilityGate
     from stableopt.telemetry import JsonLines
     from stableopt.transforms import (
         AdaptiveWeightDecay,
@@ -42,10 +48,11 @@ _HOMES = {
     "MaxNorm": "transforms",
     "MissingExtraError": "errors",
     "QKClip": "transforms",
+    "RanksError": "errors",
     "SignalRule": "triggers",
     "SpectralCap": "transforms",
     "SpectralNormalization": "transforms",
-    "StabilityGate": "gate",
+    "StabilityGate": "optimizer.gate",
     "StableOptError": "errors",
     "StableOptimizer": "optimizer",
     "UpdateCap": "transforms",

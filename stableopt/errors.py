@@ -42,6 +42,18 @@ class DivergenceError(StableOptError, RuntimeError):
         return type(self), (self.args[0], self.event, self.ledger)
 
 
+class RanksError(StableOptError, RuntimeError):
+    """The ranks of a job cannot take one verdict: one is missing, or they are out of step.
+
+    Args:
+        message: What is wrong, and what to do.
+        cause: The message of ``torch.distributed``, where there is one.
+    """
+
+    def __init__(self, message: str, cause: str = "") -> None:
+        super().__init__(f"{message} ({cause})" if cause else message)
+
+
 class MissingExtraError(StableOptError, ImportError):
     """An optional dependency is not installed; the message has the pip command.
 

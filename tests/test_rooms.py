@@ -14,6 +14,7 @@ FLOORS = [
     {"errors"},
     {"runtime"},
     {"update", "sensors", "triggers", "layouts", "telemetry", "testing"},
+    {"ranks"},
     {"guard"},
     {"snapshots"},
     {"health"},
@@ -22,7 +23,7 @@ FLOORS = [
     {"presets"},
     {"config"},
     {"optimizer"},
-    {"gate", "integrations", "recorded"},
+    {"integrations", "recorded"},
     {"commands"},
     {"__init__", "__main__"},
 ]

@@ -65,17 +65,14 @@ def check_model(model: object, optimizer: Optimizer) -> nn.Module | None:
     return model
 
 
-def check_single_process(optimizer: Optimizer) -> None:
-    """Check that there is one rank: several do not agree on one verdict yet."""
-    advice = "pass guard=False to train without the guard until ranks can agree on a verdict"
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        size = distributed.get_world_size()
-        if size > 1:
-            raise ConfigError(f"world_size={size} must be 1 with a guard: {advice}")
+def check_sharding(optimizer: Optimizer, guard: object) -> None:
+    """Check that there is no guard, or that this rank holds whole parameters."""
     kinds = {type(p.data).__name__ for group in optimizer.param_groups for p in group["params"]}
-    if "DTensor" in kinds:
-        raise ConfigError(f"parameters are DTensors, which the guard cannot judge yet: {advice}")
+    if guard is not None and "DTensor" in kinds:
+        raise ConfigError(
+            "parameters are DTensors, which the guard cannot judge yet: pass guard=False to train "
+            "without it"
+        )
 
 
 def check_compile(given: object, optimizer: Optimizer) -> Mapping[str, Any] | None:

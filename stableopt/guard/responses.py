@@ -35,12 +35,14 @@ _FIRST = (_WARN, _TAME, _STOP)
 _RISK = (_WARN, _LOWER, _BACK, _STOP)
 _NOTICE = (_WARN, _STOP)
 _FROZEN = (_STOP,)
+_COPIES = (_WARN, _BACK, _STOP)
 
 _REASONS = {
     _STATE: "training cannot go on from a state with a fault in it",
     _BATCH: "such a step would spoil the weights",
     **dict.fromkeys((_SPIKE, _SYMPTOM, _FIRST), "an unusual batch is no reason for a rollback"),
     **dict.fromkeys((_NOTICE, _FROZEN), "neither another batch nor a snapshot would change it"),
+    _COPIES: "the batch is not at fault",
     _RISK: "the fault is in the weights, not in the batch",
 }
 """Why other responses are not allowed."""
@@ -64,6 +66,9 @@ CAUSES: dict[str, Cause] = {
     "vanished_state": Cause("a second moment is smaller than its decay allows", _BACK, _STATE),
     "moment_bound": Cause("the moments of Adam contradict each other", _BACK, _STATE),
     "negative_moment": Cause("a second moment is negative", _BACK, _STATE),
+    "diverged_replicas": Cause(
+        "copies of a weight on several ranks are no longer the same", _BACK, _COPIES
+    ),
     "nonfinite_frozen": Cause("a frozen weight is NaN or infinite", _STOP, _FROZEN),
     "changed_frozen": Cause("a frozen weight has changed", _WARN, _NOTICE),
     "stalled_weight": Cause("a weight does not move, though it has a gradient", _WARN, _NOTICE),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stableopt.health.describe import Label, describe
 from stableopt.health.steps.blame import Blame
@@ -39,6 +39,20 @@ logger = logging.getLogger("stableopt")
 
 QUIET = 100
 """Calls after which a loss that is not finite, while all gradients are, is reported again."""
+
+
+class Alone(NamedTuple):
+    """What one rank sees of a step.
+
+    Attributes:
+        findings: Of a loss and gradients that are not finite.
+        faulty: Whether the part of the state that was looked at has a fault.
+        notices: Findings with which training can go on.
+    """
+
+    findings: tuple[Finding, ...]
+    faulty: bool
+    notices: tuple[Finding, ...]
 
 
 class Judge:
@@ -105,23 +119,34 @@ class Judge:
         self._counts = [len(numbers) for numbers in asked]
         return [number for numbers in asked for number in numbers]
 
-    def findings(self, observation: Observation, numbers: Sequence[float]) -> tuple[Finding, ...]:
-        """Return what is wrong with a step.
+    def alone(self, observation: Observation, numbers: Sequence[float]) -> Alone:
+        """Return what this rank sees of a step by itself.
 
         Args:
             observation: Its loss and gradients.
             numbers: The values of what :meth:`start` returned.
         """
-        part, self._part = self._part, None
-        numbers = numbers[: self._counts[0]]
+        scanned, frozen, _ = self._counts
         found = self.nonfinite(observation)
         if not any(finding.scope is Scope.BATCH for finding in found):
-            found = self._symptom(found) or self._spikes(observation) or self._first(observation)
-        if found or (part is not None and part.faults(numbers) and self.accepted):
-            return (*found, *self.damage())
-        if part is not None:
-            part.learn(numbers)
-        return ()
+            found = self._symptom(found)
+        faulty = self._part is not None and self._part.faults(numbers[:scanned]) and self.accepted
+        notices = self._frozen.findings(numbers[scanned : scanned + frozen])
+        notices += self.updates.findings(numbers[scanned + frozen :], self._parameter_names)
+        return Alone(found, bool(faulty), notices)
+
+    def unusual(self, observation: Observation) -> tuple[Finding, ...]:
+        """Return how a step differs from those before it, given what all ranks observed."""
+        return self._spikes(observation) or self._first(observation)
+
+    def learn_part(self, numbers: Sequence[float]) -> None:
+        """Remember the norms of the part that was due, in which no fault was found.
+
+        Args:
+            numbers: The values of what :meth:`start` returned.
+        """
+        if self._part is not None:
+            self._part.learn(numbers[: self._counts[0]])
 
     def _symptom(self, found: tuple[Finding, ...]) -> tuple[Finding, ...]:
         """Return a loss that is not finite, though gradients are, unless it was reported lately."""
@@ -139,17 +164,6 @@ class Judge:
         """Return a finding if the first gradient was far too large and moments remember it."""
         found = self.spikes.first_was_out(observation)
         return (found,) if found and remembers(self._optimizer) else ()
-
-    def notices(self, numbers: Sequence[float]) -> tuple[Finding, ...]:
-        """Return findings with which training can go on.
-
-        Args:
-            numbers: The values of what :meth:`start` returned, in a step without other findings.
-        """
-        scanned, frozen, _ = self._counts
-        found = self._frozen.findings(numbers[scanned : scanned + frozen])
-        found += self.updates.findings(numbers[scanned + frozen :], self._parameter_names)
-        return found and (self.damage() or found)
 
     def learn(self, observation: Observation) -> None:
         """Remember an observation without findings."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from stableopt.guard.policy import Policy
 from stableopt.health.advice import vanishing_eps
+from stableopt.loop.agree import Agreement
 from stableopt.loop.attempt import Fate
 from stableopt.loop.tame import tame_memory
 from stableopt.sensors.signals import signals_of
@@ -16,13 +17,18 @@ from stableopt.triggers.rule_book import RuleBook
 from stableopt.types import Action, RiskLevel, Scope, Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from torch.optim import Optimizer
 
     from stableopt.guard import Guard
     from stableopt.health.judge import Judge
     from stableopt.health.spectra.sensing import Sensing
     from stableopt.loop.attempt import Attempt
+    from stableopt.ranks.group import Ranks
+    from stableopt.ranks.replicas import Replicas
     from stableopt.snapshots.keeper import Keeper
+    from stableopt.telemetry.ledger import Ledger
     from stableopt.types import Finding, Observation
 
 logger = logging.getLogger("stableopt")
@@ -39,8 +45,12 @@ class Decider:
         judge: The detectors.
         keeper: Has the snapshots that a verdict may name.
         sensing: The sensors, whose risk may be acted upon.
+        ranks: Those that take one verdict.
+        ledger: Has the clocks.
+        replicas: Compares the copies of weights on other ranks.
 
     Attributes:
+        agree: Tells all ranks what each of them knows.
         detectors: The judge.
         answers_risk: Whether a risk that rises is answered by more than a warning.
         policy: Counts what was done.
@@ -56,17 +66,23 @@ class Decider:
         judge: Judge,
         keeper: Keeper,
         sensing: Sensing | None,
+        ranks: Ranks,
+        ledger: Ledger,
+        replicas: Replicas,
     ) -> None:
         self._optimizer = optimizer
         self.detectors = judge
         self._keeper = keeper
         self._sensing = sensing
         self.answers_risk = guard.answers_risk
-        self._unanswered: tuple[Finding, ...] = ()
         self.policy = Policy(guard)
         self.rules = RuleBook(guard.rules)
         self.manual: str | None = None
         self.suspicious = False
+        self.replicas = replicas
+        # Notices and risks that had to wait, because there were faults.
+        self._unreported: tuple[tuple[Finding, ...], tuple[Finding, ...]] = ((), ())
+        self.agree = Agreement(optimizer, ranks, ledger, self.policy, keeper, self.rules)
 
     def judge(self, attempt: Attempt, step: int) -> Verdict:
         """Return what is to be done about an attempt.
@@ -84,22 +100,56 @@ class Decider:
         return self._as_it_came(verdict, attempt)
 
     def _judge_observed(self, attempt: Attempt, step: int) -> Verdict:
-        risen = (*self._unanswered, *attempt.sensed.risen)
-        observation = attempt.observation
-        if attempt.of_graph:
-            observation = replace(observation, loss=None)  # too late to leave its batch out
-        findings = self.detectors.findings(observation, attempt.numbers)
+        if attempt.of_graph:  # too late to leave its batch out
+            attempt.observation = replace(attempt.observation, loss=None)
+        alone = self.detectors.alone(attempt.observation, attempt.numbers)
+        parted = self.replicas.step()  # every rank finds the same
         suspicious = attempt.scans_all or attempt.sensed.broken
-        if not findings and (self.suspicious or (suspicious and self.detectors.accepted)):
-            findings = self.detectors.damage()
+        noticed, risen = self._unreported
+        noticed, risen = (*noticed, *alone.notices), (*risen, *attempt.sensed.risen)
+        looks = alone.faulty or noticed or parted or self.suspicious
+        flags = self._agree(
+            attempt,
+            urgent=bool(alone.findings),
+            looks=bool(looks or (suspicious and self.detectors.accepted)),
+        )
         self.suspicious = False
-        if not findings:
-            noticed = self.detectors.notices(attempt.numbers)
-            ruled = self.rules.judge(signals_of(observation))
-            findings = (*noticed, *ruled, *risen)
-        verdict = self.decide(findings, step)
-        self._unanswered = risen if verdict.action is Action.SKIP else ()
+        unusual: tuple[Finding, ...] = ()
+        if "urgent" not in flags:
+            unusual = self.detectors.unusual(attempt.observation)
+        if not (alone.findings or unusual or alone.faulty):
+            self.detectors.learn_part(attempt.numbers)
+        faults = (*alone.findings, *unusual)
+        if unusual or "urgent" in flags or "looks" in flags:
+            faults, noticed = self.agree.words((*faults, *self.detectors.damage()), noticed)
+        faults += tuple(finding for finding in parted if finding.scope is Scope.STATE)
+        noticed += tuple(finding for finding in parted if finding.scope is not Scope.STATE)
+        if faults:
+            verdict = self.decide(faults, step)
+            kept = (noticed, risen) if verdict.rollback is None else ((), ())
+        else:
+            ruled = self.rules.judge(signals_of(attempt.observation))
+            verdict = self.decide((*noticed, *ruled, *risen), step)
+            kept = ((), risen) if verdict.action is Action.SKIP else ((), ())
+        self._unreported = kept
         return verdict
+
+    def _agree(self, attempt: Attempt, **flags: bool) -> Collection[str]:
+        """Replace what this rank knows by what all ranks know; return the flags of all."""
+        sensing, keeper = self._sensing, self._keeper
+        flags |= {
+            "wants": keeper.wanted,
+            "manual": self.manual is not None,
+            "postpones": sensing is not None and sensing.over_budget,
+        }
+        known = self.agree(attempt.observation, flags)
+        attempt.observation = known.observation
+        keeper.wanted = "wants" in known.flags
+        if sensing is not None:
+            sensing.sharing.postpones = "postpones" in known.flags
+        if "manual" in known.flags:
+            self.manual = self.agree.word(self.manual)
+        return known.flags
 
     def decide(self, findings: tuple[Finding, ...], step: int) -> Verdict:
         """Return what is to be done about findings."""

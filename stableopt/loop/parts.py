@@ -16,6 +16,9 @@ from stableopt.loop.record import Recorder
 from stableopt.loop.restore import Restorer
 from stableopt.loop.scaler import ScalerWatch
 from stableopt.loop.take import Take
+from stableopt.ranks.replicas import Replicas
+from stableopt.ranks.support import check_same, check_support
+from stableopt.runtime import version
 from stableopt.runtime.once import warn_once
 from stableopt.runtime.storage import has_data
 from stableopt.sensors.signals import Signals
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from stableopt.guard import Guard
+    from stableopt.ranks.group import Ranks
     from stableopt.sensors import Sensors
     from stableopt.telemetry.dispatch import Dispatcher
     from stableopt.transforms import Transform
@@ -57,6 +61,7 @@ class Parts:
         telemetry: Where events go.
         compiles: Options of ``torch.compile`` for the inner update; ``None`` not to compile it.
         transforms_of: Returns the transforms that a parameter group has brought.
+        ranks: Those that take one verdict.
 
     Attributes:
         verdict: What was decided about the last step.
@@ -72,6 +77,7 @@ class Parts:
         decider: Judges and decides; ``None`` with ``guard=False``.
         restorer: Restores; ``None`` with ``guard=False``.
         guarded: Both of these.
+        ranks: Those that take one verdict.
         recorder: Ledger and telemetry.
         register: What is remembered, for checkpoints and snapshots.
         scaler: Counts how often a gradient scaler asks before it steps.
@@ -89,9 +95,11 @@ class Parts:
         telemetry: Dispatcher | None,
         compiles: Mapping[str, Any] | None = None,
         transforms_of: Callable[[Mapping[str, Any]], Sequence[Transform]],
+        ranks: Ranks,
     ) -> None:
         self.optimizer = optimizer
         self.guard = guard
+        self.ranks = ranks
         self.transforms_of = transforms_of
         self.verdict: Verdict | None = None
         self.called = False
@@ -104,7 +112,9 @@ class Parts:
         # observe
         acts = guard is not None and guard.answers_risk
         self.signals = Signals()
-        self.sensing = None if sensors is None else Sensing(optimizer, model, sensors, acts=acts)
+        self.sensing = (
+            None if sensors is None else Sensing(optimizer, model, sensors, ranks, acts=acts)
+        )
         self.transforms = Transforming(optimizer, model, self.sensing)
         self.transforms.add(transforms)
         # act
@@ -137,10 +147,14 @@ class Parts:
     def _add_guard(self, guard: Guard, model: nn.Module | None) -> None:
         buffers, tracked = None if model is None else BufferShadow(model), Tracked()
         judge = Judge(self.optimizer, model, buffers, guard, tracked)
-        keeper = Keeper(self.optimizer, guard, judge, buffers, tracked)
-        self.decider = Decider(self.optimizer, guard, judge, keeper, self.sensing)
+        replicas = Replicas(self.optimizer, model, self.ranks, guard.scan_period)
+        keeper = Keeper(self.optimizer, guard, judge, buffers, tracked, self.ranks, replicas)
+        ledger = self.recorder.ledger
+        self.decider = Decider(
+            self.optimizer, guard, judge, keeper, self.sensing, self.ranks, ledger, replicas
+        )
         self.restorer = Restorer(
-            self.optimizer, self.register, judge, keeper, buffers, tracked, self.options
+            self.optimizer, self.register, judge, keeper, buffers, tracked, self.options, replicas
         )
         self.guarded = self.decider, self.restorer
 
@@ -236,8 +250,33 @@ class Parts:
                 "tracked": list(restorer.tracked.names),
                 "snapshots": restorer.keeper.summary(),
             }
+        if self.ranks.several:
+            setup["ranks"] = self.ranks.summary()
         recorder = self.recorder
         return summarize(recorder.ledger, setup, recorder.telemetry, status, ended_by)
+
+    # ranks
+
+    def join_ranks(self) -> None:
+        """Meet the other ranks, in the first step: process groups may come after the optimizer.
+
+        Raises:
+            ConfigError: They were given other options, or cannot agree with these.
+        """
+        if self.decider is None or not self.ranks.join():
+            return
+        check_support(self.optimizer, lags=self.lags)
+        options = {
+            "stableopt": version.__version__,
+            "guard": repr(self.guard),
+            "sensors": repr(None if self.sensing is None else self.sensing.options),
+            "transforms": repr([item["transform"] for item in self.transforms.summary()]),
+        }
+        check_same(self.ranks, options)
+        self.decider.replicas.parts()
+        if self.sensing is not None:
+            self.sensing.sharing.meet(self.sensing.names())
+        self.look_at_graph()
 
     # transforms of parameter groups, and graphs
 
@@ -270,7 +309,12 @@ class Parts:
         buffers = None if self.restorer is None or self.compiled else self.restorer.buffers
         kept = [] if buffers is None else buffers.pairs()
         guarded = self.guard is not None
-        self.traced.look(transforms=bool(self.transforms), guarded=guarded, buffers=kept)
+        self.traced.look(
+            transforms=bool(self.transforms),
+            guarded=guarded,
+            several=self.ranks.expected() > 1,
+            buffers=kept,
+        )
 
     def warn_untraced(self) -> None:
         """Warn once why a step that is compiled from outside runs as Python."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stableopt.health.judge import Judge
     from stableopt.loop.checkpoint import Register
     from stableopt.loop.decide import Decider
+    from stableopt.ranks.replicas import Replicas
     from stableopt.snapshots.buffers import BufferShadow
     from stableopt.snapshots.keeper import Keeper
     from stableopt.snapshots.tracked import Tracked
@@ -39,6 +40,7 @@ class Restorer:
         buffers: The model's buffers; ``None`` without a model.
         tracked: What the user wants restored as well.
         options: What the optimizer changes in its own options.
+        replicas: Compares the copies of weights on other ranks.
     """
 
     def __init__(
@@ -50,11 +52,13 @@ class Restorer:
         buffers: BufferShadow | None,
         tracked: Tracked,
         options: OptionWatch,
+        replicas: Replicas,
     ) -> None:
         self._optimizer = optimizer
         self._register = register
         self._judge = judge
         self._options = options
+        self._replicas = replicas
         self.keeper = keeper
         self.buffers = buffers
         self.tracked = tracked
@@ -92,6 +96,7 @@ class Restorer:
             if restored is not None:
                 self._register.restore(restored.baselines)
                 self._judge.restart()
+                self._replicas.restart()
                 for scaler in self.tracked.scalers:
                     forgive_overflow(scaler)
                 return _with(verdict, verdict.rollback, restored.left_behind)
@@ -133,7 +138,7 @@ class Restorer:
         found = self.keeper.after(step, self._register.remembered, now=now)
         if self.keeper.taken > 1:
             self._warn_untracked()
-        return bool(found)
+        return found
 
     def is_damaged(self) -> bool:
         """Return whether weights, state or buffers hold a fault."""
@@ -145,6 +150,7 @@ class Restorer:
             self.buffers.refresh()
         self.keeper.forget()
         self._judge.forget()
+        self._replicas.forget()
 
     def require_snapshots(self, what: str) -> None:
         """Refuse a request that needs snapshots where there are none.

@@ -71,6 +71,7 @@ class StepLoop(Parts):
             attempt = self.observe(closure, loss)
             primes = closure is None and self._is_priming(attempt.observation)
             if not primes:
+                self.join_ranks()
                 attempt.sensed = self._sense()
                 verdict = self.judge(attempt)
         if primes:

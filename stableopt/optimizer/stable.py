@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.optim import Optimizer
@@ -11,12 +11,15 @@ from stableopt.config import checks, reader
 from stableopt.errors import ConfigError
 from stableopt.loop.step import StepLoop
 from stableopt.optimizer.wrapper import Wrapper
+from stableopt.ranks.group import Ranks
+from stableopt.ranks.support import check_support
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping, Sequence
 
     from torch import nn
+    from torch.distributed import ProcessGroup
 
     from stableopt.guard import Guard
     from stableopt.sensors import Sensor, Sensors
@@ -63,6 +66,9 @@ class StableOptimizer(Wrapper):
             the learning rate changes; or a dict of options for :func:`torch.compile` (``backend``,
             ``mode``, ``options``). What cannot be compiled (fused kernels, Adafactor) logs one
             warning, and runs as it is.
+        group: The ranks that decide together, where there is a guard: ``None`` for all ranks of the
+            job, a process group for its members (pipeline stages, one network per half of a job),
+            ``False`` for this rank alone (independent trainings, e.g. of a sweep).
 
     Attributes:
         optimizer: The inner optimizer.
@@ -70,7 +76,7 @@ class StableOptimizer(Wrapper):
     Raises:
         ConfigError: ``optimizer`` is no torch optimizer, already wrapped or differentiable;
             ``model`` does not belong to it; an option is out of range; the telemetry
-            directory cannot be written; several ranks without ``guard=False``.
+            directory cannot be written; several ranks cannot agree with such options.
 
     Cost:
         Memory: three snapshots of parameters, optimizer state and buffers (``Guard(slots=3)``);
@@ -102,23 +108,27 @@ class StableOptimizer(Wrapper):
         guard: Guard | bool | None = None,
         telemetry: str | os.PathLike[str] | Writer | Sequence[Writer] | None = None,
         compile: bool | Mapping[str, Any] = False,  # noqa: A002 (what torch calls it)
+        group: ProcessGroup | Literal[False] | None = None,
     ) -> None:
         # Optimizer.__init__ would add the groups again and empty the inner state.
         _refuse_wrapped(optimizer)
         self.optimizer = checks.check_optimizer(optimizer)
         self._take_its_name()
         options = reader.make_guard(guard)
-        if options is not None:
-            checks.check_single_process(optimizer)
+        checks.check_sharding(optimizer, options)
+        ranks = Ranks(group)
+        if options is not None and ranks.expected() > 1:
+            check_support(optimizer, lags=options.sync == "lagged")
         self._loop = StepLoop(
             optimizer,
             model=checks.check_model(model, optimizer),
             sensors=reader.make_sensors(sensors, options),
             guard=options,
             transforms=reader.make_transforms(transforms),
-            telemetry=reader.make_telemetry(telemetry),
+            telemetry=reader.make_telemetry(telemetry) if ranks.writes else None,
             compiles=checks.check_compile(compile, optimizer),
             transforms_of=reader.group_transforms,
+            ranks=ranks,
         )
         self._close_at_exit()
 

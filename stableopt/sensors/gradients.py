@@ -96,7 +96,7 @@ def start_gradients(param_groups: Sequence[dict[str, Any]]) -> GradientMeasureme
         return None
     norms = tensor_norms(values)
     several = owners[0][0] != owners[-1][0]
-    groups = _group_totals(owners, norms) if several else {}
+    groups = _group_totals(owners, norms, groups_per_norm(param_groups)) if several else {}
     return GradientMeasurement(owners, values, norms, total_norm(norms), groups)
 
 
@@ -124,14 +124,16 @@ def measure_gradients(
     return started.finish(numbers[: len(scalars)]), numbers[len(scalars) :]
 
 
-def _group_totals(owners: Sequence[tuple[int, int]], norms: Sequence[Tensor]) -> dict[int, Tensor]:
-    """Return the norm of every parameter group, or of some that follow each other, by the first."""
+def groups_per_norm(param_groups: Sequence[object]) -> int:
+    """Return how many parameter groups that follow each other share one norm."""
+    return -(-len(param_groups) // MOST_GROUPS)
+
+
+def _group_totals(
+    owners: Sequence[tuple[int, int]], norms: Sequence[Tensor], width: int
+) -> dict[int, Tensor]:
+    """Return the norm of every ``width`` groups, by the number of the first of them."""
     together: dict[int, list[Tensor]] = {}
     for (group, _), norm in zip(owners, norms, strict=True):
-        together.setdefault(group, []).append(norm)
-    numbers = sorted(together)
-    size = -(-len(numbers) // MOST_GROUPS)
-    return {
-        numbers[i]: total_norm([norm for n in numbers[i : i + size] for norm in together[n]])
-        for i in range(0, len(numbers), size)
-    }
+        together.setdefault(group - group % width, []).append(norm)
+    return {number: total_norm(members) for number, members in together.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from stableopt.guard.options import Guard
+    from stableopt.ranks.group import Ranks
+    from stableopt.ranks.replicas import Replicas
     from stableopt.runtime.positions import Position
     from stableopt.snapshots.buffers import BufferShadow
     from stableopt.snapshots.tracked import Tracked
@@ -47,6 +50,8 @@ class Keeper:
         judge: Checks everything before it is copied.
         buffers: The model's buffers as of the last healthy step.
         tracked: Objects that the user tracks.
+        ranks: Those that keep snapshots of the same steps.
+        replicas: Compares the copies of weights on other ranks.
 
     Raises:
         ConfigError: Not even two snapshots fit into memory.
@@ -59,8 +64,12 @@ class Keeper:
         judge: StateChecks,
         buffers: BufferShadow | None,
         tracked: Tracked,
+        ranks: Ranks,
+        replicas: Replicas,
     ) -> None:
         self._optimizer = optimizer
+        self._ranks = ranks
+        self._replicas = replicas
         self._guard = guard
         self._judge = judge
         self._buffers = buffers
@@ -97,7 +106,7 @@ class Keeper:
 
     def after(
         self, step: int, baselines: Callable[[], Mapping[str, Any]], *, now: bool = False
-    ) -> tuple[Finding, ...]:
+    ) -> bool:
         """Take a snapshot after a healthy step, if one is due or asked for.
 
         Args:
@@ -106,25 +115,25 @@ class Keeper:
             now: Whether one is taken though it is not due, if there is a slot for it.
 
         Returns:
-            The faults in the state; it is then not copied.
+            Whether a rank has found a fault; nothing is copied then.
         """
         if not self.ring.slots:
-            return ()
+            return False
         if not self._allocated:
             self._allocate(baselines())
         if self.wanted and self.ring.pin_manual(step):
             self.wanted = False
         if not now and not self.wanted and not self.ring.due(step):
-            return ()
+            return False
         if self._buffers is not None:
             self._buffers.look()
             self._buffers.current()
-        findings = self._judge.damage()
-        if findings:
-            return findings
+        parted = self._replicas.parts()
+        if self._ranks.any(parted or bool(self._judge.damage()), "the check before a snapshot"):
+            return True
         if self._write(step, baselines()) is not None and self.wanted:
             self.wanted = not self.ring.pin_manual(step)
-        return ()
+        return False
 
     def restore(
         self, rollback: Rollback, restores: Callable[[str], bool], numbers: Collection[str]
@@ -141,12 +150,14 @@ class Keeper:
         """
         slot = next(s for s in self.ring.kept() if s.step == rollback.to_step)
         snapshot = self._snapshots[slot.index]
-        if not snapshot.is_intact():
+        intact = snapshot.is_intact()
+        if not intact:
             logger.warning(
                 "the snapshot of step %d was damaged in memory (its checksum has changed): it is "
                 "discarded; check the memory of this machine if that happens again",
                 slot.step,
             )
+        if self._ranks.any(not intact, "the check of a snapshot"):
             self.ring.discard(slot)
             return None
         restored = snapshot.restore(
@@ -202,6 +213,7 @@ class Keeper:
             sound = True
         except (torch.OutOfMemoryError, MemoryError, TrackedError) as error:
             logger.warning("the snapshot of step %d was not taken: %s", step, error)
+        sound = not self._ranks.any(not sound, "a snapshot")
         self.taken += sound
         self._measure(ticket.index)
         return ticket if self.ring.finish(ticket, sound=sound) else None
@@ -228,6 +240,8 @@ class Keeper:
         self._allocated = True
         self._judge.accept_state()
         self.plan = self._make_plan()
+        slots = self._ranks.least(self.plan.slots, "the number of snapshots")
+        self.plan = replace(self.plan, slots=slots)
         self.ring.shrink(self.plan.slots)
         del self._snapshots[self.plan.slots :]
         del self._held[self.plan.slots :]

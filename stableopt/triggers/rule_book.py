@@ -76,12 +76,16 @@ class RuleBook:
 
     Args:
         rules: The rules.
+
+    Attributes:
+        signals: The names of the signals that they read.
     """
 
     def __init__(self, rules: Sequence[SignalRule]) -> None:
         self._rules = rules
         self._metrics = {rule: frozenset(leaf.metric for leaf in rule.leaves()) for rule in rules}
         self._all = sorted({metric for metrics in self._metrics.values() for metric in metrics})
+        self.signals = frozenset(self._all) | {split_metric(metric)[0] for metric in self._all}
         self._standings = [_Standing() for _ in rules]
         self._known = _Known()
         self._courses: dict[str, Course] = {}

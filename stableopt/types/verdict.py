@@ -44,7 +44,8 @@ class Finding:
         kind: ``"nonfinite_"`` before ``"loss"``, ``"gradient"``, ``"weight"``, ``"state"``,
             ``"buffer"`` or ``"tracked"``; ``"huge_weight"``, ``"huge_state"``, ``"huge_buffer"``;
             ``"jumped_weight"``; ``"moment_bound"``, ``"negative_moment"``, ``"vanished_state"``;
-            ``"nonfinite_frozen"``, ``"changed_frozen"``, ``"stalled_weight"``, ``"large_update"``;
+            ``"diverged_replicas"``; ``"nonfinite_frozen"``, ``"changed_frozen"``,
+            ``"stalled_weight"``, ``"large_update"``;
             ``"loss_spike"``, ``"gradient_spike"``, ``"first_gradient"``; ``"risk_warning"``,
             ``"risk_danger"``, ``"risk_instability"``; ``"rule"``.
         message: The finding as a sentence.

@@ -88,6 +88,7 @@ class TracedStep:
         *,
         transforms: bool,
         guarded: bool,
+        several: bool = False,
         buffers: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:
         """Update :attr:`obstacle`: whether a step can be traced as things are now.
@@ -95,6 +96,7 @@ class TracedStep:
         Args:
             transforms: Whether there are any, which a graph would leave out.
             guarded: Whether there is a guard, whose work this is.
+            several: Whether several ranks take one verdict.
             buffers: Copies of the model's buffers after the last step that was taken, and those
                 buffers: a batch that is left out has moved them already.
         """
@@ -105,6 +107,7 @@ class TracedStep:
         reasons = {
             "there is no guard": not guarded,
             "transforms are not traced": transforms,
+            "several ranks take one verdict": several,
             "its step has hooks": bool(hooks),
             "its parameters are on several devices": not self._together,
             "it is not known which tensors its step writes to": self._lists is None,

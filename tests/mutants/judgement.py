@@ -129,7 +129,7 @@ JUDGEMENT_MUTANTS = {
         (f"{GATE}::TestIsStable::test_a_rollback_ends_it_until_the_episode_is_over",),
     ),
     "a gate escalates whatever happens": Mutant(
-        "stableopt.gate",
+        "stableopt.optimizer.gate",
         "stable = self._optimizer.is_stable",
         "stable = True",
         (f"{GATE}::TestGate",),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 import zlib
 from dataclasses import asdict, replace
@@ -11,17 +10,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
+from stableopt.health.spectra.judged import readings_of
 from stableopt.health.spectra.monitor import Monitor
 from stableopt.health.spectra.renamed import renamed
 from stableopt.health.spectra.sensed import Sensed
-from stableopt.health.spectra.tiers import TIERS, standing_of
+from stableopt.health.spectra.sharing import Sharing
+from stableopt.health.spectra.tiers import TIERS
 from stableopt.runtime.once import warn_once
 from stableopt.sensors.governor import Governor
 from stableopt.sensors.options import RISKS
 from stableopt.sensors.protocol import Visit
 from stableopt.sensors.runner import Runner, Task
 from stableopt.sensors.targets import Targets
-from stableopt.types import Finding, Reading, RiskLevel, Scope, Standing
+from stableopt.types import Finding, RiskLevel, Scope, Standing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from stableopt.health.spectra.risk import Assessment, WeightHealth
+    from stableopt.health.spectra.sharing import Values, Visited
+    from stableopt.ranks.group import Ranks
     from stableopt.sensors import Result, Sensors
     from stableopt.sensors.runner import Round
 
@@ -46,7 +49,7 @@ class _Launch(NamedTuple):
     step: int
     round: Round
     shapes: dict[str, tuple[int, int]]
-    heads: frozenset[str]
+    heads: set[str]
 
 
 class Sensing:
@@ -59,6 +62,7 @@ class Sensing:
         optimizer: The inner optimizer.
         model: Has the names.
         options: What runs when.
+        ranks: Those that share the visits: each measures some of the weights, and tells the others.
         acts: Whether transforms or the guard act on the readings; they are then never postponed.
 
     Raises:
@@ -66,9 +70,16 @@ class Sensing:
     """
 
     def __init__(
-        self, optimizer: Optimizer, model: nn.Module | None, options: Sensors, *, acts: bool
+        self,
+        optimizer: Optimizer,
+        model: nn.Module | None,
+        options: Sensors,
+        ranks: Ranks,
+        *,
+        acts: bool,
     ) -> None:
         self.options = options
+        self.sharing = Sharing(ranks)
         self.acts = acts
         self.waits = 0
         self._targets = Targets(optimizer, model, options.params, options.heads)
@@ -91,9 +102,13 @@ class Sensing:
         """The readings of every weight."""
         return self._monitor.weights
 
+    def names(self) -> frozenset[str]:
+        """Return the names of the weights that are measured."""
+        return frozenset(self._targets.weights())
+
     def measured(self) -> dict[str, frozenset[str]]:
         """Return the names of the weights for which each metric is measured."""
-        names = frozenset(self._targets.weights())
+        names = self.names()
         return {metric: names for sensor in self.options.use for metric in sensor.metrics}
 
     @property
@@ -115,14 +130,24 @@ class Sensing:
         began = time.perf_counter()
         weights = self._targets.weights()
         names = self._choose(weights, step)
-        tasks = [task for name in names for task in self._plan(name, weights[name], step)]
+        tasks = [
+            task
+            for name in names
+            if self.sharing.is_mine(name)
+            for task in self._plan(name, weights[name], step)
+        ]
         shapes = {n: (weights[n].shape[0], weights[n][:1].numel()) for n in names}
-        self._launched = _Launch(step, self._runner.start(tasks), shapes, self._targets.heads)
+        self._launched = _Launch(step, self._runner.start(tasks), shapes, set(self._targets.heads))
         self._governor.charge(time.perf_counter() - began)
+
+    @property
+    def over_budget(self) -> bool:
+        """Whether the sensors of this rank have used up their time."""
+        return not self._governor.allows()
 
     def _may_run(self) -> bool:
         """Return whether the time budget allows a measurement; always if it is acted on."""
-        if self._governor.allows():
+        if not (self.sharing.postpones if self.sharing.several else self.over_budget):
             return True
         self._governor.postponed += not self.acts
         warn_once(
@@ -180,9 +205,8 @@ class Sensing:
         self._measured = launch.step
         self._turn += 1
         self.waits += launch.round.late
-        readings: list[Reading] = []
-        for task, result in self._runner.finish(launch.round):
-            readings += self._readings(launch, task, result)
+        found = self._results(launch)
+        readings = readings_of(found, launch.step, launch.shapes, launch.heads, self.weights)
         self._governor.charge(launch.round.device_seconds)
         before = self.assessment
         self._monitor.take(readings, launch.shapes, launch.step)
@@ -192,38 +216,21 @@ class Sensing:
         self._governor.charge(time.perf_counter() - began)
         return Sensed(tuple(readings), risen)
 
-    def _readings(self, launch: _Launch, task: Task, result: Result | None) -> list[Reading]:
-        """Return the readings of a visit, and keep the vector from which the next one starts."""
-        sensor, name = task.sensor, task.visit.name
-        known = self._memories.setdefault(sensor.metrics[0], {})
-        known.pop(name, None)
+    def _results(self, launch: _Launch) -> Mapping[Visited, Values]:
+        """Return what every rank has measured; keep the vectors of this one."""
+        mine: dict[Visited, Values] = {}
+        for task, result in self._runner.finish(launch.round):
+            self._keep_memory(task, result)
+            visited = (task.visit.name, task.sensor.metrics)
+            mine[visited] = None if result is None else result.values
+        return self.sharing.exchange(mine, launch.shapes, launch.heads)
+
+    def _keep_memory(self, task: Task, result: Result | None) -> None:
+        """Keep the vector from which the next visit starts."""
+        known = self._memories.setdefault(task.sensor.metrics[0], {})
+        known.pop(task.visit.name, None)
         if result is not None and result.memory is not None:
-            known[name] = result.memory
-        values = dict.fromkeys(sensor.metrics, math.nan) if result is None else result.values
-        return [
-            self._reading(launch, name, metric, value, failed=result is None)
-            for metric, value in values.items()
-        ]
-
-    def _reading(
-        self, launch: _Launch, name: str, metric: str, value: float, *, failed: bool
-    ) -> Reading:
-        standing = standing_of(metric, value, *launch.shapes[name])
-        if name in launch.heads and standing is not Standing.UNDEFINED:
-            standing = Standing.UNJUDGED
-        if math.isnan(value) and not failed and self._was_defined(name, metric):
-            standing = Standing.DANGER
-        return Reading(name=name, metric=metric, value=value, step=launch.step, standing=standing)
-
-    def _was_defined(self, name: str, metric: str) -> bool:
-        """Return whether a metric was defined before: its weight is zero or not finite now.
-
-        A metric that never was is no fault: a mask of infinities, a factor that starts at zero.
-        """
-        known = self.weights.get(name)
-        before = None if known is None else known.readings.get(metric)
-        judged = metric in TIERS or metric == "spectral_norm"
-        return judged and before is not None and before.standing is not Standing.UNDEFINED
+            known[task.visit.name] = result.memory
 
     def _risen(self, before: Assessment | None) -> tuple[Finding, ...]:
         """Return a finding if the level is at least ``WARNING`` and higher than before."""

@@ -1,0 +1,1 @@
+"""Several ranks take one verdict: what they say to each other, and when."""

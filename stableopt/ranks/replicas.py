@@ -1,0 +1,224 @@
+"""Copies of the same weights on several ranks, compared bit by bit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from stableopt.runtime.bit_sum import bit_sum
+from stableopt.runtime.family import state_of
+from stableopt.runtime.names import parameter_names
+from stableopt.runtime.positions import positions
+from stableopt.runtime.storage import is_plain
+from stableopt.runtime.words import count, listed
+from stableopt.types import Finding, Scope
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from stableopt.ranks.group import Ranks
+
+
+class Copy(NamedTuple):
+    """What identifies the copies of one tensor.
+
+    Attributes:
+        name: Of the parameter.
+        key: Of an entry of its state; empty for the parameter itself.
+        kind: Shape and dtype.
+    """
+
+    name: str
+    key: str
+    kind: str
+
+
+class Replicas:
+    """Finds out which tensors several ranks hold copies of, and compares them.
+
+    Tensors of the same name, shape and dtype that begin with the same bits, have changed since and
+    are still the same were updated alike: they are copies, as :class:`DistributedDataParallel`
+    keeps them. Where copies differ afterwards, memory or a calculation has failed on one of the
+    ranks. Tensors that differ as soon as they change (experts, local SGD, optimizers with random
+    updates) are no copies, and are left alone. If most weights part at once, gradients are no
+    longer averaged: that is logged once, and they count as no copies from then on.
+
+    Args:
+        optimizer: The inner optimizer.
+        model: Has the names.
+        ranks: Those that may hold copies.
+        period: Calls in which everything is compared once.
+
+    Attributes:
+        copies: How many tensors are known to be copies.
+
+    Cost:
+        One read of weights and state, and one small gather, per ``period`` steps, and as much with
+        every snapshot. Nothing on a single rank.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, model: nn.Module | None, ranks: Ranks, period: int
+    ) -> None:
+        self._optimizer = optimizer
+        self._model = model
+        self._ranks = ranks
+        self._period = period
+        self.forget()
+
+    def forget(self) -> None:
+        """Start from scratch: there may be other weights in the same places."""
+        self._known: dict[Copy, int] = {}
+        self._changed: set[Copy] = set()
+        self._own: set[Copy] = set()
+        self._waiting: list[list[tuple[Copy, Tensor]]] = []
+        self._sums: dict[Copy, Tensor] = {}
+        self._begun = False
+        self._found: tuple[Finding, ...] = ()
+        self._told: set[Copy] = set()
+
+    def restart(self) -> None:
+        """Drop the comparison in progress: the weights were restored."""
+        self._waiting, self._sums, self._begun, self._found = [], {}, False, ()
+        self._told = set()
+
+    @property
+    def copies(self) -> int:
+        """How many tensors are known to be copies."""
+        return len(self._changed)
+
+    def step(self) -> tuple[Finding, ...]:
+        """Add up the bits of one part; compare all of them once per period.
+
+        Every rank calls this in every step.
+        """
+        if not self._ranks.several:
+            return ()
+        found, self._found = self._found, ()
+        if not self._waiting:
+            due, self._begun = self._begun, True
+            sums, self._sums = self._sums, {}
+            self._waiting = self._plan()
+            if due and not found:
+                found = self._compare(sums)
+        for copy, tensor in self._waiting.pop():
+            self._sums[copy] = bit_sum(tensor)
+        return found
+
+    def parts(self) -> bool:
+        """Compare everything now, before a snapshot is taken.
+
+        Returns:
+            Whether copies differ; the finding is returned by the next :meth:`step`.
+        """
+        if not self._ranks.several:
+            return False
+        self._found = self._compare({c: bit_sum(tensor) for c, tensor in self._tensors()})
+        return any(finding.scope is Scope.STATE for finding in self._found)
+
+    def _compare(self, sums: Mapping[Copy, Tensor]) -> tuple[Finding, ...]:
+        numbers = [torch.stack([s.cpu() for s in sums.values()]).tolist()] if sums else [[]]
+        mine = dict(zip(map(tuple, sums), numbers[0], strict=True))
+        return self.judge(self._ranks.gather(mine, "the comparison of replicas"))
+
+    def judge(self, everybody: Sequence[Mapping[tuple[str, ...], int]]) -> tuple[Finding, ...]:
+        """Return a finding if copies differ, given the bits that every rank has."""
+        held: dict[Copy, dict[int, int]] = {}
+        for rank, mine in enumerate(everybody):
+            for copy, bits in mine.items():
+                held.setdefault(Copy(*copy), {})[rank] = bits
+        self._own |= self._told  # training went on with them
+        self._changed -= self._told
+        parted: dict[Copy, dict[int, int]] = {}
+        for copy, by_rank in held.items():
+            if copy in self._own or len(by_rank) < 2:
+                continue
+            first = next(iter(by_rank.values()))
+            if all(bits == first for bits in by_rank.values()):
+                if self._known.setdefault(copy, first) != first:
+                    self._changed.add(copy)
+            elif copy in self._changed:
+                parted[copy] = by_rank
+            else:
+                self._own.add(copy)
+        return self._parted(parted)
+
+    def _parted(self, parted: Mapping[Copy, Mapping[int, int]]) -> tuple[Finding, ...]:
+        if not parted:
+            return ()
+        names = tuple(dict.fromkeys(copy.name for copy in parted))
+        weights = sum(not copy.key for copy in parted)
+        if weights > max(1, sum(not copy.key for copy in self._changed) / 2):
+            self._own |= parted.keys()
+            self._changed -= parted.keys()
+            message = (
+                f"{count(weights, 'weight')} ({listed(names)}) were the same on several ranks, and "
+                "are no longer: their gradients are not averaged; if that is on purpose, let each "
+                "rank decide for itself with StableOptimizer(group=False)"
+            )
+            return (self._finding(message, names, "warn"),)
+        self._told = set(parted)
+        message = f"the copies of {_what(parted)} differ: {_odd(parted)}"
+        return (self._finding(message, names, None),)
+
+    def _finding(self, message: str, names: tuple[str, ...], response: str | None) -> Finding:
+        return Finding(
+            kind="diverged_replicas",
+            message=message,
+            scope=Scope.STATE if response is None else Scope.NOTICE,
+            where=names,
+            response=response,
+        )
+
+    def _plan(self) -> list[list[tuple[Copy, Tensor]]]:
+        """Cut all tensors into ``period`` parts of about equal size."""
+        tensors = list(self._tensors())
+        quota = max(1, sum(tensor.numel() for _, tensor in tensors) / self._period)
+        parts: list[list[tuple[Copy, Tensor]]] = [[] for _ in range(self._period)]
+        spent = 0
+        for copy, tensor in tensors:
+            parts[min(int(spent / quota), self._period - 1)].append((copy, tensor))
+            spent += tensor.numel()
+        return parts
+
+    def _tensors(self) -> Iterator[tuple[Copy, Tensor]]:
+        """Yield every tensor that may have copies on other ranks."""
+        names = parameter_names(self._optimizer, self._model)
+        for place, parameter in positions(self._optimizer).items():
+            state = state_of(self._optimizer, parameter)
+            for key, tensor in {"": parameter, **state}.items():
+                if isinstance(tensor, torch.Tensor) and is_plain(tensor) and tensor.numel():
+                    yield Copy(names[place], str(key), _kind(tensor)), tensor.detach()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Let copies and pickles start from scratch."""
+        new = Replicas(self._optimizer, self._model, self._ranks, self._period)
+        return new.__dict__
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {tensor.dtype}"
+
+
+def _what(parted: Mapping[Copy, Mapping[int, int]]) -> str:
+    return listed([f"{c.key} of {c.name}" if c.key else c.name for c in parted])
+
+
+def _odd(parted: Mapping[Copy, Mapping[int, int]]) -> str:
+    """Return which ranks differ from most others, where there is a majority."""
+    odd: set[int] = set()
+    for by_rank in parted.values():
+        (bits, most), *_ = Counter(by_rank.values()).most_common(1)
+        if 2 * most <= len(by_rank):
+            return f"ranks {_numbers(by_rank)} disagree, and there is no majority"
+        odd |= {rank for rank, own in by_rank.items() if own != bits}
+    return f"rank{'s' * (len(odd) > 1)} {_numbers(odd)} against all others"
+
+
+def _numbers(ranks: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(ranks)))

@@ -1,0 +1,46 @@
+"""The findings of all ranks as one list. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from stableopt.types import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def merged(findings: Sequence[Sequence[Finding]]) -> tuple[Finding, ...]:
+    """Return the findings of all ranks: in the order of the ranks, each once.
+
+    One that not every rank has made begins with the ranks that have.
+
+    Args:
+        findings: Those of each rank.
+
+    Example:
+        >>> lost = Finding(kind="nonfinite_weight", message="fc.weight is NaN")
+        >>> merged([(), (lost,)])[0].message
+        'on rank 1 fc.weight is NaN'
+        >>> merged([(lost,), (lost,)])[0].message
+        'fc.weight is NaN'
+    """
+    first: dict[object, Finding] = {}
+    ranks: dict[object, list[int]] = {}
+    for rank, mine in enumerate(findings):
+        for finding in mine:
+            same = (finding.kind, finding.message, finding.scope, finding.where)
+            first.setdefault(same, finding)
+            if rank not in ranks.setdefault(same, []):
+                ranks[same].append(rank)
+    return tuple(
+        finding if len(ranks[same]) == len(findings) else _of(ranks[same], finding)
+        for same, finding in first.items()
+    )
+
+
+def _of(ranks: Sequence[int], finding: Finding) -> Finding:
+    several = "s" if len(ranks) > 1 else ""
+    where = ", ".join(map(str, ranks))
+    return replace(finding, message=f"on rank{several} {where} {finding.message}")

@@ -1,0 +1,234 @@
+"""What ranks do in the tests of edges; each function runs on every rank."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from stableopt import ConfigError, DivergenceError, Guard, RanksError, StableOptimizer, presets
+from tests.ranks.nets import Net, batch, build, digest
+
+
+def prepared(mode="ddp", **options):
+    """Return a model and a wrapped optimizer."""
+    model, inner = build(mode)
+    return model, StableOptimizer(inner, model=model, **{"sensors": (), **options})
+
+
+def train(model, opt, steps, rank, first=0):
+    """Train on batches of this rank."""
+    for number in range(first, first + steps):
+        x, y = batch(number, rank)
+        opt.zero_grad()
+        loss = F.mse_loss(model(x), y)
+        loss.backward()
+        if isinstance(opt, StableOptimizer):
+            opt.observe(loss=loss)
+        opt.step()
+
+
+def raised(function, *expected):
+    """Return the name of the error that a function raises, its text, and after how long."""
+    began = time.monotonic()
+    try:
+        function()
+    except expected as error:
+        return type(error).__name__, str(error), time.monotonic() - began
+    return None
+
+
+def stops_calling(rank):
+    """Rank 1 leaves the loop early."""
+    model, opt = prepared()
+    train(model, opt, 3, rank)
+    if rank == 1:
+        time.sleep(8)
+        return None
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    return raised(opt.step, RanksError)
+
+
+def dies(rank):
+    """Rank 1 ends without a word."""
+    model, opt = prepared()
+    train(model, opt, 3, rank)
+    if rank == 1:
+        os._exit(1)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    return raised(opt.step, RanksError)
+
+
+def options_differ(rank):
+    """Rank 1 was given another guard."""
+    model, opt = prepared(guard=Guard(max_skips=5 + rank))
+    return raised(lambda: train(model, opt, 1, rank), ConfigError)
+
+
+def clocks_differ(rank):
+    """Rank 1 has loaded the checkpoint of another step."""
+    model, opt = prepared()
+    train(model, opt, 2, rank)
+    early = opt.state_dict()
+    train(model, opt, 2, rank, 2)
+    late = opt.state_dict()
+    opt.load_state_dict(late if rank == 0 else early)
+    return raised(lambda: train(model, opt, 1, rank, 4), RanksError)
+
+
+def too_many_skips(rank):
+    """The batches of rank 1 hold a NaN from some step on, and the run stops on both."""
+    guard = Guard(max_skips=2, max_rollbacks=0, every=5)
+    model, opt = prepared(guard=guard)
+    train(model, opt, 5, rank)
+
+    def go_on():
+        for number in range(5, 20):
+            x, y = batch(number, rank)
+            x[0, 0] = math.nan if rank == 1 else 0.0
+            opt.zero_grad()
+            F.mse_loss(model(x), y).backward()
+            opt.step()
+
+    found = raised(go_on, DivergenceError)
+    events = [(e.call, e.action.value) for e in opt.ledger]
+    return (found[0] if found else None), events, [e.reason for e in opt.ledger]
+
+
+def one_rank_asks(rank):
+    """Rank 1 alone asks for a snapshot, and later for a rollback."""
+    model, opt = prepared(guard=Guard(every=1000))
+    train(model, opt, 4, rank)
+    if rank == 1:
+        opt.snapshot()
+    train(model, opt, 3, rank, 4)
+    if rank == 1:
+        opt.rollback("it looks odd")
+    train(model, opt, 1, rank, 7)
+    return opt.verdict.action.value, opt.verdict.reason, opt.summary()["steps"]
+
+
+def one_rank_looks(rank):
+    """Rank 0 alone saves and asks, in the middle of training."""
+    model, opt = prepared(sensors=None)
+    train(model, opt, 3, rank)
+    if rank == 0:
+        saved = opt.state_dict()
+        assert opt.summary()["ranks"]["size"] == 2
+        assert saved["stableopt"]
+        assert opt.ledger == ()
+    train(model, opt, 3, rank, 3)
+    if rank == 0:
+        opt.close()
+    train(model, opt, 3, rank, 6)
+    return opt.summary()["steps"]
+
+
+class Stubborn:
+    """An object that cannot be saved on one rank."""
+
+    def __init__(self, rank):
+        self.rank = rank
+
+    def state_dict(self):
+        """Fail on rank 1, but not at first."""
+        if self.rank == 1 and self.fails:
+            raise RuntimeError("no state today")
+        return {}
+
+    fails = False
+
+    def load_state_dict(self, state):
+        """Do nothing."""
+
+
+def a_snapshot_fails(rank):
+    """What rank 1 tracks cannot be saved for a while: no rank has that snapshot."""
+    logging.disable(logging.CRITICAL)
+    model, opt = prepared(guard=Guard(every=5, confirm=1))
+    odd = Stubborn(rank)
+    opt.track(odd=odd)
+    train(model, opt, 7, rank)
+    odd.fails = True
+    train(model, opt, 4, rank, 7)
+    odd.fails = False
+    train(model, opt, 6, rank, 11)
+    return [s["step"] for s in opt.summary()["snapshots"]["steps"]]
+
+
+def a_snapshot_is_damaged(rank):
+    """A bit of the newest snapshot of rank 1 flips: no rank goes back to it."""
+    logging.disable(logging.CRITICAL)
+    model, opt = prepared(guard=Guard(every=5, confirm=1))
+    train(model, opt, 18, rank)
+    keeper = opt._loop.restorer.keeper
+    if rank == 1:
+        newest = max(keeper.ring.slots, key=lambda slot: slot.step)
+        keeper._snapshots[newest.index]._state._params[0].view(-1)[0] += 1
+        with torch.no_grad():
+            next(model.parameters()).fill_(math.nan)
+    train(model, opt, 1, rank, 18)
+    weights = [p.detach().sum().item() for p in model.parameters()]
+    return opt.verdict.action.value, opt.verdict.rollback.to_step, weights
+
+
+def alone(rank):
+    """Each rank trains a network of its own, and decides for itself."""
+    torch.manual_seed(rank)
+    model = Net(norm=True)
+    inner = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    opt = StableOptimizer(inner, model=model, group=False)
+    for number in range(30 + 10 * rank):
+        x, y = batch(number, rank)
+        if rank == 1 and number == 20:
+            x[0, 0] = math.nan
+        opt.zero_grad()
+        F.mse_loss(model(x), y).backward()
+        opt.step()
+    summary = opt.summary()
+    return summary["calls"], summary["skips"], "ranks" in summary
+
+
+def halves(rank):
+    """Two ranks train one network, two another one."""
+    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    mine = groups[rank // 2]
+    torch.manual_seed(rank // 2)
+    model = DistributedDataParallel(Net(norm=False), process_group=mine)
+    inner = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    opt = StableOptimizer(inner, model=model, group=mine, guard=Guard(every=10))
+    for number in range(30 + 15 * (rank // 2)):
+        x, y = batch(number, rank)
+        if rank == 3 and number == 20:
+            x[0, 0] = math.nan
+        opt.zero_grad()
+        F.mse_loss(model(x), y).backward()
+        opt.step()
+    return opt.summary()["skips"], opt.summary()["ranks"]["rank"], digest(model, inner)
+
+
+def healthy(rank, steps):
+    """A run with everything switched on: what it has done, and what it costs in calls."""
+    model, inner = build("ddp")
+    options = presets.robust()
+    opt = StableOptimizer(inner, model=model, **options)
+    train(model, opt, steps, rank)
+    summary = opt.summary()
+    readings = {n: {m: r.value for m, r in of.items()} for n, of in opt.readings.items()}
+    return {
+        "digest": [p.detach().sum().item() for p in model.parameters()],
+        "interventions": [str(e) for e in opt.ledger if e.intervened],
+        "ranks": summary["ranks"],
+        "copies": opt._loop.decider.replicas.copies,
+        "readings": readings,
+        "acts": [t["steps"] for t in summary["transforms"]],
+        "risk": summary["sensors"]["risk"],
+    }

@@ -1,0 +1,103 @@
+"""A small network in every parallel mode, its batches, and the bits of what it has learned."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+WIDTH = 32
+
+
+class Net(nn.Module):
+    """Three layers and a side path, with BatchNorm where it is asked for."""
+
+    def __init__(self, *, norm):
+        super().__init__()
+        self.first = nn.Linear(16, WIDTH)
+        self.second = nn.Linear(WIDTH, WIDTH)
+        self.third = nn.Linear(WIDTH, 8)
+        self.side = nn.Linear(WIDTH, WIDTH)
+        self.norm = nn.BatchNorm1d(WIDTH) if norm else nn.Identity()
+
+    def forward(self, x):
+        hidden = self.norm(F.gelu(self.first(x)))
+        return self.third(F.gelu(self.second(hidden + self.side(hidden))))
+
+
+def build(mode, kernels="single"):
+    """Return a model and its bare optimizer.
+
+    Args:
+        mode: ``"ddp"``, ``"ddp_unused"``, ``"fsdp2"``, ``"hsdp"`` or ``"tp"``.
+        kernels: ``"single"``, ``"foreach"`` or ``"fused"``.
+    """
+    torch.manual_seed(0)
+    net = Net(norm=mode.startswith("ddp"))
+    if mode == "ddp":
+        model = DistributedDataParallel(net)
+    elif mode == "ddp_unused":
+        model = DistributedDataParallel(net, find_unused_parameters=True)
+    else:
+        raise ValueError(mode)
+    options = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-2, **options[kernels])
+
+
+def batch(number, rank):
+    """Return the inputs and targets of a batch, other ones on every rank."""
+    generator = torch.Generator().manual_seed(1000 + 10 * number + rank)
+    x = torch.randn(12, 16, generator=generator)
+    return x, x[:, :8].cumsum(1).tanh()
+
+
+class Loader:
+    """A stream of batches that can be set back."""
+
+    def __init__(self, rank):
+        self.number, self.rank = 0, rank
+
+    def next(self):
+        """Return the number of a batch, and the batch."""
+        self.number += 1
+        return self.number - 1, *batch(self.number - 1, self.rank)
+
+    def state_dict(self):
+        """Return where it is."""
+        return {"number": self.number}
+
+    def load_state_dict(self, state):
+        """Go where it was."""
+        self.number = state["number"]
+
+
+def local(tensor):
+    """Return this rank's part of a tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def digest(model, optimizer):
+    """Return a hash of weights, state, buffers and random state."""
+    found = hashlib.sha1()
+    for parameter in model.parameters():
+        found.update(_bytes(parameter))
+        for key, value in sorted(optimizer.state.get(parameter, {}).items()):
+            found.update(key.encode() + _bytes(value))
+    for buffer in model.buffers():
+        found.update(_bytes(buffer))
+    found.update(torch.get_rng_state().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _bytes(tensor):
+    values = local(tensor.detach()).contiguous().reshape(-1)
+    return values.view(torch.uint8).numpy().tobytes()
+
+
+def is_last():
+    """Return whether this is the rank that faults are put into."""
+    return dist.get_rank() == dist.get_world_size() - 1

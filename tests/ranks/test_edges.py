@@ -1,0 +1,93 @@
+"""Ranks that part, ask alone, fail alone or end: every rank ends alike, and none hangs."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.ranks import loops
+from tests.ranks.world import RankFailedError, run
+
+
+def test_a_rank_that_stops_calling_is_named():
+    found, _ = run(loops.stops_calling, patience=3)
+    kind, text, seconds = found
+    assert kind == "RanksError"
+    assert "waited 3 s for rank 1 in call 4 of step()" in text
+    assert seconds < 8
+
+
+def test_a_rank_that_ends_ends_the_run():
+    with pytest.raises(RankFailedError, match="rank 1"):
+        run(loops.dies, patience=5)
+
+
+def test_other_options_are_refused_everywhere():
+    for kind, text, _ in run(loops.options_differ):
+        assert kind == "ConfigError"
+        assert "on rank 1 must be the same on all ranks" in text
+        assert "max_skips=6" in text
+
+
+def test_other_checkpoints_are_out_of_step():
+    for kind, text, _ in run(loops.clocks_differ):
+        assert kind == "RanksError"
+        assert "rank 0 is at call 5 after 4 steps" in text
+        assert "rank 1 is at call 3 after 2 steps" in text
+
+
+def test_all_ranks_stop_together():
+    one, other = run(loops.too_many_skips)
+    assert one == other
+    assert one[0] == "DivergenceError"
+    assert one[1][-1] == (8, "stop")
+
+
+def test_a_request_of_one_rank_is_one_of_all():
+    one, other = run(loops.one_rank_asks)
+    assert one == other
+    action, reason, steps = one
+    assert (action, steps) == ("roll_back", 5)
+    assert "it looks odd" in reason
+
+
+def test_one_rank_may_look_and_save():
+    assert run(loops.one_rank_looks, patience=5) == [9, 9]
+
+
+def test_a_snapshot_that_fails_on_one_rank_is_none():
+    one, other = run(loops.a_snapshot_fails)
+    assert one == other
+    assert 10 not in one
+    assert 5 in one
+
+
+def test_a_snapshot_that_is_damaged_on_one_rank_is_given_up():
+    one, other = run(loops.a_snapshot_is_damaged)
+    assert one == other
+    assert one[:2] == ("roll_back", 10)
+
+
+def test_ranks_of_their_own():
+    assert run(loops.alone) == [(30, 0, False), (40, 1, False)]
+
+
+@pytest.mark.slow
+def test_two_networks_in_one_job():
+    found = run(loops.halves, ranks=4)
+    assert [skips for skips, _, _ in found] == [0, 0, 1, 1]
+    assert [rank for _, rank, _ in found] == [0, 1, 0, 1]
+    digests = [digest for *_, digest in found]
+    assert digests[0] != digests[2]
+
+
+def test_everything_switched_on():
+    steps = 120
+    one, other = run(loops.healthy, steps)
+    assert one["interventions"] == other["interventions"] == []
+    for key in ("digest", "readings", "acts", "risk", "copies"):
+        assert one[key] == other[key], key
+    assert one["readings"]
+    assert one["copies"] > 20
+    calls = one["ranks"]
+    # One sum per step, the check and the outcome of a snapshot; readings and replicas are gathered.
+    assert calls["sums"] <= steps + 2 * (steps // 100 + 1) + 1
