@@ -65,16 +65,6 @@ def check_model(model: object, optimizer: Optimizer) -> nn.Module | None:
     return model
 
 
-def check_sharding(optimizer: Optimizer, guard: object) -> None:
-    """Check that there is no guard, or that this rank holds whole parameters."""
-    kinds = {type(p.data).__name__ for group in optimizer.param_groups for p in group["params"]}
-    if guard is not None and "DTensor" in kinds:
-        raise ConfigError(
-            "parameters are DTensors, which the guard cannot judge yet: pass guard=False to train "
-            "without it"
-        )
-
-
 def check_compile(given: object, optimizer: Optimizer) -> Mapping[str, Any] | None:
     """Return the options of the ``compile=`` argument, or ``None`` not to compile."""
     if given is False:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from stableopt.guard.policy import Policy
     from stableopt.ranks.group import Ranks
     from stableopt.ranks.message import Agreed
+    from stableopt.runtime.positions import Position
     from stableopt.snapshots.keeper import Keeper
     from stableopt.telemetry.ledger import Ledger
     from stableopt.triggers.rule_book import RuleBook
@@ -69,6 +70,8 @@ class Agreement:
         self._policy = policy
         self._keeper = keeper
         self._rules = rules
+        self._copies = ranks.size
+        self._whole = True
 
     def __call__(self, observation: Observation, flags: Mapping[str, Any]) -> Known:
         """Return what all ranks know of a step.
@@ -102,8 +105,28 @@ class Agreement:
         signals: dict[str, Any] = dict(agreed.signals)
         if "many" in agreed.flags:
             signals |= self._gathered(many)
+        norms = self._agreed_norms(observation.gradients, agreed)
+        signals = {**observation.signals, **signals}
+        known = Observation(loss=agreed.loss, gradients=norms, signals=signals)
+        return Known(known, agreed.flags)
+
+    def _agreed_norms(self, mine: GradientNorms | None, agreed: Agreed) -> GradientNorms | None:
+        """Return the norms of this rank with the global ones of all ranks."""
+        if agreed.norm is None:
+            return None
+        total = torch.tensor(agreed.norm, dtype=widest_real(torch.device("cpu")))
+        if mine is None:
+            mine = GradientNorms(owners=(), values=(), norms=(), total=total, total_value=0.0)
+        if self._whole:
+            total = mine.total  # the bits of torch, where every rank has all gradients
         width = groups_per_norm(self._optimizer.param_groups)
-        return Known(_observed(observation, agreed, signals, width), agreed.flags)
+        groups = {slot * width: norm for slot, norm in agreed.groups.items() if norm}
+        return replace(
+            mine,
+            total=total.to(mine.total),
+            total_value=agreed.norm,
+            groups=groups if len(groups) > 1 else {},
+        )
 
     def _gathered(self, mine: Mapping[str, Any]) -> dict[str, Any]:
         """Return signals of many values: those of every rank, by its number."""
@@ -117,15 +140,29 @@ class Agreement:
     def _slots(self) -> list[tuple[int, str]]:
         return [(slot.step, slot.state.value) for slot in self._keeper.ring.slots]
 
+    def share(self, holders: Mapping[Position, int]) -> dict[tuple[int, int], float] | None:
+        """Find out how gradients add up over the ranks.
+
+        Args:
+            holders: On how many ranks each parameter is.
+
+        Returns:
+            Factors on their norms; ``None`` where all are on as many ranks.
+        """
+        counts = set(holders.values())
+        self._whole = counts <= {self.ranks.size}
+        self._copies = counts.pop() if len(counts) == 1 else 1
+        if not counts:
+            return None
+        return {(at.group, at.place): count**-0.5 for at, count in holders.items()}
+
     def _gradients(self, norms: GradientNorms | None) -> dict[str, Any]:
         """Return squares, each divided by the number of ranks that have the same gradient."""
         if norms is None:
             return {}
-        size, width = self.ranks.size, groups_per_norm(self._optimizer.param_groups)
-        return {
-            "square": norms.total_value**2 / size,
-            "groups": {number // width: norm**2 / size for number, norm in norms.groups.items()},
-        }
+        width, copies = groups_per_norm(self._optimizer.param_groups), self._copies
+        groups = {number // width: norm**2 / copies for number, norm in norms.groups.items()}
+        return {"square": norms.total_value**2 / copies, "groups": groups}
 
     def words(self, *mine: tuple[Finding, ...]) -> tuple[tuple[Finding, ...], ...]:
         """Return what all ranks have found, list by list; every rank calls it at once."""
@@ -150,22 +187,6 @@ class Agreement:
             f"the ranks are out of step: {each}. Each has to call step() as often as all others, "
             "and to load the same checkpoint"
         )
-
-
-def _observed(
-    observation: Observation, agreed: Agreed, signals: Mapping[str, Any], width: int
-) -> Observation:
-    """Return an observation with the numbers of all ranks."""
-    norms = None
-    if agreed.norm is not None:
-        norms = observation.gradients
-        if norms is None:
-            total = torch.tensor(agreed.norm, dtype=widest_real(torch.device("cpu")))
-            norms = GradientNorms(owners=(), values=(), norms=(), total=total, total_value=0.0)
-        groups = {slot * width: norm for slot, norm in agreed.groups.items() if norm}
-        norms = replace(norms, total_value=agreed.norm, groups=groups if len(groups) > 1 else {})
-    signals = {**observation.signals, **signals}
-    return Observation(loss=agreed.loss, gradients=norms, signals=signals)
 
 
 def _on_host(value: Any) -> Any:

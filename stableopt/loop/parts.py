@@ -75,6 +75,7 @@ class Parts:
         options: Notes what the inner step changes in its own options.
         in_flight: The step that was taken last, while it is not judged.
         decider: Judges and decides; ``None`` with ``guard=False``.
+        shares: Factors on gradient norms, where ranks hold other parts of the model.
         restorer: Restores; ``None`` with ``guard=False``.
         guarded: Both of these.
         ranks: Those that take one verdict.
@@ -102,6 +103,7 @@ class Parts:
         self.ranks = ranks
         self.transforms_of = transforms_of
         self.verdict: Verdict | None = None
+        self.shares: Mapping[tuple[int, int], float] | None = None
         self.called = False
         self.said: set[object] = set()
         self.no_readings = Sensed()
@@ -138,7 +140,7 @@ class Parts:
         if guard is not None:
             self._add_guard(guard, model)
         self._fill_register()
-        self.scaler = ScalerWatch(self.restorer)
+        self.scaler = ScalerWatch(self.restorer, self.ranks)
         if self.lags and guard is not None:
             check_lagged(optimizer, guard, self.update, transforms=bool(self.transforms))
         self.adopt_group_transforms()
@@ -154,7 +156,15 @@ class Parts:
             self.optimizer, guard, judge, keeper, self.sensing, self.ranks, ledger, replicas
         )
         self.restorer = Restorer(
-            self.optimizer, self.register, judge, keeper, buffers, tracked, self.options, replicas
+            self.optimizer,
+            self.register,
+            judge,
+            keeper,
+            buffers,
+            tracked,
+            self.options,
+            replicas,
+            model,
         )
         self.guarded = self.decider, self.restorer
 
@@ -266,6 +276,7 @@ class Parts:
         if self.decider is None or not self.ranks.join():
             return
         check_support(self.optimizer, lags=self.lags)
+        self.transforms.check_sharded()
         options = {
             "stableopt": version.__version__,
             "guard": repr(self.guard),
@@ -274,6 +285,7 @@ class Parts:
         }
         check_same(self.ranks, options)
         self.decider.replicas.parts()
+        self.shares = self.decider.agree.share(self.decider.replicas.holders())
         if self.sensing is not None:
             self.sensing.sharing.meet(self.sensing.names())
         self.look_at_graph()

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from stableopt.errors import ConfigError
 from stableopt.health.advice import beyond_reach, vanishing_eps
 from stableopt.runtime.once import warn_once
+from stableopt.runtime.shards import reshard
 from stableopt.snapshots.tracked import forgive_overflow
 from stableopt.types import Action, Verdict
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from torch.optim import Optimizer
 
     from stableopt.health.judge import Judge
@@ -41,6 +42,7 @@ class Restorer:
         tracked: What the user wants restored as well.
         options: What the optimizer changes in its own options.
         replicas: Compares the copies of weights on other ranks.
+        model: May have weights that were gathered from other ranks.
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class Restorer:
         tracked: Tracked,
         options: OptionWatch,
         replicas: Replicas,
+        model: nn.Module | None,
     ) -> None:
         self._optimizer = optimizer
         self._register = register
         self._judge = judge
         self._options = options
         self._replicas = replicas
+        self._model = model
         self.keeper = keeper
         self.buffers = buffers
         self.tracked = tracked
@@ -95,6 +99,7 @@ class Restorer:
             restored = self.keeper.restore(verdict.rollback, self._restores, numbers)
             if restored is not None:
                 self._register.restore(restored.baselines)
+                reshard(self._model)
                 self._judge.restart()
                 self._replicas.restart()
                 for scaler in self.tracked.scalers:

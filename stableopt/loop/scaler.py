@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stableopt.loop.restore import Restorer
+    from stableopt.ranks.group import Ranks
 
 
 class ScalerWatch:
@@ -17,9 +18,11 @@ class ScalerWatch:
 
     Args:
         restorer: Has the buffers that a batch may have changed; ``None`` without a guard.
+        ranks: Those that take one verdict: their scalers find the same.
     """
 
-    def __init__(self, restorer: Restorer | None) -> None:
+    def __init__(self, restorer: Restorer | None, ranks: Ranks) -> None:
+        self._ranks = ranks
         self._restorer = restorer
         self._asked = 0
         self._usual: int | None = None
@@ -34,7 +37,9 @@ class ScalerWatch:
         if restorer.buffers is not None and restorer.buffers.spoilt():
             # The scaler will skip this batch: what it did to the running statistics stays.
             restorer.buffers.left_out()
-        return self._asked > (self._usual or 1) and restorer.is_damaged()
+        return self._asked > (self._usual or 1) and self._ranks.any(
+            restorer.is_damaged(), "the check after an overflow"
+        )
 
     def note_step(self) -> None:
         """Remember how often it asked before a step."""

@@ -66,12 +66,15 @@ class StepLoop(Parts):
     def _judge_then_take(self, closure: Callable[[], Any] | None) -> Any:
         """Run a step with ``sync="exact"``."""
         self.settle()
+        if not self.ranks.joined:
+            if closure is None and not self.signals.has_loss and is_priming(self.optimizer, None):
+                return self.optimizer.step()
+            self.join_ranks()
         loss = self.take.evaluate(closure)
         with torch.no_grad():
             attempt = self.observe(closure, loss)
             primes = closure is None and self._is_priming(attempt.observation)
             if not primes:
-                self.join_ranks()
                 attempt.sensed = self._sense()
                 verdict = self.judge(attempt)
         if primes:
@@ -140,8 +143,8 @@ class StepLoop(Parts):
             if not self.transforms:
                 known = Observation(loss=mean_of(read_scalars(losses)), signals=signals)
                 return Attempt(known, closure=closure, loss=loss)
-        groups = self.optimizer.param_groups
-        gradients, numbers = measure_gradients(groups, beside=[*losses, *self._start_judging()])
+        groups, asked = self.optimizer.param_groups, [*losses, *self._start_judging()]
+        gradients, numbers = measure_gradients(groups, asked, self.shares)
         count = len(losses)
         known = Observation(loss=mean_of(numbers[:count]), gradients=gradients, signals=signals)
         return Attempt(known, numbers[count:], closure=closure, loss=loss)

@@ -115,7 +115,6 @@ class StableOptimizer(Wrapper):
         self.optimizer = checks.check_optimizer(optimizer)
         self._take_its_name()
         options = reader.make_guard(guard)
-        checks.check_sharding(optimizer, options)
         ranks = Ranks(group)
         if options is not None and ranks.expected() > 1:
             check_support(optimizer, lags=options.sync == "lagged")

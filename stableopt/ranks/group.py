@@ -57,6 +57,11 @@ class Ranks:
             _check_group(given)
 
     @property
+    def joined(self) -> bool:
+        """Whether :meth:`join` was called."""
+        return self._joined
+
+    @property
     def several(self) -> bool:
         """Whether there are others."""
         return self.size > 1

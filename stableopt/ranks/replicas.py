@@ -11,6 +11,7 @@ from stableopt.runtime.bit_sum import bit_sum
 from stableopt.runtime.family import state_of
 from stableopt.runtime.names import parameter_names
 from stableopt.runtime.positions import positions
+from stableopt.runtime.shards import copies, is_sharded, local, place
 from stableopt.runtime.storage import is_plain
 from stableopt.runtime.words import count, listed
 from stableopt.types import Finding, Scope
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from stableopt.ranks.group import Ranks
+    from stableopt.runtime.positions import Position
 
 
 class Copy(NamedTuple):
@@ -30,7 +32,7 @@ class Copy(NamedTuple):
     Attributes:
         name: Of the parameter.
         key: Of an entry of its state; empty for the parameter itself.
-        kind: Shape and dtype.
+        kind: Shape and dtype, and which part of a sharded tensor it is.
     """
 
     name: str
@@ -59,7 +61,7 @@ class Replicas:
 
     Cost:
         One read of weights and state, and one small gather, per ``period`` steps, and as much with
-        every snapshot. Nothing on a single rank.
+        every snapshot. Nothing on a single rank, or where no rank holds what another one does.
     """
 
     def __init__(
@@ -81,6 +83,8 @@ class Replicas:
         self._begun = False
         self._found: tuple[Finding, ...] = ()
         self._told: set[Copy] = set()
+        self._holders: dict[Copy, int] = {}
+        self._alone = False
 
     def restart(self) -> None:
         """Drop the comparison in progress: the weights were restored."""
@@ -92,12 +96,22 @@ class Replicas:
         """How many tensors are known to be copies."""
         return len(self._changed)
 
+    def holders(self) -> dict[Position, int]:
+        """Return on how many ranks each parameter is; known after the first comparison."""
+        names = parameter_names(self._optimizer, self._model)
+        found = {}
+        for at, parameter in positions(self._optimizer).items():
+            part = local(parameter)
+            known = self._holders.get(Copy(names[at], "", _kind(parameter, part)), 1)
+            found[at] = copies(parameter) if is_sharded(parameter) else known
+        return found
+
     def step(self) -> tuple[Finding, ...]:
         """Add up the bits of one part; compare all of them once per period.
 
         Every rank calls this in every step.
         """
-        if not self._ranks.several:
+        if not self._ranks.several or self._alone:
             return ()
         found, self._found = self._found, ()
         if not self._waiting:
@@ -116,7 +130,7 @@ class Replicas:
         Returns:
             Whether copies differ; the finding is returned by the next :meth:`step`.
         """
-        if not self._ranks.several:
+        if not self._ranks.several or self._alone:
             return False
         self._found = self._compare({c: bit_sum(tensor) for c, tensor in self._tensors()})
         return any(finding.scope is Scope.STATE for finding in self._found)
@@ -132,12 +146,16 @@ class Replicas:
         for rank, mine in enumerate(everybody):
             for copy, bits in mine.items():
                 held.setdefault(Copy(*copy), {})[rank] = bits
+        self._alone = all(len(by_rank) < 2 for by_rank in held.values())
         self._own |= self._told  # training went on with them
         self._changed -= self._told
         parted: dict[Copy, dict[int, int]] = {}
         for copy, by_rank in held.items():
             if copy in self._own or len(by_rank) < 2:
                 continue
+            if not copy.key:
+                alike = Counter(by_rank.values())
+                self._holders[copy] = alike[by_rank.get(self._ranks.rank, 0)]
             first = next(iter(by_rank.values()))
             if all(bits == first for bits in by_rank.values()):
                 if self._known.setdefault(copy, first) != first:
@@ -189,11 +207,14 @@ class Replicas:
     def _tensors(self) -> Iterator[tuple[Copy, Tensor]]:
         """Yield every tensor that may have copies on other ranks."""
         names = parameter_names(self._optimizer, self._model)
-        for place, parameter in positions(self._optimizer).items():
+        for at, parameter in positions(self._optimizer).items():
+            if is_sharded(parameter) and copies(parameter) == 1:
+                continue  # each rank has a part of its own
             state = state_of(self._optimizer, parameter)
             for key, tensor in {"": parameter, **state}.items():
-                if isinstance(tensor, torch.Tensor) and is_plain(tensor) and tensor.numel():
-                    yield Copy(names[place], str(key), _kind(tensor)), tensor.detach()
+                part = local(tensor) if isinstance(tensor, torch.Tensor) else None
+                if part is not None and is_plain(part) and part.numel():
+                    yield Copy(names[at], str(key), _kind(tensor, part)), part.detach()
 
     def __getstate__(self) -> dict[str, object]:
         """Let copies and pickles start from scratch."""
@@ -201,8 +222,8 @@ class Replicas:
         return new.__dict__
 
 
-def _kind(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {tensor.dtype}"
+def _kind(tensor: Tensor, part: Tensor) -> str:
+    return f"{tuple(part.shape)} {part.dtype} {place(tensor)}"
 
 
 def _what(parted: Mapping[Copy, Mapping[int, int]]) -> str:

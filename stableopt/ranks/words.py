@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from stableopt.types import Finding
+from stableopt.types import Finding, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 def merged(findings: Sequence[Sequence[Finding]]) -> tuple[Finding, ...]:
     """Return the findings of all ranks: in the order of the ranks, each once.
 
-    One that not every rank has made begins with the ranks that have.
+    One that not every rank has made begins with the ranks that have. Of a spike, which all ranks
+    have seen, the words of the first rank stand for all: others hold other parts of the gradients.
 
     Args:
         findings: Those of each rank.
@@ -30,7 +31,9 @@ def merged(findings: Sequence[Sequence[Finding]]) -> tuple[Finding, ...]:
     ranks: dict[object, list[int]] = {}
     for rank, mine in enumerate(findings):
         for finding in mine:
-            same = (finding.kind, finding.message, finding.scope, finding.where)
+            same: object = (finding.kind, finding.message, finding.scope, finding.where)
+            if finding.scope is Scope.SPIKE or finding.kind == "first_gradient":
+                same = (finding.kind, finding.group)  # judged by the same numbers everywhere
             first.setdefault(same, finding)
             if rank not in ranks.setdefault(same, []):
                 ranks[same].append(rank)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from stableopt.functional import (
     widest_real,
 )
 from stableopt.runtime.scalars import read_scalars
+from stableopt.runtime.shards import local
 from stableopt.types import GradientNorms
 
 MOST_GROUPS = 16
@@ -76,11 +77,14 @@ class GradientMeasurement(NamedTuple):
         )
 
 
-def start_gradients(param_groups: Sequence[dict[str, Any]]) -> GradientMeasurement | None:
+def start_gradients(
+    param_groups: Sequence[dict[str, Any]], shares: Mapping[tuple[int, int], float] | None = None
+) -> GradientMeasurement | None:
     """Have the norm of every gradient computed; ``None`` where no parameter has a gradient.
 
     Args:
         param_groups: The groups of the inner optimizer.
+        shares: Factors on the norms of single gradients, for all that is computed from them.
 
     Cost:
         One read of the gradients, and no host synchronisation.
@@ -91,23 +95,29 @@ def start_gradients(param_groups: Sequence[dict[str, Any]]) -> GradientMeasureme
             gradient = parameter.grad
             if gradient is not None and not gradient.is_meta:
                 owners.append((g, i))
-                values.append(dense_values(gradient))
+                values.append(dense_values(local(gradient)))
     if not values:
         return None
     norms = tensor_norms(values)
+    if shares is not None:
+        factors = [shares.get(owner, 1.0) for owner in owners]
+        norms = [norm * factor for norm, factor in zip(norms, factors, strict=True)]
     several = owners[0][0] != owners[-1][0]
     groups = _group_totals(owners, norms, groups_per_norm(param_groups)) if several else {}
     return GradientMeasurement(owners, values, norms, total_norm(norms), groups)
 
 
 def measure_gradients(
-    param_groups: Sequence[dict[str, Any]], beside: Sequence[float | Tensor] = ()
+    param_groups: Sequence[dict[str, Any]],
+    beside: Sequence[float | Tensor] = (),
+    shares: Mapping[tuple[int, int], float] | None = None,
 ) -> tuple[GradientNorms | None, list[float]]:
     """Measure the norm of every gradient, and read other scalars in the same transfer.
 
     Args:
         param_groups: The groups of the inner optimizer.
         beside: One-element tensors or numbers to bring to the host as well (the loss).
+        shares: As in :func:`start_gradients`.
 
     Returns:
         The norms, ``None`` where no parameter has a gradient, and ``beside`` as floats.
@@ -116,7 +126,7 @@ def measure_gradients(
         One read of the gradients and one host synchronisation while all is finite. Call it under
         :func:`torch.no_grad`.
     """
-    started = start_gradients(param_groups)
+    started = start_gradients(param_groups, shares)
     if started is None:
         return None, read_scalars(beside)
     scalars = started.scalars

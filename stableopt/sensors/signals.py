@@ -70,6 +70,11 @@ class Signals:
             self._between.update(checked)
         return found
 
+    @property
+    def has_loss(self) -> bool:
+        """Whether a loss was observed."""
+        return bool(self._losses)
+
     def take(self) -> tuple[list[float | Tensor], dict[str, Any]]:
         """Return the losses and the other signals, and forget them."""
         losses, others = self._losses, self._others

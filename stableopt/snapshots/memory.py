@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stableopt.errors import ConfigError
+from stableopt.runtime.shards import local
 from stableopt.runtime.storage import has_data
 from stableopt.runtime.words import size
 from stableopt.snapshots.tree_copy import Memory
@@ -113,7 +114,7 @@ def estimate_bytes(optimizer: Optimizer, known: int) -> int:
         per_parameter = 0
     per_parameter += bool(options.get("amsgrad"))
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    sizes: list[int] = [p.numel() * p.element_size() for p in params if has_data(p)]
+    sizes: list[int] = [local(p).numel() * p.element_size() for p in params if has_data(p)]
     return known + per_parameter * sum(sizes)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stableopt.runtime.family import attributes, family
 from stableopt.runtime.positions import Position, Shape, positions, shape_of
+from stableopt.runtime.shards import local
 from stableopt.runtime.tree import tree_bytes, tree_tensors
 from stableopt.snapshots.tree_copy import Memory, TreeRestorer, TreeSaver, replace_items
 
@@ -72,7 +73,7 @@ class StateCopy:
         places = positions(optimizer)
         params = list(places.values())
         saver = TreeSaver(self._memory, keep=params)
-        data = [p.detach() for p in params]
+        data = [local(p.detach()) for p in params]
         if len(self._params) == len(data) and all(map(self._memory.fits, self._params, data)):
             if data:
                 torch._foreach_copy_(self._params, data)
@@ -109,13 +110,13 @@ class StateCopy:
         self._params, self._places = [], list(places)
         for place, parameter in places.items():
             before = known.get(id(parameter))
-            if before is not None and before[1].shape == parameter.shape:
+            if before is not None and before[1].shape == local(parameter).shape:
                 moved[before[0]] = place
                 self._params.append(before[1].to(parameter.dtype))
                 if before[1].dtype != parameter.dtype:
                     cast[place] = before[1].dtype, parameter.dtype
             else:
-                self._params.append(self._memory.copy(parameter.detach()))
+                self._params.append(self._memory.copy(local(parameter.detach())))
         self._owners = params
         new = {place: p for place, p in places.items() if place not in moved.values()}
         arrived = {place: p for place, p in new.items() if place not in without_state}
@@ -186,7 +187,8 @@ class StateCopy:
         if self._places:
             # Not detach(), which would change the version of a weight: a compiled step is undone at
             # the next call, which may be between a forward pass and its backward pass.
-            torch._foreach_copy_([places[place].data for place in self._places], self._params)
+            values = [local(places[place]).data for place in self._places]
+            torch._foreach_copy_(values, self._params)
 
     @torch.no_grad()
     def reserve(self, optimizer: Optimizer) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from stableopt.runtime.shards import local
 from stableopt.runtime.storage import is_plain, without_overlap
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class _Copies:
     def make(self) -> None:
         plain = []
         for target, source in zip(self._targets, self._sources, strict=True):
+            target, source = local(target), local(source)
             if _kind(target) is not Tensor or not is_plain(target):
                 target.copy_(source)  # a subclass may override it
             else:

@@ -14,7 +14,9 @@ from torch.optim import Optimizer
 from stableopt.errors import ConfigError
 from stableopt.health.spectra.sensed import Sensed
 from stableopt.health.spectra.sensing import Sensing
+from stableopt.runtime.shards import is_sharded
 from stableopt.runtime.storage import has_data
+from stableopt.runtime.words import listed
 from stableopt.sensors.signals import signals_of
 from stableopt.transforms.binding import Bound, Entry, bind
 from stableopt.transforms.protocol import Change, Phase, Transform
@@ -148,6 +150,23 @@ class Transforming:
             self._sensing.altered({name for i in acted for name in self._changes[i] if name})
         self._awaited.note(self._signals.keys())
         self._fresh, self._signals, self._taken = {}, {}, True
+
+    def check_sharded(self) -> None:
+        """Refuse transforms that would act on parts of weights as if these were whole.
+
+        Raises:
+            ConfigError: There is one.
+        """
+        for bound in self._bound:
+            targets = bound.found.targets
+            sharded = [t.name for t in targets if is_sharded(self._site.parameter(t))]
+            everything = len(targets) == len(self._site.targets)
+            if sharded and not (bound.entry.kind == "ClipGradNorm" and everything):
+                raise ConfigError(
+                    f"transforms has {bound.entry.transform!r}, which cannot act on sharded "
+                    f"weights yet ({listed(sharded)}): leave it out; ClipGradNorm of all "
+                    "parameters works"
+                )
 
     def wants(self, signal: str) -> bool:
         """Return whether a trigger reads a signal."""

@@ -25,8 +25,8 @@ GUARD = {"responses": {"nonfinite_loss": "skip"}, "every": EVERY}
 def train(rank, mode, kernels, fault, *, guarded, updates=UPDATES, **options):
     """Return the digest, the actions, the reasons, and whether tensors stayed in place."""
     model, inner = build(mode, kernels)
-    torch.manual_seed(77 + rank)
-    loader, opt = Loader(rank), inner
+    torch.manual_seed(77 + rank * (mode != "tp"))
+    loader, opt = Loader(rank, mode), inner
     if guarded:
         options = {"sensors": (), "guard": Guard(**GUARD), **options}
         opt = StableOptimizer(inner, model=model, **options)

@@ -7,6 +7,9 @@ import hashlib
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -42,15 +45,27 @@ def build(mode, kernels="single"):
         model = DistributedDataParallel(net)
     elif mode == "ddp_unused":
         model = DistributedDataParallel(net, find_unused_parameters=True)
+    elif mode in ("fsdp2", "hsdp"):
+        ranks = dist.get_world_size()
+        shape = (1, ranks) if mode == "fsdp2" else (2, ranks // 2)
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("copies", "shards"))
+        mesh = mesh["shards"] if mode == "fsdp2" else mesh
+        for layer in (net.first, net.second, net.third, net.side):
+            fully_shard(layer, mesh=mesh)
+        model = fully_shard(net, mesh=mesh)
+    elif mode == "tp":
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        plan = {"second": ColwiseParallel(), "third": RowwiseParallel()}
+        model = parallelize_module(net, mesh, plan)
     else:
         raise ValueError(mode)
     options = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
     return model, torch.optim.AdamW(model.parameters(), lr=1e-2, **options[kernels])
 
 
-def batch(number, rank):
-    """Return the inputs and targets of a batch, other ones on every rank."""
-    generator = torch.Generator().manual_seed(1000 + 10 * number + rank)
+def batch(number, rank, mode="ddp"):
+    """Return the inputs and targets of a batch, other ones on every rank but with ``"tp"``."""
+    generator = torch.Generator().manual_seed(1000 + 10 * number + rank * (mode != "tp"))
     x = torch.randn(12, 16, generator=generator)
     return x, x[:, :8].cumsum(1).tanh()
 
@@ -58,13 +73,13 @@ def batch(number, rank):
 class Loader:
     """A stream of batches that can be set back."""
 
-    def __init__(self, rank):
-        self.number, self.rank = 0, rank
+    def __init__(self, rank, mode):
+        self.number, self.rank, self.mode = 0, rank, mode
 
     def next(self):
         """Return the number of a batch, and the batch."""
         self.number += 1
-        return self.number - 1, *batch(self.number - 1, self.rank)
+        return self.number - 1, *batch(self.number - 1, self.rank, self.mode)
 
     def state_dict(self):
         """Return where it is."""

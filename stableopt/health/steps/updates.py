@@ -10,6 +10,7 @@ import torch
 
 from stableopt.functional import tensor_norms
 from stableopt.runtime.positions import parameter_at, positions
+from stableopt.runtime.shards import local
 from stableopt.types import Finding, Scope
 from stableopt.update.closures import requires_closure
 
@@ -105,8 +106,11 @@ class UpdateWatch:
         if not self._waiting:
             return
         place = self._waiting.pop()
-        weight = parameter_at(self._optimizer, place)
-        if weight is None or weight.grad is None or not _is_plain(weight, weight.grad):
+        parameter = parameter_at(self._optimizer, place)
+        if parameter is None or parameter.grad is None:
+            return
+        weight, gradient = local(parameter), local(parameter.grad)
+        if not _is_plain(weight, gradient):
             return
         course = self._courses.get(place)
         if course is None:
@@ -114,7 +118,7 @@ class UpdateWatch:
         parts = weight.numel() // MOST
         first = MOST * (course.looks % parts) if parts > 1 else 0
         part = _part(weight, first)
-        slope = _part(weight.grad, first) != 0 if course.rests else None
+        slope = _part(gradient, first) != 0 if course.rests else None
         rate = self._optimizer.param_groups[place.group].get("lr", math.nan)
         unit = math.sqrt(part.numel() * weight.shape[0] / weight.numel())
         self._look = _Look(place, weight, part.clone(), unit, first, slope, [rate])

@@ -9,6 +9,7 @@ import torch
 
 from stableopt.runtime.bit_sum import bit_sum
 from stableopt.runtime.names import without_wrappers
+from stableopt.runtime.shards import local
 from stableopt.runtime.storage import has_data
 from stableopt.runtime.words import listed
 from stableopt.types import Finding, Scope
@@ -65,7 +66,7 @@ class FrozenWatch:
             if tensor.requires_grad:
                 self._known.pop(name, None)  # it is trained now
                 continue
-            total = bit_sum(tensor)
+            total = bit_sum(local(tensor))
             if name in self._known and self._known[name].total.device == total.device:
                 self._asked.append((name, total))
             else:
@@ -136,6 +137,7 @@ class FrozenWatch:
 
 
 def _is_plain(tensor: Tensor) -> bool:
+    tensor = local(tensor)
     return (
         has_data(tensor)
         and tensor.layout is torch.strided

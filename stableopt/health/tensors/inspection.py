@@ -14,6 +14,7 @@ from stableopt.functional import all_finite, dense_values, tensor_norms
 from stableopt.health.describe import Label
 from stableopt.health.tensors.laws import FIRST, SECOND
 from stableopt.runtime.magnitudes import largest, unmasked
+from stableopt.runtime.shards import local
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -65,7 +66,7 @@ class Inspection:
 
         Args:
             place: Its place in the optimizer.
-            value: Its values.
+            value: Its values, or this rank's part of them.
             state: Its entry in the optimizer's state; tensors of another shape are checked
                 with the first elements.
             span: The range of the elements, from :func:`spans`.
@@ -131,7 +132,7 @@ class Inspection:
         state: Mapping[str, Any],
         span: tuple[int, int] | None,
     ) -> None:
-        first, second = state.get(FIRST), state.get(SECOND)
+        first, second = map(local, (state.get(FIRST), state.get(SECOND)))
         if type(first) is not Tensor or type(second) is not Tensor or not first.numel():
             return
         if first.shape != second.shape or not second.dtype.is_floating_point | second.is_complex():
@@ -252,6 +253,7 @@ def _part(tensor: Tensor, span: tuple[int, int] | None) -> Tensor:
 def floating_tensors(state: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
     """Yield every plain floating tensor in a nested state, with its path."""
     if isinstance(state, Tensor):
+        state = local(state)
         if type(state) in (Tensor, Parameter):
             if (state.is_floating_point() or state.is_complex()) and path != "step":
                 yield path, state.detach()

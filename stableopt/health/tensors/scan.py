@@ -8,6 +8,7 @@ from stableopt.health.describe import Label
 from stableopt.health.tensors.inspection import Inspection, spans
 from stableopt.runtime.family import loose_tensors, state_of
 from stableopt.runtime.positions import Position, parameter_at, positions
+from stableopt.runtime.shards import local
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -76,9 +77,10 @@ class RotatingScan:
                     inspection.add(Label("state", place), found)
                 continue
             parameter = parameter_at(self._optimizer, place)
-            if parameter is None or (span is not None and parameter.numel() < span[1]):
+            if parameter is None or (span is not None and local(parameter).numel() < span[1]):
                 continue  # it was replaced, and is checked in the next round
-            inspection.add_part(place, parameter, state_of(self._optimizer, parameter), span)
+            state = state_of(self._optimizer, parameter)
+            inspection.add_part(place, local(parameter), state, span)
         return inspection
 
     def everything(self) -> Inspection:
@@ -96,8 +98,9 @@ class RotatingScan:
             parameter = parameter_at(self._optimizer, place)
             if parameter is not None:
                 state = state_of(self._optimizer, parameter)
-                for span in spans(parameter):
-                    inspection.add_part(place, parameter, state, span)
+                value = local(parameter)
+                for span in spans(value):
+                    inspection.add_part(place, value, state, span)
         return inspection
 
     def _add_buffers(self, inspection: Inspection) -> None:
@@ -108,7 +111,7 @@ class RotatingScan:
 
     def _plan(self) -> list[list[_Part]]:
         """Cut the parameters into as many parts of about equal cost as there are steps."""
-        known = positions(self._optimizer)
+        known = {place: local(p) for place, p in positions(self._optimizer).items()}
         total = sum(p.numel() + _OVERHEAD for p in known.values())
         quota = max(_SMALLEST, total / self._period)
         parts: list[list[_Part]] = [[] for _ in range(self._period)]
