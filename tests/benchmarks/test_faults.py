@@ -261,6 +261,7 @@ def test_a_shift_is_of_the_data_alone(name):
     assert shifted.validation > run(_setting(None, task=name), None).validation + 0.1
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_gives_the_same():
     setting = _setting(Guard(every=20))
     job = Job(fault="gradient-nan", contestant=OURS, setting=setting, phase=30, moment=STEP, seed=1)

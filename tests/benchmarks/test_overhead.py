@@ -36,6 +36,7 @@ def test_writes_a_result_file(tmp_path, capsys):
     assert all(VARIANTS[v["name"]].label in table for v in cell["variants"])
 
 
+@pytest.mark.slow
 def test_wrapping_does_not_change_what_is_measured(tmp_path):
     main(["--cells", "tiny", "--rounds", "1", "--output", str(tmp_path)])
     (cell,) = json.loads((tmp_path / "overhead.json").read_text())["cells"]
@@ -44,6 +45,7 @@ def test_wrapping_does_not_change_what_is_measured(tmp_path):
     assert losses["stable+clip"] == losses["adamw+clip"]
 
 
+@pytest.mark.slow
 def test_leaves_out_a_peer_that_is_not_installed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Variant, "available", property(lambda self: self.requires is None))
     main(["--cells", "tiny", "--rounds", "1", "--output", str(tmp_path)])

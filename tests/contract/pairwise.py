@@ -8,6 +8,7 @@ from typing import Any
 
 Row = dict[str, Any]
 Pair = tuple[str, int, str, int]
+Alike = Callable[[str, Any, str], str | None]
 
 
 def cover(
@@ -15,6 +16,7 @@ def cover(
     possible: Callable[[Row], bool],
     seed: int = 0,
     candidates: int = 20,
+    alike: Alike = lambda name, value, other: None,
 ) -> list[Row]:
     """Return rows that cover every pair of values that some possible row has.
 
@@ -26,9 +28,12 @@ def cover(
         possible: Judges a partial row; must stay true when values are taken away.
         seed: Seed of the choice.
         candidates: How many completions are tried for each row.
+        alike: Given a dimension, a value and another dimension, returns what several values have in
+            common that need not be paired with the values of the other each; ``None`` if it does.
     """
     rng = random.Random(seed)
-    missing = dict.fromkeys(_pairs(dimensions))
+    first = _first_alike(dimensions, alike)
+    missing = dict.fromkeys(_paired(pair, first) for pair in _pairs(dimensions))
     rows = []
     while missing:
         a, i, b, j = next(iter(missing))
@@ -37,11 +42,30 @@ def cover(
         found = [r for _ in range(candidates) if (r := _complete(start, dimensions, possible, rng))]
         if not found:
             continue  # no row can have this pair
-        best = max(found, key=lambda row: sum(p in missing for p in _pairs_of(row)))
+        best = max(found, key=lambda row: sum(_paired(p, first) in missing for p in _pairs_of(row)))
         for pair in _pairs_of(best):
-            missing.pop(pair, None)
+            missing.pop(_paired(pair, first), None)
         rows.append(_values(best, dimensions))
     return rows
+
+
+def _first_alike(
+    dimensions: Mapping[str, Sequence[Any]], alike: Alike
+) -> dict[tuple[str, int, str], int]:
+    """Return the first of the values that are alike, for every value and other dimension."""
+    first = {}
+    for a, values in dimensions.items():
+        for b in dimensions:
+            seen: dict[Any, int] = {}
+            for i, value in enumerate(values):
+                common = alike(a, value, b)
+                first[a, i, b] = i if common is None else seen.setdefault(common, i)
+    return first
+
+
+def _paired(pair: Pair, first: Mapping[tuple[str, int, str], int]) -> Pair:
+    a, i, b, j = pair
+    return a, first[a, i, b], b, first[b, j, a]
 
 
 def _pairs(dimensions: Mapping[str, Sequence[Any]]) -> Iterator[Pair]:

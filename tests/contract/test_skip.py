@@ -10,6 +10,7 @@ import torch
 from stableopt import Action, DivergenceError, Guard, StableOptimizer
 from stableopt.testing import inject_gradient
 from tests.contract.bits import assert_same
+from tests.contract.pairwise import cover
 from tests.contract.scenario import Scenario, Tiny, Trace, build, copied, finish, seed_everything
 from tests.contract.specs import VARIANTS, variant_id
 
@@ -63,11 +64,16 @@ def snapshot(model, inner):
     return trace
 
 
-@pytest.mark.parametrize("at", [0, 1, 4])
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-@pytest.mark.parametrize("pair", VARIANTS, ids=variant_id)
+ROWS = cover({"pair": VARIANTS, "fault": list(FAULTS), "at": [0, 1, 4]}, lambda row: True)
+
+
+@pytest.mark.parametrize(
+    ("pair", "fault", "at"),
+    [tuple(row.values()) for row in ROWS],
+    ids=[f"{variant_id(row['pair'])}-{row['fault']}-{row['at']}" for row in ROWS],
+)
 def test_the_batch_never_happened(pair, fault, at):
-    spec, variant = pair
+    (spec, variant), fault = pair, FAULTS[fault]
     model, inner, opt = start(spec, variant)
     for step in range(7):
         if step == at:

@@ -56,7 +56,7 @@ class Run:
         assert summary["lr_scale"] == 1.0
 
 
-@pytest.fixture(params=[0, 1])
+@pytest.fixture(params=[0, pytest.param(1, marks=pytest.mark.slow)])
 def draw(request):
     """A generator of its own for the data; the weights follow the same seed."""
     with torch.random.fork_rng(devices=[]):
