@@ -96,6 +96,7 @@ __all__ = [
     "MaxNorm",
     "MissingExtraError",
     "QKClip",
+    "RanksError",
     "SignalRule",
     "SpectralCap",
     "SpectralNormalization",

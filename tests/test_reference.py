@@ -35,7 +35,7 @@ PACKAGES = (
     "types",
 )
 
-MODULES = ("presets", "gate")
+MODULES = ("presets", "optimizer.gate")
 """Public, and without ``__all__``: every class and function that they define."""
 
 

@@ -6,6 +6,7 @@ from tests.mutants.compiled import COMPILED_MUTANTS
 from tests.mutants.healthy import HEALTHY_MUTANTS
 from tests.mutants.judgement import JUDGEMENT_MUTANTS
 from tests.mutants.mutant import Mutant
+from tests.mutants.ranks import RANKS_MUTANTS
 from tests.mutants.sensors import SENSOR_MUTANTS
 from tests.mutants.telling import TELLING_MUTANTS
 from tests.mutants.trainers import TRAINER_MUTANTS
@@ -294,7 +295,7 @@ MUTANTS = {
     ),
     "parameters stay": Mutant(
         "stableopt.snapshots.state_copy",
-        "torch._foreach_copy_([places[place].data for place in self._places], self._params)",
+        "torch._foreach_copy_(values, self._params)",
         "pass",
         (ROLLBACK, "-k", "AdamW-default and never_saw"),
     ),
@@ -324,8 +325,8 @@ MUTANTS = {
     ),
     "a scaler never hears of lost weights": Mutant(
         "stableopt.loop.scaler",
-        "return self._asked > (self._usual or 1) and restorer.is_damaged()",
-        "return False",
+        "return self._asked > (self._usual or 1) and self._ranks.any(",
+        "return self._asked < 0 and self._ranks.any(",
         (f"{TRACKED}::test_everything_goes_back_together",),
     ),
     "a scaler that asks twice has all weights read": Mutant(
@@ -416,14 +417,14 @@ MUTANTS = {
     # Promise 2, in the real loop: nothing with a fault in it is kept or restored.
     "snapshots are taken unlooked at": Mutant(
         "stableopt.snapshots.keeper",
-        "        findings = self._judge.damage()",
-        "        findings = ()",
+        "parted or bool(self._judge.damage())",
+        "parted",
         (f"{INSPECTION}::test_a_snapshot_never_holds_it",),
     ),
     "snapshots are restored unlooked at": Mutant(
         "stableopt.snapshots.keeper",
-        "if not snapshot.is_intact():",
-        "if False:",
+        "intact = snapshot.is_intact()",
+        "intact = True",
         (f"{KEEPER}::TestSafety::test_a_snapshot_that_was_damaged_at_rest_is_given_up",),
     ),
     "a checkpoint keeps the ring": Mutant(
@@ -497,5 +498,6 @@ MUTANTS = {
     **TELLING_MUTANTS,
     **TRAINER_MUTANTS,
     **SENSOR_MUTANTS,
+    **RANKS_MUTANTS,
     **TRANSFORM_MUTANTS,
 }

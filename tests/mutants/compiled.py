@@ -149,8 +149,8 @@ COMPILED_MUTANTS = {
     ),
     "a rollback breaks the backward pass": Mutant(
         "stableopt.snapshots.state_copy",
-        "[places[place].data for place in self._places]",
-        "[places[place].detach() for place in self._places]",
+        "local(places[place]).data",
+        "places[place].detach()",
         (f"{TRACED}::test_weights_that_are_lost_go_back_at_the_next_call",),
     ),
     "what a batch has spoilt is taken over": Mutant(

@@ -154,8 +154,8 @@ JUDGEMENT_MUTANTS = {
     ),
     "jumps are learned": Mutant(
         "stableopt.health.judge",
-        "if found or (part is not None and part.faults(numbers) and self.accepted):",
-        "if found:",
+        "self._part.faults(numbers[:scanned]) and self.accepted",
+        "False",
         (f"{JUMPS}::TestTraining",),
     ),
     "other weights are held against those before them": Mutant(

@@ -103,9 +103,9 @@ SENSOR_MUTANTS = {
         (f"{RISK}::TestTiers::test_undefined_is_never_healthy",),
     ),
     "a sensor that failed read a one": Mutant(
-        "stableopt.health.spectra.sensing",
-        "dict.fromkeys(sensor.metrics, math.nan) if result is None",
-        "dict.fromkeys(sensor.metrics, 1.0) if result is None",
+        "stableopt.health.spectra.judged",
+        "dict.fromkeys(metrics, math.nan) if values is None",
+        "dict.fromkeys(metrics, 1.0) if values is None",
         (f"{SENSING}::TestFailures::test_a_sensor_that_fails_is_undefined_and_told_once",),
     ),
     "nothing known is stable": Mutant(
@@ -124,8 +124,8 @@ SENSOR_MUTANTS = {
     ),
     "what a sensor sees broken is left to the scan": Mutant(
         "stableopt.loop.decide",
-        "if not findings and (self.suspicious or (suspicious and self.detectors.accepted)):",
-        "if not findings and self.suspicious:",
+        "looks=bool(looks or (suspicious and self.detectors.accepted)),",
+        "looks=bool(looks),",
         (f"{SENSING}::TestFailures::test_a_weight_that_is_not_finite_is_never_healthy",),
     ),
     # Schedule.

@@ -12,7 +12,15 @@ import torch.distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from stableopt import ConfigError, DivergenceError, Guard, RanksError, StableOptimizer, presets
+from stableopt import (
+    ClipGradNorm,
+    ConfigError,
+    DivergenceError,
+    Guard,
+    RanksError,
+    StableOptimizer,
+    presets,
+)
 from tests.ranks.nets import Net, batch, build, digest
 
 
@@ -232,3 +240,95 @@ def healthy(rank, steps):
         "acts": [t["steps"] for t in summary["transforms"]],
         "risk": summary["sensors"]["risk"],
     }
+
+
+class Spy:
+    """Stands before the agreement of a wrapper, and keeps what was agreed."""
+
+    def __init__(self, opt):
+        self.inner, self.seen = opt._loop.decider.agree, []
+        opt._loop.decider.agree = self
+
+    def __call__(self, observation, flags):
+        """Keep loss and norm."""
+        known = self.inner(observation, flags)
+        self.seen.append((known.observation.loss, known.observation.gradients.total_value))
+        return known
+
+    def __getattr__(self, name):
+        """Pass everything else on."""
+        return getattr(self.inner, name)
+
+
+def observed(rank, mode):
+    """Return loss and norm of every step as they were agreed, and as they are."""
+    model, opt = prepared(mode)
+    spy, expected = Spy(opt), []
+    for number in range(6):
+        x, y = batch(number, rank, mode)
+        opt.zero_grad()
+        loss = F.mse_loss(model(x), y)
+        loss.backward()
+        mean = loss.detach().clone()
+        dist.all_reduce(mean)
+        squares = [whole(p.grad).double().square().sum() for p in model.parameters()]
+        expected.append((float(mean) / dist.get_world_size(), float(sum(squares).sqrt())))
+        opt.observe(loss=loss)
+        opt.step()
+    return spy.seen, expected
+
+
+def whole(tensor):
+    """Return all parts of a tensor."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def clipped(rank, mode):
+    """Return the weights after some clipped steps of ours, and of torch's."""
+    found = []
+    for ours in (True, False):
+        model, opt = build(mode)
+        if ours:
+            opt = StableOptimizer(opt, model=model, sensors=(), transforms=[ClipGradNorm(0.05)])
+        for number in range(5):
+            x, y = batch(number, rank)
+            opt.zero_grad()
+            F.mse_loss(model(x), y).backward()
+            if not ours:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+            opt.step()
+        found.append([whole(p.detach()).clone() for p in model.parameters()])
+    return found
+
+
+def rolled_back_behind_an_evaluation(rank):
+    """Roll back while the root holds gathered weights; return what a forward pass gives."""
+    model, opt = prepared("fsdp2", guard=Guard(every=5))
+    train(model, opt, 4, rank)
+    opt.snapshot()
+    train(model, opt, 1, rank, 4)
+    x, _ = batch(99, 0)
+    with torch.no_grad():
+        before = model(x).tolist()
+    train(model, opt, 3, rank, 5)
+    opt.rollback()
+    x2, y2 = batch(8, rank)
+    opt.zero_grad()
+    F.mse_loss(model(x2), y2).backward()
+    with torch.no_grad():
+        model(x)
+        opt.step()
+        after = model(x).tolist()
+    assert opt.verdict.action.value == "roll_back"
+    return before, after
+
+
+def shared_visits(rank):
+    """Return which weights this rank has measured, and the readings of all."""
+    model, opt = prepared(sensors=None)
+    runner, mine = opt._loop.sensing._runner, []
+    start = runner.start
+    runner.start = lambda tasks: mine.extend(t.visit.name for t in tasks) or start(tasks)
+    train(model, opt, 60, rank)
+    readings = {n: {m: r.value for m, r in of.items()} for n, of in opt.readings.items()}
+    return set(mine), readings

@@ -91,3 +91,12 @@ def test_everything_switched_on():
     calls = one["ranks"]
     # One sum per step, the check and the outcome of a snapshot; readings and replicas are gathered.
     assert calls["sums"] <= steps + 2 * (steps // 100 + 1) + 1
+
+
+def test_visits_are_shared():
+    (mine, readings), (theirs, others) = run(loops.shared_visits)
+    assert mine
+    assert theirs
+    assert not mine & theirs
+    assert readings == others
+    assert set(readings) == mine | theirs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ class Sharing:
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
         self._holders: dict[str, list[int]] = {}
+        self._turns: dict[str, int] = {}
         self.postpones = False
 
     @property
@@ -50,11 +50,14 @@ class Sharing:
         for rank, held in enumerate(self._ranks.gather(list(names), "the first step")):
             for name in held:
                 self._holders.setdefault(name, []).append(rank)
+        self._turns = {name: turn for turn, name in enumerate(sorted(self._holders))}
 
     def is_mine(self, name: str) -> bool:
         """Return whether this rank measures a weight that it holds."""
-        holders = self._holders.get(name, [self._ranks.rank])
-        return holders[zlib.crc32(name.encode()) % len(holders)] == self._ranks.rank
+        if name not in self._holders:
+            return True
+        holders = self._holders[name]
+        return holders[self._turns[name] % len(holders)] == self._ranks.rank
 
     def exchange(
         self,
