@@ -15,7 +15,7 @@ from stableopt.sensors.gradients import groups_per_norm
 from stableopt.types import GradientNorms, Observation
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from torch.optim import Optimizer
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from stableopt.runtime.positions import Position
     from stableopt.snapshots.keeper import Keeper
     from stableopt.telemetry.ledger import Ledger
+    from stableopt.transforms.chain import Transforming
     from stableopt.triggers.rule_book import RuleBook
     from stableopt.types import Finding
 
@@ -53,6 +54,7 @@ class Agreement:
         policy: Has the counts that have to be the same on all ranks.
         keeper: Has the snapshots, which have to be of the same steps.
         rules: Read signals.
+        transforms: Read signals, too.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Agreement:
         policy: Policy,
         keeper: Keeper,
         rules: RuleBook,
+        transforms: Transforming,
     ) -> None:
         self._optimizer = optimizer
         self.ranks = ranks
@@ -70,6 +73,7 @@ class Agreement:
         self._policy = policy
         self._keeper = keeper
         self._rules = rules
+        self._transforms = transforms
         self._copies = ranks.size
         self._whole = True
 
@@ -86,10 +90,14 @@ class Agreement:
         if not self.ranks.several:
             return Known(observation, {name for name, is_set in flags.items() if is_set})
         call = self._ledger.calls + 1
-        names = sorted(self._rules.signals)
-        read = {n: observation.signals[n] for n in names if n in observation.signals}
-        numbers = {name: _number(read.get(name)) for name in names}
-        many = {name: value for name, value in read.items() if numbers[name] is None}
+        signals, largest = observation.signals, self._transforms.largest
+        names = sorted((self._rules.signals | self._transforms.signals) - largest)
+        numbers = {name: _number(signals.get(name)) for name in names}
+        many = {
+            name: signals[name]
+            for name in largest.union(names)
+            if name in signals and numbers.get(name) is None
+        }
         said = Said(
             **flags,
             many=bool(many),
@@ -102,11 +110,10 @@ class Agreement:
         agreed = unpack(total, self.ranks.size, names)
         if not agreed.in_step:
             self._explain(call)
-        signals: dict[str, Any] = dict(agreed.signals)
+        signals = {**signals, **agreed.signals}
         if "many" in agreed.flags:
             signals |= self._gathered(many)
         norms = self._agreed_norms(observation.gradients, agreed)
-        signals = {**observation.signals, **signals}
         known = Observation(loss=agreed.loss, gradients=norms, signals=signals)
         return Known(known, agreed.flags)
 
@@ -129,13 +136,17 @@ class Agreement:
         )
 
     def _gathered(self, mine: Mapping[str, Any]) -> dict[str, Any]:
-        """Return signals of many values: those of every rank, by its number."""
+        """Return signals of many values: of those for transforms the largest of each, else all."""
         found: dict[str, dict[str, Any]] = {}
         everybody = self.ranks.gather(_on_host(mine), "the exchange of signals")
         for rank, theirs in enumerate(everybody):
             for name, value in theirs.items():
                 found.setdefault(name, {})[f"rank {rank}"] = value
-        return found
+        of_transforms = self._transforms.signals | self._transforms.largest
+        return {
+            name: largest_of(list(values.values())) if name in of_transforms else values
+            for name, values in found.items()
+        }
 
     def _slots(self) -> list[tuple[int, str]]:
         return [(slot.step, slot.state.value) for slot in self._keeper.ring.slots]
@@ -164,6 +175,14 @@ class Agreement:
         groups = {number // width: norm**2 / copies for number, norm in norms.groups.items()}
         return {"square": norms.total_value**2 / copies, "groups": groups}
 
+    def norms(self, mine: GradientNorms | None) -> GradientNorms | None:
+        """Return norms that were measured again, as all ranks see them; all call it at once."""
+        if not self.ranks.several or self._whole:
+            return mine
+        said = Said(**self._gradients(mine))
+        total = self.ranks.sum(pack(said), "the norm of changed gradients")
+        return self._agreed_norms(mine, unpack(total, self.ranks.size, ()))
+
     def words(self, *mine: tuple[Finding, ...]) -> tuple[tuple[Finding, ...], ...]:
         """Return what all ranks have found, list by list; every rank calls it at once."""
         if not self.ranks.several:
@@ -187,6 +206,23 @@ class Agreement:
             f"the ranks are out of step: {each}. Each has to call step() as often as all others, "
             "and to load the same checkpoint"
         )
+
+
+def largest_of(values: Sequence[Any]) -> Any:
+    """Return the largest of each number in values of the same form; NaN if one is.
+
+    Args:
+        values: Numbers, tensors, or dicts of these, at least one. Of tensors of other shapes the
+            largest number of all is returned.
+    """
+    if any(isinstance(value, dict) for value in values):
+        dicts = [value for value in values if isinstance(value, dict)]
+        keys = dict.fromkeys(key for value in dicts for key in value)
+        return {key: largest_of([v[key] for v in dicts if key in v]) for key in keys}
+    tensors = [torch.as_tensor(value) for value in values]
+    if len({tensor.shape for tensor in tensors}) > 1:
+        tensors = [tensor.max() for tensor in tensors]
+    return torch.stack([tensor.double() for tensor in tensors]).amax(0)
 
 
 def _on_host(value: Any) -> Any:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from stableopt.ranks.replicas import Replicas
     from stableopt.snapshots.keeper import Keeper
     from stableopt.telemetry.ledger import Ledger
+    from stableopt.transforms.chain import Transforming
     from stableopt.types import Finding, Observation
 
 logger = logging.getLogger("stableopt")
@@ -48,6 +49,7 @@ class Decider:
         ranks: Those that take one verdict.
         ledger: Has the clocks.
         replicas: Compares the copies of weights on other ranks.
+        transforms: Read signals.
 
     Attributes:
         agree: Tells all ranks what each of them knows.
@@ -69,6 +71,7 @@ class Decider:
         ranks: Ranks,
         ledger: Ledger,
         replicas: Replicas,
+        transforms: Transforming,
     ) -> None:
         self._optimizer = optimizer
         self.detectors = judge
@@ -82,7 +85,9 @@ class Decider:
         self.replicas = replicas
         # Notices and risks that had to wait, because there were faults.
         self._unreported: tuple[tuple[Finding, ...], tuple[Finding, ...]] = ((), ())
-        self.agree = Agreement(optimizer, ranks, ledger, self.policy, keeper, self.rules)
+        self.agree = Agreement(
+            optimizer, ranks, ledger, self.policy, keeper, self.rules, transforms
+        )
 
     def judge(self, attempt: Attempt, step: int) -> Verdict:
         """Return what is to be done about an attempt.

@@ -17,10 +17,9 @@ from stableopt.loop.restore import Restorer
 from stableopt.loop.scaler import ScalerWatch
 from stableopt.loop.take import Take
 from stableopt.ranks.replicas import Replicas
-from stableopt.ranks.support import check_same, check_support
-from stableopt.runtime import version
 from stableopt.runtime.once import warn_once
 from stableopt.runtime.storage import has_data
+from stableopt.sensors.gradients import measure_gradients
 from stableopt.sensors.signals import Signals
 from stableopt.snapshots.buffers import BufferShadow
 from stableopt.snapshots.keeper import Keeper
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from stableopt.sensors import Sensors
     from stableopt.telemetry.dispatch import Dispatcher
     from stableopt.transforms import Transform
-    from stableopt.types import RiskLevel, Verdict
+    from stableopt.types import GradientNorms, RiskLevel, Verdict
     from stableopt.update.eager import Update
 
 
@@ -117,7 +116,7 @@ class Parts:
         self.sensing = (
             None if sensors is None else Sensing(optimizer, model, sensors, ranks, acts=acts)
         )
-        self.transforms = Transforming(optimizer, model, self.sensing)
+        self.transforms = Transforming(optimizer, model, self.sensing, agrees=guard is not None)
         self.transforms.add(transforms)
         # act
         self.traced = TracedStep(optimizer)
@@ -153,7 +152,15 @@ class Parts:
         keeper = Keeper(self.optimizer, guard, judge, buffers, tracked, self.ranks, replicas)
         ledger = self.recorder.ledger
         self.decider = Decider(
-            self.optimizer, guard, judge, keeper, self.sensing, self.ranks, ledger, replicas
+            self.optimizer,
+            guard,
+            judge,
+            keeper,
+            self.sensing,
+            self.ranks,
+            ledger,
+            replicas,
+            self.transforms,
         )
         self.restorer = Restorer(
             self.optimizer,
@@ -267,28 +274,10 @@ class Parts:
 
     # ranks
 
-    def join_ranks(self) -> None:
-        """Meet the other ranks, in the first step: process groups may come after the optimizer.
-
-        Raises:
-            ConfigError: They were given other options, or cannot agree with these.
-        """
-        if self.decider is None or not self.ranks.join():
-            return
-        check_support(self.optimizer, lags=self.lags)
-        self.transforms.check_sharded()
-        options = {
-            "stableopt": version.__version__,
-            "guard": repr(self.guard),
-            "sensors": repr(None if self.sensing is None else self.sensing.options),
-            "transforms": repr([item["transform"] for item in self.transforms.summary()]),
-        }
-        check_same(self.ranks, options)
-        self.decider.replicas.parts()
-        self.shares = self.decider.agree.share(self.decider.replicas.holders())
-        if self.sensing is not None:
-            self.sensing.sharing.meet(self.sensing.names())
-        self.look_at_graph()
+    def measure(self) -> GradientNorms | None:
+        """Return the norms of the gradients as they are now, on all ranks."""
+        norms, _ = measure_gradients(self.optimizer.param_groups, (), self.shares)
+        return norms if self.decider is None else self.decider.agree.norms(norms)
 
     # transforms of parameter groups, and graphs
 

@@ -14,6 +14,7 @@ from stableopt.errors import DivergenceError
 from stableopt.loop.attempt import Attempt, Fate
 from stableopt.loop.decide import unjudged
 from stableopt.loop.in_flight import GONE, is_sound
+from stableopt.loop.join import join_ranks
 from stableopt.loop.parts import Parts
 from stableopt.loop.tame import tame
 from stableopt.runtime.scalars import read_scalars
@@ -69,7 +70,7 @@ class StepLoop(Parts):
         if not self.ranks.joined:
             if closure is None and not self.signals.has_loss and is_priming(self.optimizer, None):
                 return self.optimizer.step()
-            self.join_ranks()
+            join_ranks(self)
         loss = self.take.evaluate(closure)
         with torch.no_grad():
             attempt = self.observe(closure, loss)
@@ -219,7 +220,9 @@ class StepLoop(Parts):
         observation = attempt.observation
         if verdict.tames:
             own = attempt.closure is not None and self.take.evaluates_again
-            verdict, observation = tame(self.optimizer, verdict, observation, own=own)
+            verdict, observation = tame(
+                self.optimizer, verdict, observation, own=own, measure=self.measure
+            )
         self.adopt_group_transforms()
         self.transforms.before_step(observation, self.steps)
         late: tuple[Finding, ...] = self._inner_step(lambda: self.take(attempt, self.decider))

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from stableopt.health.tensors.laws import POWERS
-from stableopt.sensors.gradients import measure_gradients
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch.optim import Optimizer
 
@@ -24,7 +23,12 @@ ROUNDING = 1e-3
 
 
 def tame(
-    optimizer: Optimizer, verdict: Verdict, observation: Observation, *, own: bool
+    optimizer: Optimizer,
+    verdict: Verdict,
+    observation: Observation,
+    *,
+    own: bool,
+    measure: Callable[[], GradientNorms | None],
 ) -> tuple[Verdict, Observation]:
     """Scale down the gradients that stand out; return what was done, and the norms after it.
 
@@ -33,11 +37,12 @@ def tame(
         verdict: What was decided.
         observation: What was measured.
         own: Whether the optimizer evaluates the closure again, and steps on other gradients.
+        measure: Measures the gradients.
     """
     said = tame_memory(optimizer, verdict.findings)
     tamed = observation
     if not own:
-        tamed, done = tame_gradients(optimizer, observation, verdict.findings)
+        tamed, done = tame_gradients(optimizer, observation, verdict.findings, measure)
         said += done
     reason = "; ".join([verdict.reason, *said])
     return replace(verdict, tames=bool(said), reason=reason), tamed
@@ -45,7 +50,10 @@ def tame(
 
 @torch.no_grad()
 def tame_gradients(
-    optimizer: Optimizer, observation: Observation, findings: Sequence[Finding]
+    optimizer: Optimizer,
+    observation: Observation,
+    findings: Sequence[Finding],
+    measure: Callable[[], GradientNorms | None],
 ) -> tuple[Observation, list[str]]:
     """Scale gradients down to the largest norm of recent steps; their direction stays.
 
@@ -53,6 +61,7 @@ def tame_gradients(
         optimizer: The inner optimizer.
         observation: What was measured.
         findings: The spikes.
+        measure: Measures the gradients.
 
     Returns:
         The observation with the new norms, and a sentence for everything that was scaled.
@@ -71,7 +80,7 @@ def tame_gradients(
             continue
         factor = finding.usual / gradients.total_value
         _scale(optimizer, gradients, factor)
-        observation = replace(observation, gradients=measure_gradients(optimizer.param_groups)[0])
+        observation = replace(observation, gradients=measure())
         what = "gradients" if finding.group is None else f"gradients of group {finding.group}"
         said.append(f"the {what} are scaled by {factor:.3g} to a norm of {finding.usual:.4g}")
     return observation, said

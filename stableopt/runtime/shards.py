@@ -54,6 +54,32 @@ def place(tensor: Tensor) -> tuple[int, ...]:
     return tuple(-1 if placement.is_replicate() else number for placement, number in at)
 
 
+def whole(tensor: Any) -> Any:
+    """Return a copy of all of a sharded tensor, or any other as it is.
+
+    Every rank of its mesh has to call it at once.
+    """
+    if not is_sharded(tensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.detach().full_tensor()
+
+
+def put_back(tensor: Any, values: Tensor) -> None:
+    """Write this rank's part of what :func:`whole` returned; no collective is called.
+
+    Args:
+        tensor: The sharded tensor.
+        values: All of it.
+    """
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = tensor.device_mesh
+    with torch.no_grad():
+        everywhere = DTensor.from_local(values, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        local(tensor).copy_(local(everywhere.redistribute(placements=tensor.placements)))
+
+
 def reshard(model: nn.Module | None) -> None:
     """Free the weights that ``fully_shard`` has gathered: those of the shards have changed."""
     module = sys.modules.get("torch.distributed.fsdp")

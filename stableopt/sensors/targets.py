@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from stableopt.errors import ConfigError
 from stableopt.runtime.names import parameter_names
+from stableopt.runtime.shards import is_sharded
 from stableopt.runtime.storage import has_data
 from stableopt.runtime.words import listed
 
@@ -45,6 +46,7 @@ class Targets:
 
     Attributes:
         heads: The names of output layers and of learned positions, as of the last :meth:`weights`.
+        sharded: Whether weights that are sharded count, too: somebody gathers them.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Targets:
         self._model = model
         self._params = params
         self._heads = heads
+        self.sharded = False
         self._key: tuple[object, ...] = ()
         self._names: dict[str, tuple[int, int]] = {}
         self.heads: frozenset[str] = frozenset()
@@ -87,7 +90,11 @@ class Targets:
             }
             self.heads = self._find_heads()
         found = {name: groups[g]["params"][i] for name, (g, i) in self._names.items()}
-        return {name: p.detach() for name, p in found.items() if _has_spectrum(p)}
+        return {
+            name: p.detach()
+            for name, p in found.items()
+            if _has_spectrum(p) and (self.sharded or not is_sharded(p))
+        }
 
     @property
     def places(self) -> dict[str, str]:
@@ -139,6 +146,6 @@ def _has_part(name: str, pattern: re.Pattern[str]) -> bool:
 def _has_spectrum(parameter: Tensor) -> bool:
     if not has_data(parameter) or parameter.dim() < 2 or parameter.layout is not torch.strided:
         return False
-    if type(parameter.data) is not torch.Tensor:
+    if type(parameter.data) is not torch.Tensor and not is_sharded(parameter):
         return False  # a subclass decides for itself what an operation means
     return parameter.numel() > 0 and (parameter.is_floating_point() or parameter.is_complex())

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from stableopt.errors import ConfigError
+from stableopt.runtime.shards import is_sharded
 from stableopt.runtime.words import listed
 from stableopt.sensors.registry import METRICS
 from stableopt.transforms.previous import Previous
@@ -146,6 +147,31 @@ def _bind(site: Site, entry: Entry, measured: Mapping[str, Collection[str]]) -> 
             )
     observed = tuple(metric for metric in needs.metrics if metric not in sensed)
     return Bound(entry, found, sensed, observed, Previous() if needs.previous else None)
+
+
+def check_sharded(site: Site, bound: Bound, *, agrees: bool) -> None:
+    """Refuse what cannot act on sharded weights.
+
+    Args:
+        site: All parameters.
+        bound: A transform and its parameters.
+        agrees: Whether ranks agree on what it acts on.
+
+    Raises:
+        ConfigError: No rank knows what the others do, or only some gradients are clipped.
+    """
+    targets, entry = bound.found.targets, bound.entry
+    sharded = [t.name for t in targets if is_sharded(site.parameter(t))]
+    if sharded and not agrees:
+        raise entry.refusal(
+            f"which acts on weights that are sharded ({listed(sharded, 1)}): the ranks have to "
+            "agree on it; leave guard=False out"
+        )
+    if sharded and entry.kind == "ClipGradNorm" and len(targets) < len(site.targets):
+        raise entry.refusal(
+            f"which clips some of the gradients, where they are sharded ({listed(sharded, 1)}): "
+            "leave params= out"
+        )
 
 
 def _find(site: Site, entry: Entry) -> Found:

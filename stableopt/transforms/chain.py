@@ -14,11 +14,10 @@ from torch.optim import Optimizer
 from stableopt.errors import ConfigError
 from stableopt.health.spectra.sensed import Sensed
 from stableopt.health.spectra.sensing import Sensing
-from stableopt.runtime.shards import is_sharded
 from stableopt.runtime.storage import has_data
-from stableopt.runtime.words import listed
+from stableopt.sensors.gradients import measure_gradients
 from stableopt.sensors.signals import signals_of
-from stableopt.transforms.binding import Bound, Entry, bind
+from stableopt.transforms.binding import Bound, Entry, bind, check_sharded
 from stableopt.transforms.protocol import Change, Phase, Transform
 from stableopt.transforms.site import Site
 from stableopt.transforms.view import StepView
@@ -38,17 +37,26 @@ class Transforming:
         optimizer: The inner optimizer.
         model: Gives names, layer types and layouts.
         sensing: Reads the metrics of triggers.
+        agrees: Whether ranks agree on what transforms act on: only then may these gather weights.
 
     Attributes:
+        measure: Measures the gradients again, as all ranks see them.
         reads: Whether a transform acts on the readings of sensors.
     """
 
     def __init__(
-        self, optimizer: Optimizer, model: nn.Module | None, sensing: Sensing | None
+        self,
+        optimizer: Optimizer,
+        model: nn.Module | None,
+        sensing: Sensing | None,
+        *,
+        agrees: bool = True,
     ) -> None:
         self._optimizer = optimizer
         self._model = model
         self._sensing = sensing
+        self._agrees = agrees
+        self.measure = lambda: measure_gradients(optimizer.param_groups)[0]
         self._site = Site(optimizer, model)
         self._entries: list[Entry] = []
         self._bound: list[Bound] = []
@@ -85,6 +93,8 @@ class Transforming:
     def _bind(self, entries: list[Entry]) -> None:
         site = Site(self._optimizer, self._model)
         bound = bind(site, entries, {} if self._sensing is None else self._sensing.measured())
+        for item in bound:
+            check_sharded(site, item, agrees=self._agrees)
         self._site, self._entries, self._bound = site, entries, bound
         self._known = self._count()
         for item in bound:
@@ -151,32 +161,26 @@ class Transforming:
         self._awaited.note(self._signals.keys())
         self._fresh, self._signals, self._taken = {}, {}, True
 
-    def check_sharded(self) -> None:
-        """Refuse transforms that would act on parts of weights as if these were whole.
-
-        Raises:
-            ConfigError: There is one.
-        """
-        for bound in self._bound:
-            targets = bound.found.targets
-            sharded = [t.name for t in targets if is_sharded(self._site.parameter(t))]
-            everything = len(targets) == len(self._site.targets)
-            if sharded and not (bound.entry.kind == "ClipGradNorm" and everything):
-                raise ConfigError(
-                    f"transforms has {bound.entry.transform!r}, which cannot act on sharded "
-                    f"weights yet ({listed(sharded)}): leave it out; ClipGradNorm of all "
-                    "parameters works"
-                )
-
     def wants(self, signal: str) -> bool:
         """Return whether a trigger reads a signal."""
-        return any(signal in bound.observed for bound in self._bound)
+        return signal in self.signals
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """The names of the signals that triggers may read."""
+        return frozenset(name for bound in self._bound for name in bound.observed)
+
+    @property
+    def largest(self) -> frozenset[str]:
+        """The names of the signals whose largest value counts, of those of all ranks."""
+        needs = (bound.entry.transform.needs for bound in self._bound)
+        return frozenset(name for need in needs for name in need.signals)
 
     def _view(self, observation: Observation, lr_scale: float) -> StepView:
         # The later evaluations of a line search do not observe every signal again.
         signals = {**self._signals, **signals_of(observation)}
         known = (self._site, self._sensing, observation.gradients, self._fresh, self._peaks)
-        return StepView(self._step, signals, *known, lr_scale)
+        return StepView(self._step, signals, *known, lr_scale, self.measure)
 
     @torch.no_grad()
     def _act(self, view: StepView, phase: Phase) -> None:
@@ -185,6 +189,7 @@ class Transforming:
             if entry.transform.phase is phase:
                 view.turn_to(bound)
                 changes = entry.transform.act(view, bound.found, entry.memory)
+                view.put_back()
                 if changes:
                     # Of the points that a line search tries, the last one counts.
                     self._changes.setdefault(i, {}).update({c.name: c for c in changes})

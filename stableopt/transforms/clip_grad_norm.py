@@ -86,7 +86,7 @@ class ClipGradNorm:
         # margin keeps every rounding of the coefficient on torch's side.
         if value < 0.99 * self.max_norm - 1e-6:
             return ()
-        parameters = [view.parameter(at[norms.owners[i]]) for i in chosen]
+        parameters = [view.parameter(at[norms.owners[i]], whole=False) for i in chosen]
         torch.nn.utils.clip_grads_with_norm_(parameters, self.max_norm, total)
         return [Change("", value, self.max_norm)] if value > self.max_norm else ()
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stableopt.runtime.shards import local
+
 
 class Previous:
     """Remembers weights as they are before a step.
@@ -33,7 +35,7 @@ class Previous:
         if not fits:
             self.copies = [weight.clone() for weight in live]
         elif live:
-            torch._foreach_copy_(self.copies, live)
+            torch._foreach_copy_([*map(local, self.copies)], [*map(local, live)])
 
 
 def _fits(copy: Tensor, live: Tensor) -> bool:

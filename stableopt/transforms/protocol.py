@@ -32,11 +32,14 @@ class Needs(NamedTuple):
         metrics: Metrics of sensors, or signals of ``observe()``.
         previous: Whether it calls :meth:`StepView.previous`, which costs a copy of the weights.
         lr: Whether it calls :meth:`StepView.lr` or :meth:`StepView.peak_lr`.
+        signals: Signals of ``observe()`` that it looks up itself. On several ranks it is given the
+            largest value of each, where ``metrics`` are means.
     """
 
     metrics: tuple[str, ...] = ()
     previous: bool = False
     lr: bool = False
+    signals: tuple[str, ...] = ()
 
 
 class Target(NamedTuple):

@@ -87,7 +87,7 @@ class QKClip:
     phase: ClassVar[Phase] = Phase.WEIGHT
     metric: ClassVar[str] = "attention_logit"
     routine: ClassVar[bool] = False
-    needs: ClassVar[Needs] = Needs()
+    needs: ClassVar[Needs] = Needs(signals=(SIGNAL,))
 
     def __post_init__(self) -> None:
         require_number("limit", self.limit, 1e30, "the largest attention logit")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stableopt.errors import ConfigError, require_int, require_number
+from stableopt.runtime.shards import is_sharded
 
 ROOM = 1e-5
 """How far above a bound, relatively, rounding may leave a metric without another correction."""
@@ -19,8 +20,8 @@ def has_norm(weight: Tensor) -> bool:
 
 def has_matrix(weight: Tensor) -> bool:
     """Return whether a weight can be flattened to a matrix ``(out, in)``."""
-    plain = type(weight.data) is torch.Tensor and has_norm(weight)
-    return weight.dim() > 1 and weight.numel() > 0 and plain
+    plain = type(weight.data) is torch.Tensor or is_sharded(weight)
+    return plain and has_norm(weight) and weight.dim() > 1 and weight.numel() > 0
 
 
 def aim(limit: float, weight: Tensor) -> float:

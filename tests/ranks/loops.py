@@ -12,15 +12,20 @@ import torch.distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+import stableopt
 from stableopt import (
     ClipGradNorm,
     ConfigError,
     DivergenceError,
     Guard,
     RanksError,
+    SignalRule,
     StableOptimizer,
+    above,
     presets,
 )
+from stableopt.sensors import Sensors
+from stableopt.transforms import Found, Needs, Phase
 from tests.ranks.nets import Net, batch, build, digest
 
 
@@ -332,3 +337,88 @@ def shared_visits(rank):
     train(model, opt, 60, rank)
     readings = {n: {m: r.value for m, r in of.items()} for n, of in opt.readings.items()}
     return set(mine), readings
+
+
+def transformed(rank, mode, name, steps=12):
+    """Return the weights after training with one transform, and what it has done."""
+    model, opt = prepared(mode, transforms=[TRANSFORMS[name]()])
+    for number in range(steps):
+        x, y = batch(number, 0)  # the same on all ranks, as in one process
+        opt.zero_grad()
+        F.mse_loss(model(x), y).backward()
+        opt.observe(max_logit=1e3)
+        opt.step()
+    weights = [whole(p.detach()).clone() for p in model.parameters()]
+    return weights, opt.summary()["transforms"][0]["changes"]
+
+
+TRANSFORMS = {
+    "MaxNorm": lambda: stableopt.MaxNorm(1.0),
+    "SpectralNormalization": lambda: stableopt.SpectralNormalization(0.5),
+    "SpectralCap": lambda: stableopt.SpectralCap(0.5, when=stableopt.above("max_logit", 1.0)),
+    "UpdateCap": lambda: stableopt.UpdateCap(0.01),
+    "AdaptiveWeightDecay": lambda: stableopt.AdaptiveWeightDecay(
+        when=stableopt.above("max_logit", 1.0)
+    ),
+    "ClipGradNorm": lambda: ClipGradNorm(0.05),
+}
+
+
+def all_transformed(rank, mode):
+    """Return what every transform has come to."""
+    return {name: transformed(rank, mode, name) for name in TRANSFORMS}
+
+
+def robust(rank, mode, steps):
+    """Train with the preset, on the same batches on all ranks; return weights and readings."""
+    sensors = Sensors(budget=1.0)  # never postponed: visits would depend on the clock
+    model, opt = prepared(mode, **{**presets.robust(), "sensors": sensors})
+    for number in range(steps):
+        x, y = batch(number, 0)
+        opt.zero_grad()
+        loss = F.mse_loss(model(x), y)
+        loss.backward()
+        opt.observe(loss=loss)
+        opt.step()
+    weights = [whole(p.detach()).clone() for p in model.parameters()]
+    readings = {n: {m: r.value for m, r in of.items()} for n, of in opt.readings.items()}
+    return weights, readings, [str(event) for event in opt.ledger if event.intervened]
+
+
+def largest_signals(rank):
+    """Every rank observes other logits: transforms see the largest of each head."""
+    model, inner = build("ddp")
+    seen = []
+
+    class Looks:
+        phase, metric, routine, params = Phase.WEIGHT, "looks", False, None
+        needs = Needs(signals=("logits",))
+
+        def find(self, site):
+            return Found(site.targets)
+
+        def act(self, view, found, memory):
+            seen.append(view.signals["logits"])
+            return ()
+
+    opt = StableOptimizer(inner, model=model, sensors=(), transforms=[Looks()])
+    for value in (torch.tensor([1.0, 5.0 * rank]), {"a": 1.0 + rank}, float(rank)):
+        x, y = batch(0, rank)
+        opt.zero_grad()
+        F.mse_loss(model(x), y).backward()
+        opt.observe(logits=value)
+        opt.step()
+    return seen[0].tolist(), {k: float(v) for k, v in seen[1].items()}, float(seen[2])
+
+
+def ruled(rank):
+    """A rule is about the mean over the ranks that have observed the signal."""
+    rule = SignalRule(above("score", 2.0), response="warn")
+    model, opt = prepared(guard=Guard(rules=[rule]))
+    for value in (0.0, 1.5, 3.0):
+        x, y = batch(0, rank)
+        opt.zero_grad()
+        F.mse_loss(model(x), y).backward()
+        opt.observe(score=value * 2 * rank)
+        opt.step()
+    return [(e.call, e.reason) for e in opt.ledger]

@@ -41,7 +41,9 @@ def build(mode, kernels="single"):
     """
     torch.manual_seed(0)
     net = Net(norm=mode.startswith("ddp"))
-    if mode == "ddp":
+    if mode == "one":
+        model = net
+    elif mode == "ddp":
         model = DistributedDataParallel(net)
     elif mode == "ddp_unused":
         model = DistributedDataParallel(net, find_unused_parameters=True)

@@ -11,6 +11,8 @@ from stableopt.types import Reading, Standing
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from torch import Tensor
+
     from stableopt.health.spectra.risk import WeightHealth
     from stableopt.health.spectra.sharing import Values, Visited
 
@@ -54,3 +56,14 @@ def _was_defined(known: WeightHealth | None, metric: str) -> bool:
     before = None if known is None else known.readings.get(metric)
     judged = metric in TIERS or metric == "spectral_norm"
     return judged and before is not None and before.standing is not Standing.UNDEFINED
+
+
+def is_unjudged(health: WeightHealth) -> bool:
+    """Return whether no limit applies to a weight: an output layer, or one that is too small."""
+    limited = [reading for metric, reading in dict(health.readings).items() if metric in TIERS]
+    return bool(limited) and all(reading.standing is Standing.UNJUDGED for reading in limited)
+
+
+def shape_of(weight: Tensor) -> tuple[int, int]:
+    """Return the rows and columns of a weight as a matrix."""
+    return weight.shape[0], weight.numel() // weight.shape[0]

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from stableopt.health.spectra.judged import readings_of
+from stableopt.health.spectra.judged import is_unjudged, readings_of
 from stableopt.health.spectra.monitor import Monitor
 from stableopt.health.spectra.renamed import renamed
 from stableopt.health.spectra.sensed import Sensed
 from stableopt.health.spectra.sharing import Sharing
-from stableopt.health.spectra.tiers import TIERS
 from stableopt.runtime.once import warn_once
+from stableopt.runtime.shards import whole
 from stableopt.sensors.governor import Governor
 from stableopt.sensors.options import RISKS
 from stableopt.sensors.protocol import Visit
 from stableopt.sensors.runner import Runner, Task
 from stableopt.sensors.targets import Targets
-from stableopt.types import Finding, RiskLevel, Scope, Standing
+from stableopt.types import Finding, RiskLevel, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -102,6 +102,11 @@ class Sensing:
         """The readings of every weight."""
         return self._monitor.weights
 
+    def meet(self) -> None:
+        """Share the visits with other ranks; every rank calls this at once."""
+        self._targets.sharded = self.sharing.several
+        self.sharing.meet(self.names())
+
     def names(self) -> frozenset[str]:
         """Return the names of the weights that are measured."""
         return frozenset(self._targets.weights())
@@ -130,13 +135,14 @@ class Sensing:
         began = time.perf_counter()
         weights = self._targets.weights()
         names = self._choose(weights, step)
-        tasks = [
-            task
-            for name in names
-            if self.sharing.is_mine(name)
-            for task in self._plan(name, weights[name], step)
-        ]
-        shapes = {n: (weights[n].shape[0], weights[n][:1].numel()) for n in names}
+        tasks: list[Task] = []
+        for name in names:
+            weight = whole(weights[name])  # every rank that has a part of it takes part
+            if self.sharing.is_mine(name):
+                tasks += self._plan(name, weight, step)
+        shapes = {
+            n: (weights[n].shape[0], weights[n].numel() // weights[n].shape[0]) for n in names
+        }
         self._launched = _Launch(step, self._runner.start(tasks), shapes, set(self._targets.heads))
         self._governor.charge(time.perf_counter() - began)
 
@@ -335,15 +341,9 @@ class Sensing:
             "heads": self.options.heads,
             "judged_by": self.options.risk,
             "weights": len(weights),
-            "unjudged": [name for name, health in known.items() if _is_unjudged(health)],
+            "unjudged": [name for name, health in known.items() if is_unjudged(health)],
             "undefined": sum(health.level is None for health in weights),
             "share": round(self._governor.share(), 6),
             "postponed": self._governor.postponed,
             "waits": self.waits,
         }
-
-
-def _is_unjudged(health: WeightHealth) -> bool:
-    """Return whether no limit applies to a weight: an output layer, or one that is too small."""
-    limited = [reading for metric, reading in dict(health.readings).items() if metric in TIERS]
-    return bool(limited) and all(reading.standing is Standing.UNJUDGED for reading in limited)
