@@ -21,6 +21,18 @@ SHOWS = {
         "solver_logits.magnitude > 50",
         "LoRANormClamp(limit=3.0",
     ),
+    "ddp.py": (
+        "call 151: skip, because the gradient of",
+        "on rank 1 the loss is nan",
+        "the copies of 0.weight differ: ranks 0, 1 disagree",
+        "integrity OK",
+    ),
+    "fsdp2.py": (
+        "call 151: skip, because",
+        "roll_back, because",
+        "integrity OK",
+        "ranks 2 risk",
+    ),
     "compiled_loop.py": (
         "call 61: skip, because",
         "call 121: roll_back, because",
@@ -83,6 +95,9 @@ def test_every_example_is_listed():
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(SHOWS)
 
 
+RANKS = {"ddp.py", "fsdp2.py"}
+"""Run by torchrun, on two ranks."""
+
 SLOW = {"gallery.py", "robust_gpt.py", "optuna_study.py"}
 
 
@@ -90,9 +105,9 @@ SLOW = {"gallery.py", "robust_gpt.py", "optuna_study.py"}
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SHOWS]
 )
 def test_example(name, tmp_path):
-    run = subprocess.run(
-        [sys.executable, EXAMPLES / name], capture_output=True, text=True, cwd=tmp_path
-    )
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *(torchrun if name in RANKS else ()), EXAMPLES / name]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     for line in SHOWS[name]:
         assert line in run.stdout

@@ -130,7 +130,7 @@ class Parts:
         self.in_flight = InFlight(self.traced)
         # record
         cooldown = COOLDOWN if guard is None else guard.cooldown
-        self.recorder = Recorder(optimizer, telemetry, cooldown)
+        self.recorder = Recorder(optimizer, telemetry, cooldown, ranks)
         self.register = Register()
         # judge, decide, and restore
         self.decider: Decider | None = None

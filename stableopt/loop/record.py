@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from stableopt.loop.attempt import Attempt
+    from stableopt.ranks.group import Ranks
     from stableopt.telemetry.dispatch import Dispatcher
     from stableopt.types import Act, Verdict
 
@@ -33,6 +34,7 @@ class Recorder:
         optimizer: The inner optimizer, for its learning rates.
         telemetry: Where events go.
         cooldown: Calls that a run has to be calm for.
+        ranks: Of these the first one logs; all have the same to say.
 
     Attributes:
         ledger: The interventions, and the two clocks.
@@ -40,8 +42,11 @@ class Recorder:
         telemetry: Where events go.
     """
 
-    def __init__(self, optimizer: Optimizer, telemetry: Dispatcher | None, cooldown: int) -> None:
+    def __init__(
+        self, optimizer: Optimizer, telemetry: Dispatcher | None, cooldown: int, ranks: Ranks
+    ) -> None:
         self._optimizer = optimizer
+        self._ranks = ranks
         self.telemetry = telemetry
         self.ledger = Ledger()
         self.stability = Stability(cooldown)
@@ -117,6 +122,8 @@ class Recorder:
         if not routine:
             ledger.add(event)
             level = logging.WARNING if verdict.findings or verdict.reason else logging.INFO
+            if self._ranks.rank:
+                level = logging.DEBUG
             logger.log(level, "call %d: %s: %s", event.call, event.action.value, event.reason)
         if telemetry is not None:
             telemetry.send(event, always=always)

@@ -1,4 +1,7 @@
-"""Faults as they happen in training: in gradients, weights, moments, buffers and batches."""
+"""Faults as they happen in training: in gradients, weights, moments, buffers and batches.
+
+Of a sharded tensor, the part of this rank is hit.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from torch.optim import Optimizer
 from stableopt.errors import ConfigError, unknown_name
 from stableopt.functional import dense_values
 from stableopt.runtime.names import parameter_names
+from stableopt.runtime.shards import local
 from stableopt.testing.elements import Injection, flip_bit, generator, inject_value
 
 
@@ -43,7 +47,7 @@ def inject_gradient(
     gradients = {n: p.grad for n, p in _named(optimizer, model).items() if p.grad is not None}
     chosen = _choose("parameter with a gradient", gradients, name, seed)
     # The stored values of a sparse gradient are its values: the write reaches the gradient.
-    values = gradients[chosen]
+    values = local(gradients[chosen])
     if values.is_sparse and not values.is_coalesced():
         values = values._values()
     return inject_value(dense_values(values), value, index=index, seed=seed, name=f"{chosen}.grad")
@@ -215,6 +219,7 @@ class _Poison:
 def _corrupt(
     tensor: Tensor, value: float | None, bit: int | None, index: int | None, seed: int, name: str
 ) -> Injection:
+    tensor = local(tensor)
     if bit is not None:
         return flip_bit(tensor, bit, index=index, seed=seed, name=name)
     if value is None:
@@ -226,7 +231,7 @@ def _named(optimizer: Optimizer, model: nn.Module | None) -> dict[str, Tensor]:
     names = parameter_names(optimizer, model)
     groups = optimizer.param_groups
     params = {name: groups[g]["params"][i] for (g, i), name in names.items()}
-    return {name: p for name, p in params.items() if p.numel() > 0}
+    return {name: p for name, p in params.items() if local(p).numel() > 0}
 
 
 def _choose(what: str, known: Mapping[str, Any], name: str | None, seed: int) -> str:
