@@ -6,8 +6,6 @@ Wrap the optimizer before ``prepare``; keep the wrapper to tell it the loss. Run
 
 from __future__ import annotations
 
-import tempfile
-
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -48,7 +46,7 @@ def epoch(poisoned: int | None = None) -> float:
 
 
 print(f"epoch 1 loss {epoch():.3f}")
-checkpoint = tempfile.mkdtemp()
+checkpoint = "runs/accelerate"
 accelerator.save_state(checkpoint)
 print(f"epoch 2 loss {epoch(poisoned=41):.3f}")
 for event in opt.ledger:

@@ -1,7 +1,7 @@
 """fully_shard (FSDP2): every rank judges its part, and all take one verdict.
 
-Run it: ``torchrun --nproc-per-node 2 examples/fsdp2.py``. On GPUs use the backend ``nccl`` and a mesh
-of ``"cuda"``; nothing else changes.
+Run it: ``torchrun --nproc-per-node 2 examples/fsdp2.py``. On GPUs use the backend ``nccl`` and a
+mesh of ``"cuda"``; nothing else changes.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ Run it: ``python examples/lightning_module.py``.
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
 from typing import Any
 
@@ -63,7 +62,7 @@ stable = StableCallback(
     guard=Guard(every=50),  # a snapshot every 50 steps: this run is short
     transforms=[ClipGradNorm(1.0)],  # in place of gradient_clip_val, so that spikes are seen
 )
-logger = CSVLogger(tempfile.mkdtemp())
+logger = CSVLogger("runs/lightning")
 trainer = lightning.Trainer(
     max_epochs=4,
     accelerator="cpu",
@@ -77,8 +76,9 @@ trainer = lightning.Trainer(
 module = Waves()
 trainer.fit(module, DataLoader(data, batch_size=64, shuffle=True))
 
-with open(f"{logger.log_dir}/metrics.csv") as metrics:
-    print(metrics.read())
+if trainer.is_global_zero:
+    with open(f"{logger.log_dir}/metrics.csv") as metrics:
+        print(metrics.read())
 for event in stable.optimizer.ledger:
     if event.intervened:
         print(f"call {event.call}: {event.action.value}, because {event.reason}")
