@@ -45,6 +45,7 @@ bench: $(VENV)/.installed-bench ## measure overhead, snapshots, sensors and tran
 	$(BIN)/python -m pytest benchmarks -q -p no:xdist
 	$(BIN)/python -m benchmarks.overhead $(ARGS)
 	$(BIN)/python -m benchmarks.fixed_cost
+	$(BIN)/python -m benchmarks.ranks
 	$(BIN)/python -m benchmarks.snapshots
 	$(BIN)/python -m benchmarks.sensors
 	$(BIN)/python -m benchmarks.sensor_cost

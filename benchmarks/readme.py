@@ -19,6 +19,7 @@ from benchmarks.fixed_cost import report as fixed_cost
 from benchmarks.headlines import headlines
 from benchmarks.learning_rate import report as learning_rate
 from benchmarks.overhead import report as overhead
+from benchmarks.ranks import report as ranks
 from benchmarks.sensor_cost import report as sensor_cost
 from benchmarks.sensors import report as sensors
 from benchmarks.snapshots import report as snapshots
@@ -73,6 +74,7 @@ _TRAININGS: dict[str, dict[str, Any]] = {
 DIGESTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "overhead": overhead.digest,
     "fixed_cost": fixed_cost.digest,
+    "ranks": ranks.digest,
     "faults": faults.digest,
     "snapshots": snapshots.digest,
     "zoo": zoo.digest,

@@ -23,7 +23,7 @@ def join_ranks(parts: Parts) -> None:
     """
     if parts.decider is None or not parts.ranks.join():
         return
-    check_support(parts.optimizer, lags=parts.lags)
+    check_support(parts.optimizer, lags=parts.lags, model=parts.model)
     options = {
         "stableopt": version.__version__,
         "guard": repr(parts.guard),

@@ -98,6 +98,7 @@ class Parts:
         ranks: Ranks,
     ) -> None:
         self.optimizer = optimizer
+        self.model = model
         self.guard = guard
         self.ranks = ranks
         self.transforms_of = transforms_of

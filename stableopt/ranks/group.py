@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -40,6 +41,7 @@ class Ranks:
     Attributes:
         size: How many they are; 1 until :meth:`join`, and where there is no process group.
         rank: The number of this one in the group.
+        on_host: How many of them share this host, and its memory.
         sums: Calls of :meth:`sum` and of what is made of it.
         gathers: Calls of :meth:`gather`.
 
@@ -51,7 +53,7 @@ class Ranks:
         self._given = given
         self._group: ProcessGroup | None = None
         self._joined = False
-        self.size, self.rank = 1, 0
+        self.size, self.rank, self.on_host = 1, 0, 1
         self.sums = self.gathers = 0
         if given is not None and given is not False:
             _check_group(given)
@@ -106,6 +108,8 @@ class Ranks:
             "the first step",
         )
         self.size = len(members)
+        hosts = self.gather(platform.node(), "the first step")
+        self.on_host = hosts.count(platform.node())
         return True
 
     def _parent(self) -> ProcessGroup | None:

@@ -11,6 +11,7 @@ from stableopt.update.closures import requires_closure
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from torch import nn
     from torch.optim import Optimizer
 
     from stableopt.ranks.group import Ranks
@@ -19,12 +20,13 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _ALONE = "pass guard=False to train without the guard"
 
 
-def check_support(optimizer: Optimizer, *, lags: bool) -> None:
+def check_support(optimizer: Optimizer, *, lags: bool, model: nn.Module | None = None) -> None:
     """Refuse what several ranks cannot judge together.
 
     Args:
         optimizer: The inner optimizer.
         lags: Whether ``sync="lagged"`` was asked for.
+        model: The model, if it was given.
 
     Raises:
         ConfigError: With what to do instead.
@@ -44,6 +46,11 @@ def check_support(optimizer: Optimizer, *, lags: bool) -> None:
         raise ConfigError(
             "sync='lagged' must not be asked for on several ranks: they agree on a step before it "
             "is taken; use sync='exact'"
+        )
+    if getattr(getattr(model, "_join_config", None), "enable", False):
+        raise ConfigError(
+            "model.join() must not be used with a guard: a rank that has run out of batches would "
+            "not call step() any more; give all ranks as many batches (drop_last=True)"
         )
     params = [p for group in optimizer.param_groups for p in group["params"]]
     if any(hasattr(p, "_fsdp_flattened") for p in params):

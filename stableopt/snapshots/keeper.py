@@ -228,7 +228,8 @@ class Keeper:
     def _make_plan(self) -> Plan:
         places = positions(self._optimizer)
         device = next((p.device for p in places.values()), torch.device("cpu"))
-        return plan_memory(self._guard, estimate_bytes(self._optimizer, self._bytes()), device)
+        slot_bytes = estimate_bytes(self._optimizer, self._bytes())
+        return plan_memory(self._guard, slot_bytes, device, sharing=self._ranks.on_host)
 
     def _bytes(self) -> int:
         """Return the bytes of all that a snapshot would hold now."""

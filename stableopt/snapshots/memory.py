@@ -64,13 +64,14 @@ class Plan:
         return self.slots * self.slot_bytes
 
 
-def plan_memory(guard: Guard, slot_bytes: int, device: torch.device) -> Plan:
+def plan_memory(guard: Guard, slot_bytes: int, device: torch.device, *, sharing: int = 1) -> Plan:
     """Find a place for ``guard.slots`` snapshots, or for fewer of them.
 
     Args:
         guard: What was asked for.
         slot_bytes: The bytes of one snapshot.
         device: Of the parameters.
+        sharing: Processes that share the memory of this host, and plan as this one does.
 
     Raises:
         ConfigError: Not even two of them fit.
@@ -80,7 +81,9 @@ def plan_memory(guard: Guard, slot_bytes: int, device: torch.device) -> Plan:
         "host": (Memory.HOST,),
         "auto": (Memory.SAME,) if device.type == "cpu" else (Memory.SAME, Memory.HOST),
     }[guard.memory]
-    fitting = {memory: _fitting(memory, guard.slots, slot_bytes, device) for memory in choices}
+    fitting = {
+        memory: _fitting(memory, guard.slots, slot_bytes, device, sharing) for memory in choices
+    }
     memory = max(choices, key=lambda choice: fitting[choice])  # the first of the best
     slots = fitting[memory]
     if guard.slots and slots < FEWEST:
@@ -127,11 +130,15 @@ def free_bytes(device: torch.device) -> int | None:
     return _free_host_bytes() if device.type == "cpu" else None
 
 
-def _fitting(memory: Memory, wanted: int, slot_bytes: int, device: torch.device) -> int:
+def _fitting(
+    memory: Memory, wanted: int, slot_bytes: int, device: torch.device, sharing: int
+) -> int:
     place = torch.device("cpu") if memory is Memory.HOST else device
     free = free_bytes(place)
     if free is None or slot_bytes == 0:
         return wanted
+    if place.type == "cpu":
+        free //= sharing
     return min(wanted, int(free * HEADROOM) // slot_bytes)
 
 

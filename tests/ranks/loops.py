@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
+import pickle
 import time
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,6 +29,7 @@ from stableopt import (
     presets,
 )
 from stableopt.sensors import Sensors
+from stableopt.snapshots import memory
 from stableopt.transforms import Found, Needs, Phase
 from tests.ranks.nets import Net, batch, build, digest
 
@@ -422,3 +427,68 @@ def ruled(rank):
         opt.observe(score=value * 2 * rank)
         opt.step()
     return [(e.call, e.reason) for e in opt.ledger]
+
+
+def refused(rank):
+    """Return how optimizers and modes are refused that ranks cannot judge together."""
+    found = {}
+    model, _ = build("ddp")
+    bare = torch.optim.LBFGS(model.parameters())
+    found["lbfgs"] = raised(lambda: StableOptimizer(bare), ConfigError)
+    adamw = torch.optim.AdamW(model.parameters(), fused=True)
+    lagged = {"guard": Guard(sync="lagged")}
+    found["lagged"] = raised(lambda: StableOptimizer(adamw, **lagged), ConfigError)
+    zero = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW)
+    found["zero"] = raised(lambda: StableOptimizer(zero), ConfigError)
+    opt = StableOptimizer(adamw, model=model, sensors=())
+    with model.join():
+        found["join"] = raised(lambda: train(model, opt, 1, rank), ConfigError)
+    sharded, inner = build("fsdp2")
+    clips = {"transforms": [ClipGradNorm(1.0, params="first.*")]}
+    found["clip"] = raised(lambda: StableOptimizer(inner, model=sharded, **clips), ConfigError)
+    caps = {"transforms": [stableopt.MaxNorm(1.0)], "guard": False}
+    found["alone"] = raised(lambda: StableOptimizer(inner, model=sharded, **caps), ConfigError)
+    found["group"] = raised(lambda: StableOptimizer(inner, group=7), ConfigError)
+    return {name: text for name, (_, text, _) in found.items()}
+
+
+def primed(rank):
+    """Rank 0 alone asks for the state of an optimizer that has not stepped yet."""
+    model, opt = prepared()
+    if rank == 0:
+        state = get_optimizer_state_dict(model, opt.optimizer)
+        assert state["state"]
+        opt.optimizer.state.clear()
+    train(model, opt, 2, rank)
+    return opt.summary()["calls"]
+
+
+def two_wrappers(rank):
+    """Two optimizers of one process, called in turn."""
+    both = [prepared() for _ in range(2)]
+    for number in range(12):
+        for model, opt in both:
+            train(model, opt, 1, rank, number)
+    return [opt.summary()["ranks"]["sums"] for _, opt in both]
+
+
+def copied_and_pickled(rank):
+    """A copy and a pickle of a wrapper join a group of their own."""
+    model, opt = prepared()
+    train(model, opt, 3, rank)
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(opt)))
+    for parameter in (p for group in twin.param_groups for p in group["params"]):
+        parameter.grad = torch.zeros_like(parameter)
+    twin.observe(loss=1.0)
+    twin.step()
+    train(model, opt, 2, rank, 3)
+    return twin.summary()["ranks"]["size"], opt.summary()["steps"]
+
+
+def planned(rank):
+    """Both ranks of a host plan with the same free memory."""
+    memory.free_bytes = lambda device: 3 * 10**5
+    model, opt = prepared(guard=Guard(slots=8))
+    train(model, opt, 3, rank)
+    kept = opt.summary()["snapshots"]
+    return kept["slots"], kept["bytes_at_most"]

@@ -100,3 +100,39 @@ def test_visits_are_shared():
     assert not mine & theirs
     assert readings == others
     assert set(readings) == mine | theirs
+
+
+def test_what_ranks_cannot_judge_together_is_refused():
+    one, other = run(loops.refused)
+    assert one == other
+    for name, words in {
+        "lbfgs": "line search",
+        "lagged": "use sync='exact'",
+        "zero": "fully_shard",
+        "join": "drop_last=True",
+        "clip": "leave params= out",
+        "alone": "leave guard=False out",
+        "group": "group=7 must be",
+    }.items():
+        assert words in one[name], name
+
+
+def test_one_rank_may_ask_for_state_before_the_first_step():
+    assert run(loops.primed, patience=5) == [2, 2]
+
+
+def test_two_optimizers_in_one_process():
+    one, other = run(loops.two_wrappers)
+    assert one == other
+    assert one[0] == one[1]
+
+
+def test_copies_join_a_group_of_their_own():
+    assert run(loops.copied_and_pickled) == [(2, 5), (2, 5)]
+
+
+def test_ranks_of_one_host_share_its_memory():
+    (slots, size), other = run(loops.planned)
+    assert (slots, size) == other
+    assert 2 <= slots < 8
+    assert 2 * size <= 3e5
