@@ -22,6 +22,30 @@ FAULTS = (*SKIPPED, "weight", "second_moment", "first_moment", "flip", "sign")
 GUARD = {"responses": {"nonfinite_loss": "skip"}, "every": EVERY}
 
 
+class Average:
+    """A moving average of the weights, in parts where they are."""
+
+    def __init__(self, model):
+        self.weights = list(model.parameters())
+        self.values = [p.detach().clone() for p in self.weights]
+
+    @torch.no_grad()
+    def update(self):
+        """Follow the weights."""
+        for value, weight in zip(self.values, self.weights, strict=True):
+            value.lerp_(weight, 0.1)
+
+    def state_dict(self):
+        """Return the values."""
+        return {str(i): value for i, value in enumerate(self.values)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state):
+        """Set the values."""
+        for i, value in enumerate(self.values):
+            value.copy_(state[str(i)])
+
+
 def train(rank, mode, kernels, fault, *, guarded, updates=UPDATES, **options):
     """Return the digest, the actions, the reasons, and whether tensors stayed in place."""
     model, inner = build(mode, kernels)
@@ -30,7 +54,10 @@ def train(rank, mode, kernels, fault, *, guarded, updates=UPDATES, **options):
     if guarded:
         options = {"sensors": (), "guard": Guard(**GUARD), **options}
         opt = StableOptimizer(inner, model=model, **options)
-        opt.track(dataloader=loader)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 2 * updates)
+    average = Average(model)
+    if guarded:
+        opt.track(dataloader=loader, schedule=schedule, average=average)
     places = [local(p).data_ptr() for p in model.parameters()]
     actions, reasons, done, taken = [], [], False, 0
     while (opt.summary()["steps"] if guarded else taken) < updates:
@@ -44,7 +71,12 @@ def train(rank, mode, kernels, fault, *, guarded, updates=UPDATES, **options):
         if here and fault == "input":
             x[0, 0] = math.nan
         opt.zero_grad()
-        out = model(F.dropout(x, 0.2))
+        x = F.dropout(x, 0.2)
+        if mode == "ddp_no_sync":
+            with model.no_sync():
+                F.mse_loss(model(x[:6]), y[:6]).backward()
+            x, y = x[6:], y[6:]
+        out = model(x)
         if here and fault == "gradient":
             out.register_hook(lambda g: g * math.nan)
         loss = F.mse_loss(out, y)
@@ -55,12 +87,15 @@ def train(rank, mode, kernels, fault, *, guarded, updates=UPDATES, **options):
             opt.observe(loss=math.nan if here and fault == "loss" else float(loss.detach()))
         opt.step()
         taken += 1
+        if not guarded or opt.verdict.action.value != "skip":
+            schedule.step()
+            average.update()
         if guarded:
             actions.append(opt.verdict.action.value)
             reasons += [opt.verdict.reason] if opt.verdict.reason else []
     moved = places != [local(p).data_ptr() for p in model.parameters()]
     ranks = opt.summary()["ranks"] if guarded else None
-    return digest(model, inner), actions, reasons, moved, ranks
+    return digest(model, inner, average.values), actions, reasons, moved, ranks
 
 
 @torch.no_grad()

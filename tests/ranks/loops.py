@@ -31,7 +31,7 @@ from stableopt import (
 from stableopt.sensors import Sensors
 from stableopt.snapshots import memory
 from stableopt.transforms import Found, Needs, Phase
-from tests.ranks.nets import Net, batch, build, digest
+from tests.ranks.nets import Net, batch, build, digest, local
 
 
 def prepared(mode="ddp", **options):
@@ -492,3 +492,28 @@ def planned(rank):
     train(model, opt, 3, rank)
     kept = opt.summary()["snapshots"]
     return kept["slots"], kept["bytes_at_most"]
+
+
+def scaled(rank, mode):
+    """Train with a gradient scaler, with a NaN in a batch and one in a weight of rank 1."""
+    model, inner = build(mode)
+    opt = StableOptimizer(inner, model=model, sensors=(), guard=Guard(every=5))
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    opt.track(scaler=scaler)
+    actions = []
+    for number in range(16):
+        x, y = batch(number, rank)
+        if number == 8 and rank == 1:
+            x[0, 0] = math.nan
+        opt.zero_grad()
+        scaler.scale(F.mse_loss(model(x), y)).backward()
+        if number == 11 and rank == 1:
+            with torch.no_grad():
+                local(list(model.parameters())[2]).view(-1)[0] = math.nan
+        before = opt.summary()["calls"]
+        scaler.step(opt)
+        scaler.update()
+        called = opt.summary()["calls"] > before
+        actions.append(opt.verdict.action.value if called else "-")
+    weights = [whole(p.detach()).isfinite().all().item() for p in model.parameters()]
+    return actions, scaler.get_scale(), weights

@@ -36,14 +36,15 @@ def build(mode, kernels="single"):
     """Return a model and its bare optimizer.
 
     Args:
-        mode: ``"ddp"``, ``"ddp_unused"``, ``"fsdp2"``, ``"hsdp"`` or ``"tp"``.
+        mode: ``"one"``, ``"ddp"``, ``"ddp_no_sync"``, ``"ddp_unused"``, ``"fsdp2"``, ``"hsdp"``
+            or ``"tp"``.
         kernels: ``"single"``, ``"foreach"`` or ``"fused"``.
     """
     torch.manual_seed(0)
     net = Net(norm=mode.startswith("ddp"))
     if mode == "one":
         model = net
-    elif mode == "ddp":
+    elif mode in ("ddp", "ddp_no_sync"):
         model = DistributedDataParallel(net)
     elif mode == "ddp_unused":
         model = DistributedDataParallel(net, find_unused_parameters=True)
@@ -97,15 +98,15 @@ def local(tensor):
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def digest(model, optimizer):
-    """Return a hash of weights, state, buffers and random state."""
+def digest(model, optimizer, more=()):
+    """Return a hash of weights, state, buffers, random state, and more tensors."""
     found = hashlib.sha1()
     for parameter in model.parameters():
         found.update(_bytes(parameter))
         for key, value in sorted(optimizer.state.get(parameter, {}).items()):
             found.update(key.encode() + _bytes(value))
-    for buffer in model.buffers():
-        found.update(_bytes(buffer))
+    for tensor in (*model.buffers(), *more):
+        found.update(_bytes(tensor))
     found.update(torch.get_rng_state().numpy().tobytes())
     return found.hexdigest()
 

@@ -136,3 +136,13 @@ def test_ranks_of_one_host_share_its_memory():
     assert (slots, size) == other
     assert 2 <= slots < 8
     assert 2 * size <= 3e5
+
+
+@pytest.mark.parametrize("mode", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+def test_a_gradient_scaler(mode):
+    one, other = run(loops.scaled, mode)
+    assert one == other
+    actions, _, finite = one
+    assert actions[8] == "-"  # the scaler has skipped it
+    assert "roll_back" in actions[11:14]
+    assert all(finite)

@@ -61,6 +61,7 @@ def test_fsdp2():
         ("ddp", 4, "fused", FAULTS),
         ("ddp", 3, "foreach", FAULTS),
         ("ddp_unused", 2, "fused", FAULTS),
+        ("ddp_no_sync", 2, "fused", FAULTS),
         ("fsdp2", 4, "foreach", OF_PARTS),
         ("fsdp2", 3, "single", OF_PARTS),
         ("hsdp", 4, "fused", FAULTS),
