@@ -50,9 +50,9 @@ class Alone(NamedTuple):
         notices: Findings with which training can go on.
     """
 
-    findings: tuple[Finding, ...]
-    faulty: bool
-    notices: tuple[Finding, ...]
+    findings: tuple[Finding, ...] = ()
+    faulty: bool = False
+    notices: tuple[Finding, ...] = ()
 
 
 class Judge:

@@ -10,8 +10,9 @@ from stableopt.health.spectra.sensed import Sensed
 from stableopt.types import Finding, Observation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
+    from stableopt.health.judge import Alone
     from stableopt.types import Verdict
 
 NOTHING = Observation()
@@ -43,6 +44,8 @@ class Attempt:
         result: What the inner optimizer returned.
         lr: The learning rates it was taken with, where they may have changed since.
         found: What is known to be wrong before anything is judged.
+        alone: What this rank sees of it by itself, once the ranks have agreed on what is observed.
+        flags: What at least one rank has said of it.
         verdict: The verdict, where it was clear from the start.
         seen: Whether anything is known of it but that it was taken.
         of_graph: Whether a graph has taken it: its loss may be that of several steps.
@@ -58,6 +61,8 @@ class Attempt:
     result: Any = None
     lr: tuple[float, ...] | None = None
     found: tuple[Finding, ...] = ()
+    alone: Alone | None = None
+    flags: Collection[str] = ()
     verdict: Verdict | None = None
     seen: bool = True
     of_graph: bool = False

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from stableopt.guard.policy import Policy
 from stableopt.health.advice import vanishing_eps
+from stableopt.health.judge import Alone
 from stableopt.loop.agree import Agreement
 from stableopt.loop.attempt import Fate
 from stableopt.loop.tame import tame_memory
@@ -17,8 +18,6 @@ from stableopt.triggers.rule_book import RuleBook
 from stableopt.types import Action, RiskLevel, Scope, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from torch.optim import Optimizer
 
     from stableopt.guard import Guard
@@ -104,28 +103,49 @@ class Decider:
             verdict = self._judge_observed(attempt, step)
         return self._as_it_came(verdict, attempt)
 
-    def _judge_observed(self, attempt: Attempt, step: int) -> Verdict:
+    def ask(self, attempt: Attempt) -> None:
+        """Replace what this rank knows of an attempt by what all ranks know.
+
+        Raises:
+            RanksError: A rank is missing, or they are out of step.
+        """
         if attempt.of_graph:  # too late to leave its batch out
             attempt.observation = replace(attempt.observation, loss=None)
         alone = self.detectors.alone(attempt.observation, attempt.numbers)
+        sensing, keeper = self._sensing, self._keeper
+        looks = alone.faulty or alone.notices or self._unreported[0] or self.suspicious
+        flags = {
+            "urgent": bool(alone.findings),
+            "looks": bool(looks),
+            "wants": keeper.wanted,
+            "manual": self.manual is not None,
+            "postpones": sensing is not None and sensing.over_budget,
+        }
+        self.suspicious = False
+        known = self.agree(attempt.observation, flags)
+        attempt.observation, attempt.alone, attempt.flags = known.observation, alone, known.flags
+        keeper.wanted = "wants" in known.flags
+        if sensing is not None:
+            sensing.sharing.postpones = "postpones" in known.flags
+        if "manual" in known.flags:
+            self.manual = self.agree.word(self.manual)
+
+    def _judge_observed(self, attempt: Attempt, step: int) -> Verdict:
+        if attempt.alone is None:
+            self.ask(attempt)
+        alone, flags = attempt.alone or Alone(), attempt.flags
         parted = self.replicas.step()  # every rank finds the same
-        suspicious = attempt.scans_all or attempt.sensed.broken
         noticed, risen = self._unreported
         noticed, risen = (*noticed, *alone.notices), (*risen, *attempt.sensed.risen)
-        looks = alone.faulty or noticed or parted or self.suspicious
-        flags = self._agree(
-            attempt,
-            urgent=bool(alone.findings),
-            looks=bool(looks or (suspicious and self.detectors.accepted)),
-        )
-        self.suspicious = False
         unusual: tuple[Finding, ...] = ()
         if "urgent" not in flags:
             unusual = self.detectors.unusual(attempt.observation)
         if not (alone.findings or unusual or alone.faulty):
             self.detectors.learn_part(attempt.numbers)
         faults = (*alone.findings, *unusual)
-        if unusual or "urgent" in flags or "looks" in flags:
+        suspicious = attempt.scans_all or attempt.sensed.broken
+        looks = "looks" in flags or (suspicious and self.detectors.accepted)
+        if unusual or parted or looks or "urgent" in flags:
             faults, noticed = self.agree.words((*faults, *self.detectors.damage()), noticed)
         faults += tuple(finding for finding in parted if finding.scope is Scope.STATE)
         noticed += tuple(finding for finding in parted if finding.scope is not Scope.STATE)
@@ -138,23 +158,6 @@ class Decider:
             kept = ((), risen) if verdict.action is Action.SKIP else ((), ())
         self._unreported = kept
         return verdict
-
-    def _agree(self, attempt: Attempt, **flags: bool) -> Collection[str]:
-        """Replace what this rank knows by what all ranks know; return the flags of all."""
-        sensing, keeper = self._sensing, self._keeper
-        flags |= {
-            "wants": keeper.wanted,
-            "manual": self.manual is not None,
-            "postpones": sensing is not None and sensing.over_budget,
-        }
-        known = self.agree(attempt.observation, flags)
-        attempt.observation = known.observation
-        keeper.wanted = "wants" in known.flags
-        if sensing is not None:
-            sensing.sharing.postpones = "postpones" in known.flags
-        if "manual" in known.flags:
-            self.manual = self.agree.word(self.manual)
-        return known.flags
 
     def decide(self, findings: tuple[Finding, ...], step: int) -> Verdict:
         """Return what is to be done about findings."""

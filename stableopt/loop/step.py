@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from stableopt.errors import DivergenceError
+from stableopt.errors import ConfigError, DivergenceError
 from stableopt.loop.attempt import Attempt, Fate
 from stableopt.loop.decide import unjudged
 from stableopt.loop.in_flight import GONE, is_sound
@@ -76,6 +76,8 @@ class StepLoop(Parts):
             attempt = self.observe(closure, loss)
             primes = closure is None and self._is_priming(attempt.observation)
             if not primes:
+                if self.decider is not None:
+                    self.decider.ask(attempt)
                 attempt.sensed = self._sense()
                 verdict = self.judge(attempt)
         if primes:
@@ -122,6 +124,11 @@ class StepLoop(Parts):
             DivergenceError: The run cannot go on.
         """
         of_graph = self.traced.called
+        if of_graph and self.decider is not None and self.ranks.expected() > 1:
+            raise ConfigError(
+                "a step was compiled from outside before there were several ranks, and they did "
+                "not agree on it: build StableOptimizer after init_process_group()"
+            )
         if not of_graph and not (lagged and self.in_flight):
             return
         self.called = True

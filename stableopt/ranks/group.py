@@ -190,8 +190,12 @@ class Ranks:
             found = [rank for rank, key in enumerate(keys) if not store.check([key])]
         return found
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Ranks:
+        """Return ranks that join a group of their own at their first step."""
+        return Ranks(self._given)
+
     def __getstate__(self) -> dict[str, object]:
-        """Give copies and pickles no group: they join one of their own at their first step."""
+        """Give pickles no group: they join one of all ranks at their first step."""
         given = self._given if self._given is False else None
         return {**Ranks(given).__dict__}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -60,8 +62,9 @@ class Replicas:
         copies: How many tensors are known to be copies.
 
     Cost:
-        One read of weights and state, and one small gather, per ``period`` steps, and as much with
-        every snapshot. Nothing on a single rank, or where no rank holds what another one does.
+        One read of weights and state, and one gather of a checksum, per ``period`` steps, and as
+        much with every snapshot. Nothing on a single rank, or where no rank holds what another one
+        does.
     """
 
     def __init__(
@@ -84,7 +87,8 @@ class Replicas:
         self._found: tuple[Finding, ...] = ()
         self._told: set[Copy] = set()
         self._holders: dict[Copy, int] = {}
-        self._alone = False
+        self._ranks_of: dict[Copy, tuple[int, ...]] = {}
+        self._alone = self._met = False
 
     def restart(self) -> None:
         """Drop the comparison in progress: the weights were restored."""
@@ -136,16 +140,54 @@ class Replicas:
         return any(finding.scope is Scope.STATE for finding in self._found)
 
     def _compare(self, sums: Mapping[Copy, Tensor]) -> tuple[Finding, ...]:
-        numbers = [torch.stack([s.cpu() for s in sums.values()]).tolist()] if sums else [[]]
-        mine = dict(zip(map(tuple, sums), numbers[0], strict=True))
-        return self.judge(self._ranks.gather(mine, "the comparison of replicas"))
+        numbers = torch.stack([s.cpu() for s in sums.values()]).tolist() if sums else []
+        mine = dict(zip(sums, numbers, strict=True))
+        briefs = self._ranks.gather(self._brief(mine), "the comparison of replicas")
+        if _are_alike(briefs):
+            for copy, bits in mine.items():
+                self._note(copy, bits)
+            return ()
+        everything = {tuple(copy): (bits, copy in self._changed) for copy, bits in mine.items()}
+        return self.judge(self._ranks.gather(everything, "the comparison of single replicas"))
 
-    def judge(self, everybody: Sequence[Mapping[tuple[str, ...], int]]) -> tuple[Finding, ...]:
-        """Return a finding if copies differ, given the bits that every rank has."""
+    def _brief(self, mine: Mapping[Copy, int]) -> dict[tuple[int, ...], int] | None:
+        """Return a checksum for all copies of the same ranks; ``None`` if some are not known."""
+        if not self._met:
+            return None
+        together: dict[tuple[int, ...], list[int]] = {}
+        for copy, bits in mine.items():
+            if copy not in self._ranks_of:
+                return None
+            if copy not in self._own and len(self._ranks_of[copy]) > 1:
+                together.setdefault(self._ranks_of[copy], []).append(bits)
+        return {
+            ranks: zlib.crc32(struct.pack(f"{len(bits)}q", *bits))
+            for ranks, bits in together.items()
+        }
+
+    def _note(self, copy: Copy, bits: int) -> None:
+        """Remember copies that are alike."""
+        shared = copy not in self._own and len(self._ranks_of[copy]) > 1
+        if shared and self._known.setdefault(copy, bits) != bits:
+            self._changed.add(copy)
+
+    def judge(
+        self, everybody: Sequence[Mapping[tuple[str, ...], tuple[int, bool]]]
+    ) -> tuple[Finding, ...]:
+        """Return a finding if copies differ, given the bits that every rank has.
+
+        Args:
+            everybody: By copy, its bits, and whether it has changed alike before.
+        """
+        self._met = True
         held: dict[Copy, dict[int, int]] = {}
         for rank, mine in enumerate(everybody):
-            for copy, bits in mine.items():
-                held.setdefault(Copy(*copy), {})[rank] = bits
+            for key, (bits, changed) in mine.items():
+                copy = Copy(*key)
+                held.setdefault(copy, {})[rank] = bits
+                if changed:
+                    self._changed.add(copy)
+        self._ranks_of = {copy: tuple(by_rank) for copy, by_rank in held.items()}
         self._alone = all(len(by_rank) < 2 for by_rank in held.values())
         self._own |= self._told  # training went on with them
         self._changed -= self._told
@@ -153,13 +195,10 @@ class Replicas:
         for copy, by_rank in held.items():
             if copy in self._own or len(by_rank) < 2:
                 continue
-            if not copy.key:
-                alike = Counter(by_rank.values())
-                self._holders[copy] = alike[by_rank.get(self._ranks.rank, 0)]
-            first = next(iter(by_rank.values()))
-            if all(bits == first for bits in by_rank.values()):
-                if self._known.setdefault(copy, first) != first:
-                    self._changed.add(copy)
+            alike = Counter(by_rank.values())
+            self._holders[copy] = alike[by_rank.get(self._ranks.rank, 0)]
+            if len(alike) == 1:
+                self._note(copy, next(iter(alike)))
             elif copy in self._changed:
                 parted[copy] = by_rank
             else:
@@ -220,6 +259,18 @@ class Replicas:
         """Let copies and pickles start from scratch."""
         new = Replicas(self._optimizer, self._model, self._ranks, self._period)
         return new.__dict__
+
+
+def _are_alike(briefs: Sequence[Mapping[tuple[int, ...], int] | None]) -> bool:
+    """Return whether the checksums of all ranks are the same where they hold the same copies."""
+    known: dict[tuple[int, ...], int] = {}
+    for brief in briefs:
+        if brief is None:
+            return False
+        for ranks, checksum in brief.items():
+            if known.setdefault(ranks, checksum) != checksum:
+                return False
+    return True
 
 
 def _kind(tensor: Tensor, part: Tensor) -> str:

@@ -124,8 +124,8 @@ SENSOR_MUTANTS = {
     ),
     "what a sensor sees broken is left to the scan": Mutant(
         "stableopt.loop.decide",
-        "looks=bool(looks or (suspicious and self.detectors.accepted)),",
-        "looks=bool(looks),",
+        'looks = "looks" in flags or (suspicious and self.detectors.accepted)',
+        'looks = "looks" in flags',
         (f"{SENSING}::TestFailures::test_a_weight_that_is_not_finite_is_never_healthy",),
     ),
     # Schedule.

@@ -12,7 +12,6 @@ import time
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -431,6 +430,8 @@ def ruled(rank):
 
 def refused(rank):
     """Return how optimizers and modes are refused that ranks cannot judge together."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # warns when it is imported
+
     found = {}
     model, _ = build("ddp")
     bare = torch.optim.LBFGS(model.parameters())

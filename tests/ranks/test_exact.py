@@ -51,7 +51,7 @@ def test_fsdp2():
     found = run(exact, "fsdp2", "fused", [None, *OF_PARTS], limit=200)
     check(found)
     (*_, said), _ = found[0][None]
-    assert said["gathers"] == 4  # at the first step: hosts, options, bits, snapshots that fit
+    assert said["gathers"] == 5  # at the first step: hosts, options, bits, snapshots that fit
 
 
 @pytest.mark.slow

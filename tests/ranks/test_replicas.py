@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from stableopt.ranks.group import Ranks
-from stableopt.ranks.replicas import Replicas
+from stableopt.ranks.replicas import Copy, Replicas
 from stableopt.types import Scope
 
 
@@ -24,7 +24,7 @@ class Together:
             values = values if isinstance(values, list) else [values] * self.ranks
             for mine, value in zip(everybody, values, strict=True):
                 if value is not None:
-                    mine[name, "", "(2,)"] = value
+                    mine[name, "", "(2,)"] = value, False
         return self.replicas.judge(everybody)
 
 
@@ -33,6 +33,14 @@ def grown(together, names="abcde"):
     for round_ in range(2):
         assert together.compare(**dict.fromkeys(names, round_)) == ()
     return together
+
+
+def test_a_checksum_is_enough_while_nothing_differs():
+    replicas = grown(Together()).replicas
+    mine = dict.fromkeys((Copy(name, "", "(2,)") for name in "abcde"), 7)
+    assert replicas._brief(mine) == replicas._brief(dict(mine))
+    assert replicas._brief(mine) != replicas._brief({**mine, Copy("c", "", "(2,)"): 8})
+    assert replicas._brief({**mine, Copy("new", "", "(2,)"): 8}) is None
 
 
 def test_the_odd_one_out_is_named():
