@@ -262,11 +262,12 @@ class TestBadInput:
         with pytest.raises(TypeError, match="guards"):
             StableOptimizer(adamw, guards=None)
 
-    def test_several_ranks(self, adamw, monkeypatch):
+    def test_what_several_ranks_cannot_judge(self, adamw, monkeypatch):
         monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
-        with pytest.raises(ConfigError, match=r"world_size=4.*guard=False"):
-            StableOptimizer(adamw)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 4)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda group: 0)
+        with pytest.raises(ConfigError, match=r"sync='lagged'.*several ranks"):
+            StableOptimizer(adamw, guard=Guard(sync="lagged"))
         StableOptimizer(adamw, guard=False)
 
 

@@ -21,6 +21,7 @@ from benchmarks.collapse.kinds import Collapse
 from benchmarks.collapse.tasks import TASKS
 from stableopt.health.spectra.sensed import Sensed
 from stableopt.health.spectra.sensing import Sensing
+from stableopt.ranks.group import Ranks
 from stableopt.sensors import Sensors
 from stableopt.types import Drift, RiskLevel, Standing
 
@@ -151,7 +152,7 @@ class Watch:
         self._parameters = dict(self.model.named_parameters())
         optimizer = torch.optim.SGD(self.model.parameters(), lr=0.0)
         options = Sensors(budget=None, params=None if only is None else (only,))
-        self.sensing = Sensing(optimizer, self.model, options, acts=False)
+        self.sensing = Sensing(optimizer, self.model, options, Ranks(), acts=False)
         self.visits: list[Visited] = []
         self.assessments: Counter[RiskLevel] = Counter()
         self._listen()

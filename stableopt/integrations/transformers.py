@@ -130,7 +130,7 @@ class StableTrainerCallback(StableCallbackBase, TrainerCallback):
         Traceback (most recent call last):
             ...
         stableopt.errors.ConfigError: StableTrainerCallback option='guards' is not known: \
-use one of compile, guard, sensors, telemetry, transforms; did you mean 'guard'?
+use one of compile, group, guard, sensors, telemetry, transforms; did you mean 'guard'?
     """
 
     def __init__(

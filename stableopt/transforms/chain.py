@@ -22,7 +22,7 @@ from stableopt.transforms.protocol import Change, Phase, Transform
 from stableopt.transforms.site import Site
 from stableopt.transforms.view import StepView
 from stableopt.triggers.awaited import Awaited
-from stableopt.types import Act, Observation
+from stableopt.types import Act, GradientNorms, Observation
 
 logger = logging.getLogger("stableopt")
 
@@ -56,7 +56,7 @@ class Transforming:
         self._model = model
         self._sensing = sensing
         self._agrees = agrees
-        self.measure = lambda: measure_gradients(optimizer.param_groups)[0]
+        self.measure = self._measure_alone
         self._site = Site(optimizer, model)
         self._entries: list[Entry] = []
         self._bound: list[Bound] = []
@@ -181,6 +181,9 @@ class Transforming:
         signals = {**self._signals, **signals_of(observation)}
         known = (self._site, self._sensing, observation.gradients, self._fresh, self._peaks)
         return StepView(self._step, signals, *known, lr_scale, self.measure)
+
+    def _measure_alone(self) -> GradientNorms | None:
+        return measure_gradients(self._optimizer.param_groups)[0]
 
     @torch.no_grad()
     def _act(self, view: StepView, phase: Phase) -> None:

@@ -15,6 +15,7 @@ from benchmarks.collapse.runs import Watch, collapsible, strike, struck_at, trai
 from benchmarks.collapse.tasks import HEALTHY, TASKS
 from stableopt.functional import effective_rank
 from stableopt.health.spectra.sensing import Sensing
+from stableopt.ranks.group import Ranks
 from stableopt.sensors import Sensors
 
 KIND, OUTPUT = "autoencoder", "7.weight"
@@ -89,7 +90,7 @@ def test_replays_what_would_be_read_beside_the_training(trajectory, watched):
 
     def beside(moment, step, optimizer, model):
         if not live:
-            live.append(Sensing(optimizer, model, Sensors(budget=None), acts=False))
+            live.append(Sensing(optimizer, model, Sensors(budget=None), Ranks(), acts=False))
         if moment == "join":
             live.extend(live[0].join(step).readings)
         else:
