@@ -59,7 +59,8 @@ def digest(result: Mapping[str, Any]) -> str:
     grown = [run["growth"] for run in runs if run["growth"] is not None]
     handles = [run["handles"] for run in runs if run["handles"] is not None] or [0]
     left = max(handles) - handles[0]
-    never = [f"`{kind}`" for kind in CAUSES if not found[kind]]
+    # On one rank there are no replicas that could part.
+    never = [f"`{k}`" for k in CAUSES if not found[k] and k != "diverged_replicas"]
     lines = [
         f"{steps:,} healthy steps of {len({run['model'] for run in runs})} models under "
         f"{len({run['optimizer'] for run in runs})} optimizers (learning rates up to 3e-3), with "
