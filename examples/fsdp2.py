@@ -29,7 +29,7 @@ torch.manual_seed(rank)
 x = torch.rand(4096, 8) * 2 - 1
 y = torch.sin(3 * x).sum(dim=1, keepdim=True)
 adamw = torch.optim.AdamW(model.parameters(), lr=3e-3)
-opt = StableOptimizer(adamw, model=model, **presets.robust())  # clips, caps updates and spectra
+opt = StableOptimizer(adamw, model=model, **presets.robust())  # clips, and caps updates
 
 for step in range(300):
     rows = torch.randint(len(x), (64,))

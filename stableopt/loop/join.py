@@ -34,7 +34,6 @@ def join_ranks(parts: Parts) -> None:
     replicas = parts.decider.replicas
     replicas.parts()
     parts.shares = parts.decider.agree.share(replicas.holders())
-    parts.transforms.measure = parts.measure
     if parts.sensing is not None:
         parts.sensing.meet()
     parts.look_at_graph()

@@ -113,11 +113,14 @@ class Parts:
 
         # observe
         acts = guard is not None and guard.answers_risk
+        agrees = guard is not None and not ranks.alone
         self.signals = Signals()
         self.sensing = (
-            None if sensors is None else Sensing(optimizer, model, sensors, ranks, acts=acts)
+            None
+            if sensors is None
+            else Sensing(optimizer, model, sensors, ranks, acts=acts, agrees=agrees)
         )
-        self.transforms = Transforming(optimizer, model, self.sensing, agrees=guard is not None)
+        self.transforms = Transforming(optimizer, model, self.sensing, agrees=agrees)
         self.transforms.add(transforms)
         # act
         self.traced = TracedStep(optimizer)

@@ -231,11 +231,11 @@ class StepLoop(Parts):
                 self.optimizer, verdict, observation, own=own, measure=self.measure
             )
         self.adopt_group_transforms()
-        self.transforms.before_step(observation, self.steps)
+        self.transforms.before_step(observation, self.steps, self.measure)
         late: tuple[Finding, ...] = self._inner_step(lambda: self.take(attempt, self.decider))
         if late and self.decider is not None:  # the step was undone already
             return self.decider.decide(late, self.steps)
-        self.transforms.after_step(observation, self.lr_scale)
+        self.transforms.after_step(observation, self.lr_scale, self.measure)
         return verdict
 
     def _inner_step(self, take: Callable[[], Any]) -> Any:

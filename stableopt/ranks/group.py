@@ -69,9 +69,14 @@ class Ranks:
         return self.size > 1
 
     @property
+    def alone(self) -> bool:
+        """Whether this rank decides for itself, whatever others there are."""
+        return self._given is False
+
+    @property
     def writes(self) -> bool:
         """Whether this is the first rank of those that record one run."""
-        if self._given is False:
+        if self.alone:
             return True
         distributed = torch.distributed
         if distributed.is_available() and distributed.is_initialized():

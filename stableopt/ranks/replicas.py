@@ -49,8 +49,8 @@ class Replicas:
     are still the same were updated alike: they are copies, as :class:`DistributedDataParallel`
     keeps them. Where copies differ afterwards, memory or a calculation has failed on one of the
     ranks. Tensors that differ as soon as they change (experts, local SGD, optimizers with random
-    updates) are no copies, and are left alone. If most weights part at once, gradients are no
-    longer averaged: that is logged once, and they count as no copies from then on.
+    updates) are no copies, and are left alone. If most weights have parted, the ranks train apart:
+    that is logged once, and they count as no copies from then on.
 
     Args:
         optimizer: The inner optimizer.
@@ -140,14 +140,18 @@ class Replicas:
         return any(finding.scope is Scope.STATE for finding in self._found)
 
     def _compare(self, sums: Mapping[Copy, Tensor]) -> tuple[Finding, ...]:
-        numbers = torch.stack([s.cpu() for s in sums.values()]).tolist() if sums else []
-        mine = dict(zip(sums, numbers, strict=True))
+        mine = _on_host(sums)
         briefs = self._ranks.gather(self._brief(mine), "the comparison of replicas")
         if _are_alike(briefs):
             for copy, bits in mine.items():
                 self._note(copy, bits)
             return ()
-        everything = {tuple(copy): (bits, copy in self._changed) for copy, bits in mine.items()}
+        # Where weights are averaged now and then, those that were looked at earlier may differ by
+        # right: what is there now decides.
+        now = {copy: bit_sum(tensor) for copy, tensor in self._tensors()}
+        everything = {
+            tuple(copy): (bits, copy in self._changed) for copy, bits in _on_host(now).items()
+        }
         return self.judge(self._ranks.gather(everything, "the comparison of single replicas"))
 
     def _brief(self, mine: Mapping[Copy, int]) -> dict[tuple[int, ...], int] | None:
@@ -209,18 +213,22 @@ class Replicas:
         if not parted:
             return ()
         names = tuple(dict.fromkeys(copy.name for copy in parted))
-        weights = sum(not copy.key for copy in parted)
-        if weights > max(1, sum(not copy.key for copy in self._changed) / 2):
-            self._own |= parted.keys()
-            self._changed -= parted.keys()
+        shared = [copy for copy, ranks in self._ranks_of.items() if len(ranks) > 1]
+        apart = {copy.name for copy in shared if copy in self._own or copy in parted}
+        if len(apart) > max(1, len({copy.name for copy in shared}) / 2):
+            self._own.update(shared)
+            self._changed.clear()
             message = (
-                f"{count(weights, 'weight')} ({listed(names)}) were the same on several ranks, and "
-                "are no longer: their gradients are not averaged; if that is on purpose, let each "
-                "rank decide for itself with StableOptimizer(group=False)"
+                f"{count(len(names), 'weight')} ({listed(names)}), or their moments, were the same "
+                "on several ranks, and are no longer: their gradients are not averaged; if that is "
+                "on purpose, let each rank decide for itself with StableOptimizer(group=False)"
             )
             return (self._finding(message, names, "warn"),)
         self._told = set(parted)
-        message = f"the copies of {_what(parted)} differ: {_odd(parted)}"
+        message = (
+            f"the copies of {_what(parted)} differ: {_odd(parted)} (if the ranks train apart on "
+            "purpose: StableOptimizer(group=False))"
+        )
         return (self._finding(message, names, None),)
 
     def _finding(self, message: str, names: tuple[str, ...], response: str | None) -> Finding:
@@ -259,6 +267,12 @@ class Replicas:
         """Let copies and pickles start from scratch."""
         new = Replicas(self._optimizer, self._model, self._ranks, self._period)
         return new.__dict__
+
+
+def _on_host(sums: Mapping[Copy, Tensor]) -> dict[Copy, int]:
+    """Return checksums as numbers, with one transfer per device."""
+    numbers = torch.stack([s.cpu() for s in sums.values()]).tolist() if sums else []
+    return dict(zip(sums, numbers, strict=True))
 
 
 def _are_alike(briefs: Sequence[Mapping[tuple[int, ...], int] | None]) -> bool:

@@ -65,12 +65,16 @@ class Targets:
         self._names: dict[str, tuple[int, int]] = {}
         self.heads: frozenset[str] = frozenset()
 
-    def check(self) -> None:
+    def check(self, *, sharded: bool = False) -> None:
         """Refuse patterns that match no parameter.
+
+        Args:
+            sharded: Whether weights that are sharded count from now on.
 
         Raises:
             ConfigError: One does not.
         """
+        self.sharded = sharded
         names = list(parameter_names(self._optimizer, self._model).values())
         for pattern in self._params or ():
             if not any(fnmatchcase(name, pattern) for name in names):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ from stableopt.types import Act, GradientNorms, Observation
 
 logger = logging.getLogger("stableopt")
 
+Measure: TypeAlias = Callable[[], GradientNorms | None]
+
 QUIET = 100
 """Calls without acting after which a routine transform that acts again is logged again."""
 
@@ -40,7 +42,6 @@ class Transforming:
         agrees: Whether ranks agree on what transforms act on: only then may these gather weights.
 
     Attributes:
-        measure: Measures the gradients again, as all ranks see them.
         reads: Whether a transform acts on the readings of sensors.
     """
 
@@ -56,7 +57,6 @@ class Transforming:
         self._model = model
         self._sensing = sensing
         self._agrees = agrees
-        self.measure = self._measure_alone
         self._site = Site(optimizer, model)
         self._entries: list[Entry] = []
         self._bound: list[Bound] = []
@@ -113,12 +113,15 @@ class Transforming:
             for reading in sensed.readings:
                 self._fresh.setdefault(reading.name, set()).add(reading.metric)
 
-    def before_step(self, observation: Observation, step: int) -> None:
+    def before_step(
+        self, observation: Observation, step: int, measure: Measure | None = None
+    ) -> None:
         """Copy the weights that are needed later, and change gradients.
 
         Args:
             observation: What is known about the step.
             step: Steps taken so far.
+            measure: Measures changed gradients as all ranks see them; ``None`` where there is one.
         """
         if not self._entries:
             return
@@ -130,19 +133,22 @@ class Transforming:
         for bound in self._bound:
             if bound.previous is not None:
                 bound.previous.take([self._site.parameter(t) for t in bound.found.targets])
-        self.change_gradients(observation)
+        self.change_gradients(observation, measure)
 
-    def change_gradients(self, observation: Observation) -> None:
+    def change_gradients(self, observation: Observation, measure: Measure | None = None) -> None:
         """Change gradients; a line search computes new ones many times in a step."""
         if self._bound:
-            self._act(self._view(observation, 1.0), Phase.GRADIENT)
+            self._act(self._view(observation, 1.0, measure), Phase.GRADIENT)
 
-    def after_step(self, observation: Observation, lr_scale: float) -> None:
+    def after_step(
+        self, observation: Observation, lr_scale: float, measure: Measure | None = None
+    ) -> None:
         """Change weights.
 
         Args:
             observation: What was known about the step.
             lr_scale: The factor of ``lr_backoff`` on the learning rates of the step.
+            measure: As for :meth:`before_step`.
         """
         if not self._entries:
             return
@@ -152,7 +158,7 @@ class Transforming:
                 size = abs(float(lr))
                 self._peaks[g] = max(self._peaks.get(g, 0.0), size if math.isfinite(size) else 0.0)
         if self._bound:
-            view = self._view(observation, lr_scale)
+            view = self._view(observation, lr_scale, measure)
             self._act(view, Phase.UPDATE)
             self._act(view, Phase.WEIGHT)
         if self._sensing is not None and self.reads:
@@ -176,13 +182,13 @@ class Transforming:
         needs = (bound.entry.transform.needs for bound in self._bound)
         return frozenset(name for need in needs for name in need.signals)
 
-    def _view(self, observation: Observation, lr_scale: float) -> StepView:
+    def _view(self, observation: Observation, lr_scale: float, measure: Measure | None) -> StepView:
         # The later evaluations of a line search do not observe every signal again.
         signals = {**self._signals, **signals_of(observation)}
         known = (self._site, self._sensing, observation.gradients, self._fresh, self._peaks)
-        return StepView(self._step, signals, *known, lr_scale, self.measure)
+        return StepView(self._step, signals, *known, lr_scale, measure or self._measure)
 
-    def _measure_alone(self) -> GradientNorms | None:
+    def _measure(self) -> GradientNorms | None:
         return measure_gradients(self._optimizer.param_groups)[0]
 
     @torch.no_grad()

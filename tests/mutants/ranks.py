@@ -110,7 +110,7 @@ RANKS_MUTANTS = {
     ),
     "weights that train apart are rolled back": Mutant(
         "stableopt.ranks.replicas",
-        "if weights > max(1, sum(not copy.key for copy in self._changed) / 2):",
+        "if len(apart) > max(1, len({copy.name for copy in shared}) / 2):",
         "if False:",
         (f"{REPLICAS}::test_most_weights_at_once_are_trained_apart",),
     ),

@@ -345,7 +345,8 @@ def shared_visits(rank):
 
 def transformed(rank, mode, name, steps=12):
     """Return the weights after training with one transform, and what it has done."""
-    model, opt = prepared(mode, transforms=[TRANSFORMS[name]()])
+    sensors = Sensors(budget=1.0) if name == "SensedCap" else ()
+    model, opt = prepared(mode, transforms=[TRANSFORMS[name]()], sensors=sensors)
     for number in range(steps):
         x, y = batch(number, 0)  # the same on all ranks, as in one process
         opt.zero_grad()
@@ -360,6 +361,7 @@ TRANSFORMS = {
     "MaxNorm": lambda: stableopt.MaxNorm(1.0),
     "SpectralNormalization": lambda: stableopt.SpectralNormalization(0.5),
     "SpectralCap": lambda: stableopt.SpectralCap(0.5, when=stableopt.above("max_logit", 1.0)),
+    "SensedCap": lambda: stableopt.SpectralCap(0.5),
     "UpdateCap": lambda: stableopt.UpdateCap(0.01),
     "AdaptiveWeightDecay": lambda: stableopt.AdaptiveWeightDecay(
         when=stableopt.above("max_logit", 1.0)
@@ -518,3 +520,22 @@ def scaled(rank, mode):
         actions.append(opt.verdict.action.value if called else "-")
     weights = [whole(p.detach()).isfinite().all().item() for p in model.parameters()]
     return actions, scaler.get_scale(), weights
+
+
+def local_sgd(rank, every, begins):
+    """Average the weights now and then, from some step on, and gradients before that."""
+    torch.manual_seed(0)
+    model = Net(norm=False)
+    opt = StableOptimizer(torch.optim.AdamW(model.parameters(), lr=1e-2), model=model)
+    for step in range(130):
+        x, y = batch(step, rank)
+        opt.zero_grad()
+        F.mse_loss(model(x), y).backward()
+        for parameter in model.parameters() if step < begins else ():
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
+        opt.step()
+        for parameter in model.parameters() if step % every == every - 1 else ():
+            dist.all_reduce(parameter.data)
+            parameter.data /= dist.get_world_size()
+    return [(e.call, e.action.value, e.reason) for e in opt.ledger], opt.summary()["steps"]

@@ -146,3 +146,23 @@ def test_a_gradient_scaler(mode):
     assert actions[8] == "-"  # the scaler has skipped it
     assert "roll_back" in actions[11:14]
     assert all(finite)
+
+
+@pytest.mark.parametrize(
+    ("every", "begins"),
+    [
+        (8, 0),
+        pytest.param(4, 0, marks=pytest.mark.slow),
+        pytest.param(5, 0, marks=pytest.mark.slow),
+        pytest.param(16, 0, marks=pytest.mark.slow),
+        (8, 60),
+        pytest.param(7, 47, marks=pytest.mark.slow),
+    ],
+)
+def test_local_sgd_is_left_alone(every, begins):
+    one, other = run(loops.local_sgd, every, begins)
+    assert one == other
+    entries, steps = one
+    assert steps == 130
+    assert {action for _, action, _ in entries} <= {"take"}
+    assert len([reason for *_, reason in entries if "no longer" in reason]) <= 1

@@ -64,6 +64,7 @@ class Sensing:
         options: What runs when.
         ranks: Those that share the visits: each measures some of the weights, and tells the others.
         acts: Whether transforms or the guard act on the readings; they are then never postponed.
+        agrees: Whether ranks agree on the visits: only then are sharded weights gathered.
 
     Raises:
         ConfigError: A pattern of parameter names matches none.
@@ -77,13 +78,14 @@ class Sensing:
         ranks: Ranks,
         *,
         acts: bool,
+        agrees: bool = True,
     ) -> None:
         self.options = options
         self.sharing = Sharing(ranks)
         self.acts = acts
         self.waits = 0
         self._targets = Targets(optimizer, model, options.params, options.heads)
-        self._targets.check()
+        self._targets.check(sharded=agrees)
         self._governor = Governor(options.budget)
         self._runner = Runner()
         self._warned = set[object]()
@@ -104,7 +106,6 @@ class Sensing:
 
     def meet(self) -> None:
         """Share the visits with other ranks; every rank calls this at once."""
-        self._targets.sharded = self.sharing.several
         self.sharing.meet(self.names())
 
     def names(self) -> frozenset[str]:
