@@ -55,14 +55,14 @@ def test_one_rank_may_look_and_save():
 
 
 def test_a_snapshot_that_fails_on_one_rank_is_none():
-    one, other = run(loops.a_snapshot_fails)
+    one, other = run(loops.a_snapshot_fails, fresh=True)
     assert one == other
     assert 10 not in one
     assert 5 in one
 
 
 def test_a_snapshot_that_is_damaged_on_one_rank_is_given_up():
-    one, other = run(loops.a_snapshot_is_damaged)
+    one, other = run(loops.a_snapshot_is_damaged, fresh=True)
     assert one == other
     assert one[:2] == ("roll_back", 10)
 
@@ -132,7 +132,7 @@ def test_copies_join_a_group_of_their_own():
 
 
 def test_ranks_of_one_host_share_its_memory():
-    (slots, size), other = run(loops.planned)
+    (slots, size), other = run(loops.planned, fresh=True)
     assert (slots, size) == other
     assert 2 <= slots < 8
     assert 2 * size <= 3e5
