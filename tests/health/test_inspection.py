@@ -44,7 +44,9 @@ class Embedded(torch.nn.Module):
 def start(make=ADAMS["fused"], **options):
     torch.manual_seed(0)
     model = Embedded()
-    opt = StableOptimizer(make(model.parameters()), model=model, guard=Guard(**options))
+    # No sensors: when they run depends on the clock, and they may see it first.
+    guard = Guard(**options)
+    opt = StableOptimizer(make(model.parameters()), model=model, sensors=(), guard=guard)
     for step in range(30):
         train(model, opt, step)
     return model, opt
