@@ -17,7 +17,7 @@ AT, UPDATES, EVERY = 46, 70, 10
 SKIPPED = ("input", "gradient", "loss")
 """Faults of a batch: the run without them leaves it out."""
 
-FAULTS = (*SKIPPED, "weight", "second_moment", "first_moment", "flip", "sign")
+FAULTS = (*SKIPPED, "weight", "second_moment", "first_moment", "lost_moment", "flip", "sign")
 
 GUARD = {"responses": {"nonfinite_loss": "skip"}, "every": EVERY}
 
@@ -111,6 +111,9 @@ def damage(fault, model, inner):
         values[3] = -values[3]
     elif fault == "second_moment":
         local(state["exp_avg_sq"]).view(-1)[3] = math.inf
+    elif fault == "lost_moment":
+        for key in ("exp_avg", "exp_avg_sq"):
+            local(state[key]).zero_()
     elif fault == "first_moment":
         local(state["exp_avg"]).view(-1)[3] = 1e8
 

@@ -12,6 +12,8 @@ import time
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -312,7 +314,10 @@ def clipped(rank, mode):
 
 def rolled_back_behind_an_evaluation(rank):
     """Roll back while the root holds gathered weights; return what a forward pass gives."""
-    model, opt = prepared("fsdp2", guard=Guard(every=5))
+    torch.manual_seed(0)
+    model = fully_shard(Net(norm=False), mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    inner = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    opt = StableOptimizer(inner, model=model, sensors=(), guard=Guard(every=5))
     train(model, opt, 4, rank)
     opt.snapshot()
     train(model, opt, 1, rank, 4)

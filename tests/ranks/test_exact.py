@@ -39,6 +39,8 @@ def check(found):
         if fault == "weight":
             assert "on rank" in reasons[0]
             assert "the weights of second.weight are not finite" in reasons[0]
+        if fault == "lost_moment":
+            assert "exp_avg_sq of second.weight is smaller than decay allows" in reasons[0]
         if fault in SEEN_BY_COPIES:
             assert "the copies of second.weight differ" in reasons[0]
 
