@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from stableopt.errors import ConfigError, RanksError
+from stableopt.ranks.words import spoken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -176,9 +177,9 @@ class Ranks:
     def _explain(self, what: str, waited: float) -> str:
         """Say which ranks did not come, as far as those that wait can find out."""
         missing = self._missing()
-        who = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}" if missing else ""
+        who = spoken(missing) if missing else "other ranks"
         return (
-            f"rank {self.rank} waited {waited:.0f} s for {who or 'other ranks'} in {what}: each "
+            f"rank {self.rank} waited {waited:.0f} s for {who} in {what}: each "
             "rank has to call step() as often as all others, and one that has ended with an error "
             "ends the run; if it is a process that cannot be reached, set GLOO_SOCKET_IFNAME to "
             "the network interface that joins the hosts"

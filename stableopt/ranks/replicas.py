@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from stableopt.ranks.words import spoken
 from stableopt.runtime.bit_sum import bit_sum
 from stableopt.runtime.family import state_of
 from stableopt.runtime.names import parameter_names
+from stableopt.runtime.portions import in_portions
 from stableopt.runtime.positions import positions
 from stableopt.runtime.shards import copies, is_sharded, local, place
 from stableopt.runtime.storage import is_plain
@@ -19,7 +21,7 @@ from stableopt.runtime.words import count, listed
 from stableopt.types import Finding, Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
     from torch.optim import Optimizer
@@ -121,7 +123,7 @@ class Replicas:
         if not self._waiting:
             due, self._begun = self._begun, True
             sums, self._sums = self._sums, {}
-            self._waiting = self._plan()
+            self._waiting = in_portions(list(self._tensors()), self._period)
             if due and not found:
                 found = self._compare(sums)
         for copy, tensor in self._waiting.pop():
@@ -240,17 +242,6 @@ class Replicas:
             response=response,
         )
 
-    def _plan(self) -> list[list[tuple[Copy, Tensor]]]:
-        """Cut all tensors into ``period`` parts of about equal size."""
-        tensors = list(self._tensors())
-        quota = max(1, sum(tensor.numel() for _, tensor in tensors) / self._period)
-        parts: list[list[tuple[Copy, Tensor]]] = [[] for _ in range(self._period)]
-        spent = 0
-        for copy, tensor in tensors:
-            parts[min(int(spent / quota), self._period - 1)].append((copy, tensor))
-            spent += tensor.numel()
-        return parts
-
     def _tensors(self) -> Iterator[tuple[Copy, Tensor]]:
         """Yield every tensor that may have copies on other ranks."""
         names = parameter_names(self._optimizer, self._model)
@@ -301,10 +292,6 @@ def _odd(parted: Mapping[Copy, Mapping[int, int]]) -> str:
     for by_rank in parted.values():
         (bits, most), *_ = Counter(by_rank.values()).most_common(1)
         if 2 * most <= len(by_rank):
-            return f"ranks {_numbers(by_rank)} disagree, and there is no majority"
+            return f"{spoken(by_rank)} disagree, and there is no majority"
         odd |= {rank for rank, own in by_rank.items() if own != bits}
-    return f"rank{'s' * (len(odd) > 1)} {_numbers(odd)} against all others"
-
-
-def _numbers(ranks: Iterable[int]) -> str:
-    return ", ".join(map(str, sorted(ranks)))
+    return f"{spoken(odd)} against all others"

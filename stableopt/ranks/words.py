@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stableopt.types import Finding, Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 
 def merged(findings: Sequence[Sequence[Finding]]) -> tuple[Finding, ...]:
@@ -44,6 +44,15 @@ def merged(findings: Sequence[Sequence[Finding]]) -> tuple[Finding, ...]:
 
 
 def _of(ranks: Sequence[int], finding: Finding) -> Finding:
-    several = "s" if len(ranks) > 1 else ""
-    where = ", ".join(map(str, ranks))
-    return replace(finding, message=f"on rank{several} {where} {finding.message}")
+    return replace(finding, message=f"on {spoken(ranks)} {finding.message}")
+
+
+def spoken(ranks: Iterable[int]) -> str:
+    """Return ranks in words.
+
+    Example:
+        >>> spoken([1]), spoken([2, 0])
+        ('rank 1', 'ranks 0, 2')
+    """
+    numbers = sorted(ranks)
+    return f"rank{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"

@@ -9,6 +9,7 @@ import torch
 
 from stableopt.runtime.bit_sum import bit_sum
 from stableopt.runtime.names import without_wrappers
+from stableopt.runtime.portions import in_portions
 from stableopt.runtime.shards import local
 from stableopt.runtime.storage import has_data
 from stableopt.runtime.words import listed
@@ -115,14 +116,8 @@ class FrozenWatch:
         frozen = dict(self._beside_and_held())
         for name in self._known.keys() - frozen.keys():
             del self._known[name]
-        watched = {name: t for name, t in frozen.items() if name not in self._moving}
-        quota = max(1, sum(tensor.numel() for tensor in watched.values()) / self._period)
-        parts: list[list[tuple[str, Tensor]]] = [[] for _ in range(self._period)]
-        spent = 0
-        for name, tensor in watched.items():
-            parts[min(int(spent / quota), self._period - 1)].append((name, tensor))
-            spent += tensor.numel()
-        return parts
+        watched = [(name, t) for name, t in frozen.items() if name not in self._moving]
+        return in_portions(watched, self._period)
 
     def _beside_and_held(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the name of every frozen weight that can be read, and the weight."""
